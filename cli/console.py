@@ -1,0 +1,160 @@
+"""Everything shown to people: progress, tables, JSON. The only file that imports rich.
+
+Progress goes to stderr: a live bar on a terminal, plain lines (one every few seconds) elsewhere. Results go to stdout:
+a table, or with `--json` one JSON object and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_INTERVAL_SECONDS = 5.0
+
+Figures = Mapping[str, float | str]
+
+
+class LiveProgress:
+    """A bar with figures and time left, for terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
+            console=console, transient=True,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+
+    def start(self, task: str, *, total: int, unit: str) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        self.finish()
+        self._bar.start()
+        self._task = self._bar.add_task(task, total=total, unit=unit, figures="")
+
+    def advance(self, count: int = 1, *, figures: Figures | None = None) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        if self._task is None:
+            return
+        self._bar.advance(self._task, count)
+        if figures:
+            self._bar.update(self._task, figures=_figures_text(figures))
+
+    def note(self, text: str) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        self._console.print(Text(text))
+
+    def finish(self) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._bar.stop()
+
+
+class PlainProgress:
+    """Lines without control characters, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._task, self._unit, self._total, self._done = "", "", 0, 0
+        self._shown_at, self._figures = 0.0, ""
+
+    def start(self, task: str, *, total: int, unit: str) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        self._task, self._unit, self._total, self._done = task, unit, total, 0
+        self._started_at = self._shown_at = time.monotonic()
+        self._figures = ""
+        self.note(f"{task}: {total} {unit}")
+
+    def advance(self, count: int = 1, *, figures: Figures | None = None) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        self._done += count
+        if figures:
+            self._figures = f", {_figures_text(figures)}"
+        now = time.monotonic()
+        if now - self._shown_at >= PLAIN_INTERVAL_SECONDS and 0 < self._done < self._total:
+            self._shown_at = now
+            left = (now - self._started_at) / self._done * (self._total - self._done)
+            self.note(f"{self._task}: {self._done}/{self._total} {self._unit}{self._figures}, {left:.0f} s left")
+
+    def note(self, text: str) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def finish(self) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        if self._task and self._done:
+            taken = time.monotonic() - self._started_at
+            self.note(f"{self._task}: {self._done} {self._unit} in {taken:.1f} s{self._figures}")
+        self._task = ""
+
+
+def _figures_text(figures: Figures) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
+    )
+
+
+@contextmanager
+def progress() -> Iterator[LiveProgress | PlainProgress]:
+    """The progress that fits where stderr goes."""
+    console = Console(stderr=True)
+    shown = LiveProgress(console) if console.is_terminal else PlainProgress()
+    try:
+        yield shown
+    finally:
+        shown.finish()
+
+
+def show(title: str, rows: Mapping[str, object]) -> None:
+    """A two-column table on stdout."""
+    table(title, ["", ""], [(name, value) for name, value in rows.items()], header=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: bool = True) -> None:
+    """A table on stdout; as wide as its content when stdout is no terminal, so that logs keep every word."""
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    drawn = Table(title=Text(title), title_justify="left", show_header=header)
+    for position, name in enumerate(columns):
+        drawn.add_column(name, justify="left" if position == 0 or not header else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    console.print(drawn)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def human_bytes(count: int) -> str:
+    """Bytes as people read them: 1.5 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 91.7%."""
+    return f"{100 * share:.1f}%"

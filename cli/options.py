@@ -1,0 +1,94 @@
+"""From an `Options` dataclass to click options and back: flags, `--config`, `--json` and `-v` for every command.
+
+A flag that is not given is None here, so that the order is always: command line, then config file, then the default in
+the dataclass. The checks live in the dataclass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vfz.pipeline.config import OptionField, Options
+
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+@dataclass
+class Session:
+    """What holds for the whole invocation; kept by `main` so that it is there when an error is shown."""
+
+    verbosity: int = 0
+    json: bool = False
+
+
+def command(
+    options_type: type[OptionsType], *, name: str, example: str
+) -> Callable[[Callable[[OptionsType, Session], None]], click.Command]:
+    """Decorator: a function of (options, session) becomes a click command with every option of the dataclass.
+
+    Args:
+        options_type: the command's options.
+        name: as typed.
+        example: shown at the end of `--help`, one command a line.
+    """
+
+    def decorate(function: Callable[[OptionsType, Session], None]) -> click.Command:
+        @functools.wraps(function)
+        def callback(*, config: Path | None, as_json: bool, verbose: int, **flags: Any) -> None:
+            session = click.get_current_context().ensure_object(Session)
+            session.verbosity = max(session.verbosity, verbose)
+            session.json = as_json
+            if config is None:
+                options = options_type.from_mapping(flags, where="the command line")
+            else:
+                options = options_type.from_toml(config, command=name, overrides=flags)
+            function(options, session)
+
+        shown = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+        parameters: list[click.Parameter] = [_click_option(field) for field in options_type.option_fields()]
+        return click.Command(
+            name, callback=callback, params=[*parameters, *_common()], help=function.__doc__, epilog=shown,
+            no_args_is_help=any(field.required for field in options_type.option_fields()),
+        )  # fmt: skip
+
+    return decorate
+
+
+def _click_option(field: OptionField) -> click.Option:
+    default = None if field.required or field.default is None or field.default is False else field.default
+    text = field.info.help
+    if field.required:
+        text = f"{text} [required]"
+    elif default is not None:
+        text = f"{text} [default: {_shown(default)}]"
+    if field.kind is bool:
+        return click.Option([f"{field.flag}/--no-{field.flag[2:]}"], default=None, help=text)
+    metavar = "|".join(field.info.choices) if field.info.choices else _METAVARS[field.kind]
+    # click hands the text on as it is; the dataclass parses and checks it, as it does for TOML and Python
+    return click.Option(
+        [field.flag], default=None, type=str, metavar=f"{metavar},…" if field.many else metavar, help=text
+    )
+
+
+_METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+
+
+def _shown(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _common() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--config"], type=click.Path(path_type=Path), metavar="TOML",
+            help="Read options from a TOML file; its keys are the flags' names, and flags win.",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on stdout, and only that."),
+        click.Option(["-v", "--verbose"], count=True, help="-v: say more. -vv: tracebacks of errors."),
+    ]  # fmt: skip

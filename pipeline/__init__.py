@@ -1,0 +1,1 @@
+"""Videos to tokens to cache: datasets, decoding, the frozen encoder, the stores and `FeatureCache`."""

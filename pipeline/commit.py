@@ -1,0 +1,176 @@
+"""The commit of a shard: its index appears at once, in full, after the data it names is safe on the disk.
+
+A writer puts its data under a name nobody else uses (`new_data_folder`), flushes it, and then links the index into
+place. A link fails when the name is taken, so of several writers of one shard exactly one commits; the others delete
+their own data. Data that no index names does not exist for readers, so a writer that dies at any moment leaves a cache
+that reads as before. The cost is a handful of flushes per shard.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vfz.pipeline.errors import CacheFormatError, StorageError
+from vfz.pipeline.files import fsync_dir, storage_errors, unique_token
+from vfz.pipeline.ledger import LedgerRow
+from vfz.pipeline.sealed import read_sealed, write_sealed_once
+from vfz.pipeline.stores.records import ShardData
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHARDS = "shards"
+_INDEX_NAME = re.compile(r"([0-9]{5,})\.(0|[1-9][0-9]*)\.index\.json")
+_INDEX_KEYS = frozenset({"shard", "number", "plan", "fingerprint", "calibration_digest", "data", "rows"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """What one commit says.
+
+    Attributes:
+        shard: its id, e.g. `00012`.
+        number: 0 for the first commit of a shard; later ones add columns.
+        plan: number of the plan that named its videos.
+        fingerprint: of the recipe its tokens were made by.
+        calibration_digest: of the calibration its tokens were quantised with; None for floating point.
+        data: what was stored; None when no video of the shard is ok.
+        rows: every video of the shard in stored order.
+    """
+
+    shard: str
+    number: int
+    plan: int
+    fingerprint: str
+    calibration_digest: str | None
+    data: ShardData | None
+    rows: tuple[LedgerRow, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows or any(row.shard != self.shard or row.status == "pending" for row in self.rows):
+            raise ValueError(f"shard {self.shard}: its rows must be some, settled, and of this shard")
+        next_frame = 0
+        for row in self.rows:
+            if row.status == "ok":
+                if row.frame_start != next_frame:
+                    raise ValueError(
+                        f"shard {self.shard}: video {row.id!r} starts at frame {row.frame_start}, expected {next_frame}"
+                    )
+                next_frame += row.num_frames
+        if next_frame != (self.data.num_frames if self.data else 0):
+            raise ValueError(f"shard {self.shard}: its rows have {next_frame} frames, its data another number")
+
+    @property
+    def name(self) -> str:
+        """File name of the index."""
+        return f"{self.shard}.{self.number}.index.json"
+
+
+def new_data_folder(cache_folder: Path, shard: str) -> Path:
+    """Where a writer of that shard may put its data: a path under `shards/` that no other writer uses. Not created."""
+    return cache_folder / SHARDS / f"{shard}-{unique_token()}"
+
+
+def commit_shard(cache_folder: Path, index: ShardIndex) -> bool:
+    """Makes a shard part of the cache, unless another writer was first.
+
+    Args:
+        cache_folder: the cache.
+        index: what to commit; its data lies in `shards/<data.name>`, as `ShardWriter.finish` left it.
+
+    Returns:
+        True when this call (or an earlier one with the same data) committed the shard; False when another writer did:
+        its rows count, and this data is deleted.
+
+    Raises:
+        StorageError: when the disk is full or refuses to be written; nothing is committed then, the data is deleted.
+        CacheFormatError: when the index of the writer that was first is damaged.
+    """
+    data = index.data
+    shards = cache_folder / SHARDS
+    path = shards / index.name
+    try:
+        committed = _write_index(path, index)
+    except StorageError:
+        if data is not None and not path.exists():
+            shutil.rmtree(shards / data.name)  # no index will name it, and its space is needed
+        raise
+    if committed:
+        return True
+    if data is None:
+        return False
+    winner = read_shard_index(path).data
+    if winner is not None and winner.name == data.name:
+        return True  # by an earlier call: the data is in use
+    shutil.rmtree(shards / data.name)
+    return False
+
+
+def read_shard_index(path: Path) -> ShardIndex:
+    """Reads and checks `shards/<id>.<n>.index.json`.
+
+    Raises:
+        CacheFormatError: when the file is damaged, contradicts itself, or was given another name.
+    """
+    content: dict[str, Any] = read_sealed(path, _INDEX_KEYS)
+    try:
+        data = None if content["data"] is None else ShardData.from_dict(content["data"])
+        rows = tuple(LedgerRow.from_dict(row) for row in content["rows"])
+        index = ShardIndex(**{**content, "data": data, "rows": rows})
+    except (TypeError, ValueError, KeyError, AttributeError, CacheFormatError) as error:
+        raise CacheFormatError(f"{path} is damaged: {error}") from error
+    if path.name != index.name:
+        raise CacheFormatError(f"{path} holds the index {index.name}: it was renamed; give it its name back")
+    return index
+
+
+def committed_paths(cache_folder: Path) -> dict[tuple[str, int], Path]:
+    """The index files of a cache by (shard, number), in that order. Cheap: no file is opened."""
+    shards = cache_folder / SHARDS
+    if not shards.is_dir():
+        return {}
+    found = {
+        (match[1], int(match[2])): path for path in shards.iterdir() if (match := _INDEX_NAME.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
+
+
+def committed_shards(cache_folder: Path, fingerprint: str) -> tuple[ShardIndex, ...]:
+    """Every commit of a cache, by shard and number.
+
+    Args:
+        cache_folder: the cache.
+        fingerprint: of the cache's recipe, which every shard must have.
+
+    Raises:
+        CacheFormatError: when an index is damaged or belongs to another recipe.
+    """
+    indexes = []
+    for path in committed_paths(cache_folder).values():
+        index = read_shard_index(path)
+        if index.fingerprint != fingerprint:
+            raise CacheFormatError(
+                f"{path} was made by the recipe {index.fingerprint[:12]}, the cache by {fingerprint[:12]}: "
+                "it was copied from another cache; remove it"
+            )
+        indexes.append(index)
+    return tuple(indexes)
+
+
+def _write_index(path: Path, index: ShardIndex) -> bool:
+    """Names the data, which `ShardWriter.finish` has flushed; True when this call made the index."""
+    with storage_errors(path):
+        fsync_dir(path.parent)
+    content = {
+        "shard": index.shard,
+        "number": index.number,
+        "plan": index.plan,
+        "fingerprint": index.fingerprint,
+        "calibration_digest": index.calibration_digest,
+        "data": None if index.data is None else index.data.to_dict(),
+        "rows": [row.to_dict() for row in index.rows],
+    }
+    return write_sealed_once(path, content)

@@ -1,0 +1,220 @@
+"""Options as data: one frozen dataclass per command is the only source of names, defaults, help and checks.
+
+Python callers construct the dataclass, a TOML file is read into it, and `vfz.cli.options` derives the click options
+from it. A field is made with `option(...)`; its annotation gives the type. Standard library only, so that
+`vfz --help` stays quick.
+
+    @dataclass(frozen=True, kw_only=True)
+    class GreetOptions(Options):
+        times: int = option(1, help="How often.", minimum=1)
+
+    GreetOptions.from_toml("greet.toml", command="greet")  # UsageError for a misspelt key, with the nearest valid one
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from vfz.pipeline.errors import UnknownNameError, UsageError
+
+_INFO = "vfz_option"
+REQUIRED: Any = dataclasses.MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionInfo:
+    """What an option is besides its name, type and default."""
+
+    help: str
+    choices: tuple[str, ...] | None = None
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+
+
+def option(
+    default: Any = REQUIRED,
+    *,
+    help: str,  # noqa: A002 - the word click and argparse use for it
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field that is also a command-line flag and a TOML key.
+
+    Args:
+        default: the default; leave out for a required option.
+        help: one sentence.
+        choices: allowed values.
+        minimum: least number.
+        above: exclusive lower bound.
+        maximum: largest number.
+    """
+    info = OptionInfo(
+        help=help, choices=tuple(choices) if choices else None, minimum=minimum, above=above, maximum=maximum
+    )
+    return dataclasses.field(default=default, metadata={_INFO: info})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionField:
+    """One option of an `Options` class, resolved: what click, TOML and the checks need to know of it."""
+
+    name: str
+    kind: type
+    many: bool
+    default: Any
+    info: OptionInfo
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is REQUIRED
+
+    @property
+    def flag(self) -> str:
+        """The name on the command line, e.g. `--num-videos`."""
+        return "--" + self.name.replace("_", "-")
+
+    def parse(self, value: Any) -> Any:
+        """A value from the command line, TOML or Python, as the field's type.
+
+        Raises:
+            UsageError: when it is of another type, not among the choices or out of bounds.
+        """
+        if value is None:
+            return None
+        if self.many:
+            items = value.split(",") if isinstance(value, str) else value
+            if not isinstance(items, Sequence):
+                items = [items]
+            return tuple(self._parse_one(item.strip() if isinstance(item, str) else item) for item in items)
+        return self._parse_one(value)
+
+    def _parse_one(self, value: Any) -> Any:
+        parsed = self._convert(value)
+        info = self.info
+        if info.choices and parsed not in info.choices:
+            raise UsageError(f"{self.flag} {parsed!r} is not allowed; choose from {', '.join(info.choices)}")
+        if isinstance(parsed, int | float) and not isinstance(parsed, bool):
+            if info.minimum is not None and not parsed >= info.minimum:
+                raise UsageError(f"{self.flag} {parsed} is too small; the least is {info.minimum:g}")
+            if info.above is not None and not parsed > info.above:
+                raise UsageError(f"{self.flag} {parsed} is too small; it must be above {info.above:g}")
+            if info.maximum is not None and not parsed <= info.maximum:
+                raise UsageError(f"{self.flag} {parsed} is too large; the most is {info.maximum:g}")
+        return parsed
+
+    def _convert(self, value: Any) -> Any:
+        wrong = UsageError(f"{self.flag} {value!r} is not {_KIND_WORDS[self.kind]}")
+        if self.kind is bool or isinstance(value, bool):
+            if self.kind is not bool or not isinstance(value, bool):
+                raise wrong
+            return value
+        if self.kind is str and isinstance(value, int):
+            return str(value)  # `layers = [2, 5]` in TOML
+        if self.kind in (str, Path) and not isinstance(value, str | Path):
+            raise wrong
+        if self.kind is int and isinstance(value, float) and value != int(value):
+            raise wrong
+        try:
+            return self.kind(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+
+
+_KIND_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of every command's options: values are parsed and checked when an instance is made."""
+
+    def __post_init__(self) -> None:
+        for field in self.option_fields():
+            object.__setattr__(self, field.name, field.parse(getattr(self, field.name)))
+
+    @classmethod
+    def option_fields(cls) -> list[OptionField]:
+        """The options in the order they are declared."""
+        hints = typing.get_type_hints(cls)
+        resolved = []
+        for field in dataclasses.fields(cls):
+            kind, many = _kind_of(hints[field.name])
+            info: OptionInfo = field.metadata[_INFO]
+            resolved.append(OptionField(name=field.name, kind=kind, many=many, default=field.default, info=info))
+        return resolved
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Options from names spelt as the flags (`num-videos` or `num_videos`).
+
+        Raises:
+            UsageError: for an unknown name (with the nearest valid one), a missing one or a bad value.
+        """
+        known = {field.name: field for field in cls.option_fields()}
+        given = {}
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                flags = [field.flag.removeprefix("--") for field in known.values()]
+                raise UnknownNameError(f"key in {where}", key, flags)
+            if value is not None:
+                given[name] = value
+        missing = [field.flag for field in known.values() if field.required and field.name not in given]
+        if missing:
+            raise UsageError(f"{' and '.join(missing)} must be given, on the command line or in a --config file")
+        return cls(**given)
+
+    @classmethod
+    def from_toml(cls, path: Path | str, *, command: str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Options from a TOML file, `overrides` (flags) winning over it."""
+        values = read_toml(Path(path), command=command)
+        merged = {key.replace("-", "_"): value for key, value in values.items()}
+        merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        return cls.from_mapping(merged, where=str(path))
+
+
+def read_toml(path: Path, *, command: str) -> dict[str, Any]:
+    """The keys of a config file for one command.
+
+    They stand in a table named as the command (`[extract]`), so that one file can serve several commands, or, in a
+    file without tables, at the top.
+
+    Raises:
+        UsageError: when the file is not there, is not TOML, or mixes both.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
+    if not tables:
+        return document
+    if stray := sorted(document.keys() - tables.keys()):
+        raise UsageError(f"{path} has keys outside its tables: {', '.join(stray)}; move them into [{command}]")
+    if unknown := sorted(tables.keys() - COMMANDS):
+        raise UnknownNameError(f"table in {path}", unknown[0], COMMANDS)
+    return tables.get(command, {})
+
+
+COMMANDS = frozenset({"extract", "train-temporal", "probe", "demo"})
+
+
+def _kind_of(hint: Any) -> tuple[type, bool]:
+    """The element type of an annotation, and whether it is a tuple of them."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return hint, False

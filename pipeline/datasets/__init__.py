@@ -1,0 +1,69 @@
+"""The kinds of dataset vfz knows, and how one is opened by name.
+
+A new kind is one file beside this one, one line in `DATASETS`, and one subclass of the contract test in
+`tests/contracts/dataset_contract.py`. Importing this package costs the standard library only, for `vfz --help`'s sake.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vfz.pipeline.datasets.base import OnProgress, VideoDataset, VideoRecord
+from vfz.pipeline.datasets.folder import FolderDataset
+from vfz.pipeline.datasets.synthetic import SyntheticDataset
+from vfz.pipeline.errors import UnknownNameError, UsageError
+
+__all__ = ["DATASETS", "VideoDataset", "VideoRecord", "open_dataset"]
+
+DATASETS: dict[str, type[VideoDataset]] = {
+    "folder": FolderDataset,
+    "synthetic": SyntheticDataset,
+}
+
+
+def open_dataset(
+    name: str,
+    *,
+    root: Path | None = None,
+    num_videos: int | None = None,
+    num_frames: int | None = None,
+    size: int | None = None,
+    seed: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> VideoDataset:
+    """The dataset called `name`, ready to be listed; `synthetic` is rendered first where it is not there.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: where the videos lie; default: the environment variable `VFZ_DATA_<NAME>`, then for `synthetic` the folder
+            `data/<its name>`.
+        num_videos: `synthetic` only: how many videos (480).
+        num_frames: `synthetic` only: frames per video (12).
+        size: `synthetic` only: side of the frames in pixels (96).
+        seed: `synthetic` only: which videos (0).
+        on_progress: called as `on_progress(done, total)` while files are made.
+
+    Raises:
+        UnknownNameError: no such dataset.
+        UsageError: a number that this dataset does not take or that is out of range, or a root that is needed.
+        DatasetError: the root is not there, or is not such a dataset.
+        StorageError: the files could not be written.
+    """
+    if name not in DATASETS:
+        raise UnknownNameError("dataset", name, DATASETS)
+    kind = DATASETS[name]
+    numbers = {"num_videos": num_videos, "num_frames": num_frames, "size": size, "seed": seed}
+    options = {key: number for key, number in numbers.items() if number is not None}
+    for key in options:
+        if key not in kind.option_names:
+            takers = ", ".join(other for other, cls in DATASETS.items() if key in cls.option_names)
+            raise UsageError(f"--{key.replace('_', '-')} belongs to dataset {takers}, not to {name!r}; leave it out")
+    variable = f"VFZ_DATA_{name.upper()}"
+    if root is None and os.environ.get(variable):
+        root = Path(os.environ[variable])
+    if root is None and kind.needs_root:
+        raise UsageError(f"dataset {name!r} needs to know where its videos lie; pass --root or set ${variable}")
+    dataset = kind.open(root, **options)
+    dataset.prepare(on_progress=on_progress)
+    return dataset

@@ -1,0 +1,24 @@
+"""Which device a command runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from vfz.pipeline.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one, else the CPU; anything else is a torch device.
+
+    Raises:
+        UsageError: when there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name!r} is not here ({torch.cuda.device_count()} GPUs found); use auto or cpu")
+    return device

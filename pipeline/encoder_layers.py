@@ -1,0 +1,202 @@
+"""Which layers a timm model has, and how their tokens are read from one forward pass.
+
+Any timm model with `forward_intermediates` serves, in one of two ways:
+
+- **ViT** (the model tells prefix from patch tokens): layers are blocks, "0" to "depth-1", each passed through the
+  model's own final norm; prefix tokens (CLS, registers) and patch tokens (the grid, row by row) come apart. "final" is
+  the last block.
+- **CNN** (everything else, Swin and ConvNeXt included): layers are timm's feature stages, un-normed, whose cells row by
+  row are the patch tokens; no prefix. "final" is `forward_features`: the last convolution or norm has been passed.
+
+A ViT that has its final norm behind the pooling (`fc_norm`: BEiT, EVA-02) gets that norm on every token.
+
+Shapes: B frames, N patch tokens, P prefix tokens, D channels, S the side of the square input, H x W cells of a stage.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vfz.pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FINAL = "final"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """Tokens of one layer for one frame: `num_prefix` + `num_patches` vectors of `dim` channels."""
+
+    num_prefix: int
+    num_patches: int
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTokens:
+    """Tokens of one layer: float32 `patch_BND`, and `prefix_BPD` where the layer has prefix tokens."""
+
+    patch_BND: torch.Tensor
+    prefix_BPD: torch.Tensor | None
+
+    @property
+    def shape(self) -> LayerShape:
+        """Shape of one frame's tokens."""
+        num_prefix = 0 if self.prefix_BPD is None else self.prefix_BPD.shape[1]
+        return LayerShape(num_prefix=num_prefix, num_patches=self.patch_BND.shape[1], dim=self.patch_BND.shape[2])
+
+
+class LayerReader(ABC):
+    """Reads the tokens of chosen layers; made by `make_reader`.
+
+    Attributes:
+        layers: names of the layers, in the order asked for.
+        indices: timm's index of each.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
+        # timm's models carry no types: Any.
+        self._model: Any = model
+        chosen = self.default_layers(num_layers) if layers is None else tuple(layers)
+        self.layers = _check_layers(chosen, num_layers=num_layers, name=name)
+        self.indices = [num_layers - 1 if layer == FINAL else int(layer) for layer in self.layers]
+
+    @abstractmethod
+    def read(self, images_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
+        """float32 tokens per layer of normalised float32 images [B, 3, S, S]."""
+
+    @staticmethod
+    @abstractmethod
+    def default_layers(num_layers: int) -> tuple[str, ...]:
+        """The layers where none are asked for."""
+
+
+class VitReader(LayerReader):
+    """Blocks of a ViT with its final norm."""
+
+    def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
+        super().__init__(model, name=name, layers=layers, num_layers=num_layers)
+        if isinstance(self._model.norm, nn.Identity) and isinstance(getattr(model, "fc_norm", None), nn.LayerNorm):
+            self._model.norm = self._model.fc_norm
+
+    @staticmethod
+    def default_layers(num_layers: int) -> tuple[str, ...]:
+        """The depth * {1/4, 1/2, 3/4, 1} - 1, the four of the RVM paper; fewer where the model has fewer blocks."""
+        return tuple(dict.fromkeys(str(max(num_layers * quarter // 4 - 1, 0)) for quarter in (1, 2, 3, 4)))
+
+    def read(self, images_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
+        """See `LayerReader.read`."""
+        indices = sorted(set(self.indices))
+        has_prefix = self._model.num_prefix_tokens > 0
+        blocks = self._model.forward_intermediates(
+            images_BCHW,
+            indices=indices,
+            norm=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=has_prefix,  # some families fail when asked for prefix tokens they do not have
+        )
+        by_index = {}
+        for index, block in zip(indices, blocks, strict=True):
+            patch_BND, prefix_BPD = (block[0].float(), block[1].float()) if has_prefix else (block.float(), None)
+            by_index[index] = LayerTokens(patch_BND=patch_BND, prefix_BPD=prefix_BPD)
+        return {layer: by_index[index] for layer, index in zip(self.layers, self.indices, strict=True)}
+
+
+class CnnReader(LayerReader):
+    """Feature stages as maps of cells."""
+
+    @staticmethod
+    def default_layers(num_layers: int) -> tuple[str, ...]:
+        """The last stage."""
+        return (str(num_layers - 1),)
+
+    def read(self, images_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
+        """See `LayerReader.read`."""
+        indices = sorted(set(self.indices))
+        with_final = FINAL in self.layers
+        found = self._model.forward_intermediates(
+            images_BCHW, indices=indices, stop_early=not with_final, intermediates_only=not with_final
+        )
+        final_BCHW, stages = found if with_final else (None, found)
+        maps = {str(index): stage_BCHW for index, stage_BCHW in zip(indices, stages, strict=True)}
+        if final_BCHW is not None:
+            # Swin and its kin end in NHWC, and say so.
+            is_nhwc = getattr(self._model, "output_fmt", "NCHW") == "NHWC"
+            maps[FINAL] = final_BCHW.permute(0, 3, 1, 2) if is_nhwc else final_BCHW
+        return {
+            layer: LayerTokens(patch_BND=maps[layer].flatten(2).transpose(1, 2).float(), prefix_BPD=None)
+            for layer in self.layers
+        }
+
+    def check_final(self, images_BCHW: torch.Tensor, *, name: str) -> None:
+        """Refuse `final` where a family's features are no map, or its two ways of giving them disagree.
+
+        Raises:
+            UsageError: this model has no layer `final`.
+        """
+        features = self._model.forward_features(images_BCHW)
+        final, _ = self._model.forward_intermediates(images_BCHW, indices=self.indices)
+        if features.ndim != 4 or features.shape != final.shape or not torch.allclose(features, final, atol=1e-5):
+            raise UsageError(
+                f"the final features of {name} are no map of cells; give its stages, not {FINAL!r}, as layers"
+            )
+
+
+@torch.no_grad()
+def make_reader(
+    model: nn.Module, images_BCHW: torch.Tensor, *, name: str, layers: Sequence[str] | None
+) -> tuple[LayerReader, dict[str, LayerShape]]:
+    """The reader for a model and these layers, tried out on a few images.
+
+    Args:
+        model: in eval mode, on its device.
+        images_BCHW: normalised images [B, 3, S, S] of the size it will be given.
+        name: of the model, for messages.
+        layers: names; None for the default.
+
+    Returns:
+        the reader, and the shape of every layer it reads.
+
+    Raises:
+        UsageError: the model gives no intermediate features, cannot take this image size, or lacks a layer.
+    """
+    untyped: Any = model
+    if not hasattr(model, "forward_intermediates"):
+        raise UsageError(
+            f"{name} gives no intermediate features (timm's forward_intermediates); choose another encoder"
+        )
+    try:
+        num_layers = len(untyped.forward_intermediates(images_BCHW, indices=None, intermediates_only=True))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{name} cannot take images of {images_BCHW.shape[-1]} px ({reason}); "
+            "give another --image-size, or leave it out for the model's own"
+        ) from error
+    is_vit = "return_prefix_tokens" in inspect.signature(untyped.forward_intermediates).parameters
+    kind = VitReader if is_vit else CnnReader
+    reader = kind(model, name=name, layers=layers, num_layers=num_layers)
+    if isinstance(reader, CnnReader) and FINAL in reader.layers:
+        reader.check_final(images_BCHW, name=name)
+    return reader, {layer: tokens.shape for layer, tokens in reader.read(images_BCHW).items()}
+
+
+def _check_layers(layers: tuple[str, ...], *, num_layers: int, name: str) -> tuple[str, ...]:
+    """The layers, if the model has them all and each is named once."""
+    allowed = {*(str(index) for index in range(num_layers)), FINAL}
+    for layer in layers:
+        if layer not in allowed:
+            raise UsageError(f"{name} has no layer {layer!r}; it has 0 to {num_layers - 1}, and {FINAL!r}")
+    if not layers or len(set(layers)) != len(layers):
+        raise UsageError(f"layers {', '.join(layers) or '(none)'}: give at least one, and each once")
+    return layers

@@ -1,0 +1,92 @@
+"""Every error vfz raises on purpose.
+
+    VfzError                        exit code 1
+    ├── UsageError                  exit code 2: the command line, config file or arguments are wrong
+    │   └── UnknownNameError        a name that is in no registry; offers the nearest ones
+    ├── DatasetError                a dataset cannot be listed (no folder, no videos, files that contradict each other)
+    ├── DecodeError                 one video cannot be decoded in full; extraction records it and goes on
+    ├── EncoderError                weights cannot be loaded, or the model gives no usable tokens
+    ├── CacheError
+    │   ├── CacheFormatError        not a cache, of another format version, or damaged
+    │   ├── CacheIncompleteError    some planned videos have no committed shard yet
+    │   └── CacheMismatchError      another recipe, another file under the same id
+    ├── StorageError                the disk is full or refuses to be written
+    ├── RunError                    a training or probe run cannot start, resume or go on
+    └── TooManyFailuresError        exit code 3: more videos failed than --max-failures allows
+
+A message is one line: what was wrong (with the value), what is allowed, what to do next. The command line catches
+`VfzError` once, in `vfz.cli.main`, prints that line and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VfzError(Exception):
+    """Base of every error raised on purpose; `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(VfzError):
+    """The request itself is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that is not among the allowed ones; the message offers the nearest."""
+
+    def __init__(self, kind: str, name: str, allowed: Iterable[str], *, hint: str = "") -> None:
+        self.nearest = nearest_names(name, names := sorted(allowed))
+        known = f"did you mean {' or '.join(self.nearest)}?" if self.nearest else f"known: {', '.join(names[:12])}"
+        super().__init__(f"unknown {kind} {name!r}; {known}{' ' + hint if hint else ''}")
+
+
+class DatasetError(VfzError):
+    """A dataset cannot be listed."""
+
+
+class DecodeError(VfzError):
+    """One video cannot be decoded in full."""
+
+
+class EncoderError(VfzError):
+    """The encoder cannot be built, or gives no usable tokens."""
+
+
+class CacheError(VfzError):
+    """Something is wrong with a cache."""
+
+
+class CacheFormatError(CacheError):
+    """Not a cache, of an unknown format version, or damaged."""
+
+
+class CacheIncompleteError(CacheError):
+    """Some planned videos are in no committed shard yet."""
+
+
+class CacheMismatchError(CacheError):
+    """The cache belongs to another recipe, or a video id to another file."""
+
+
+class StorageError(VfzError):
+    """The disk is full, or refuses to be written."""
+
+
+class RunError(VfzError):
+    """A training or probe run cannot start, resume or go on."""
+
+
+class TooManyFailuresError(VfzError):
+    """More videos failed than allowed; what was finished is kept."""
+
+    exit_code = 3
+
+
+def nearest_names(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
+    """Up to `count` allowed names that look like `name`, best first."""
+    return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

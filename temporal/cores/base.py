@@ -1,0 +1,65 @@
+"""The contract of every temporal core: causal, carried state, stepping equals the full pass.
+
+A core turns the token maps of a clip into token maps that know the past. It never sees the future, so the same weights
+serve training on whole clips (`forward`) and live video (`step`), and a video of any length can be fed in pieces.
+
+Shape suffixes: B batch, T time, N tokens of a frame, D channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+StateT = TypeVar("StateT")
+
+
+class TemporalCore(nn.Module, ABC, Generic[StateT]):
+    """Base of all cores. `tests/contracts/core_contract.py` is the executable form of what it promises.
+
+    The state is a tensor or a nested tuple of tensors, described by each core. Its size does not depend on how many
+    frames have passed unless the core says so. None stands for the zero state before the first frame. A state that was
+    returned may be passed on any number of times: it is never written to.
+
+    Attributes:
+        dim: D, channels of the input and of the output.
+        sizes: which of `num_layers` and `num_heads` the constructor takes.
+    """
+
+    sizes: ClassVar[tuple[str, ...]] = ("num_layers",)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def forward(self, x_BTND: Tensor, state: StateT | None = None) -> tuple[Tensor, StateT]:
+        """Runs over T consecutive frames.
+
+        Args:
+            x_BTND: token maps, oldest frame first.
+            state: what an earlier call returned for the frames just before these; None at the start of a video.
+
+        Returns:
+            Output `[B, T, N, D]`, where frame t depends on frames 0..t and `state` only, and the state after frame T-1.
+        """
+
+    def step(self, x_BND: Tensor, state: StateT | None = None) -> tuple[Tensor, StateT]:
+        """Runs over one frame: `forward` with T = 1, without the time axis.
+
+        Args:
+            x_BND: token map of the frame.
+            state: what the call for the frame before returned; None at the first frame.
+
+        Returns:
+            Output `[B, N, D]` and the state after this frame.
+        """
+        y_BTND, state = self(x_BND.unsqueeze(1), state)
+        return y_BTND.squeeze(1), state
+
+    @staticmethod
+    def default_num_heads(dim: int) -> int:
+        """Attention heads where none are asked for: the first of 16, 12, 8, 6, 4, 2, 1 that divides `dim`."""
+        return next(heads for heads in (16, 12, 8, 6, 4, 2, 1) if dim % heads == 0)

@@ -1,0 +1,147 @@
+"""The selective scan of Mamba (arXiv 2312.00752) in plain torch, with bounded memory.
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t          y_t = C_t . h_t + D x_t
+
+Clips are short (T = 16..64) and sequences are many (every token of every video is one), so a loop over time with all
+sequences at once is the right shape, and memory is the problem: under autograd the loop keeps several
+`[S, T, K, E]` tensors, 421 MB each per sample and layer at ViT-L size. Here the forward pass keeps its inputs only and
+the backward pass recomputes h, one block of sequences after the other in buffers that are used again.
+
+Cost: the backward pass repeats the forward pass once. Workspace beyond inputs, outputs and gradients: three buffers of
+at most `_BLOCK_ELEMENTS_*` elements, or of one sequence's `min(T, 64) * K * E` where that is more, for any S and T.
+Channels are the innermost axis of every buffer: broadcasts and sums then run over long rows.
+
+Shape suffixes: S sequences, T time, E channels, K state size per channel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Elements of one [block, T, K, E] buffer. On a CPU the three buffers should stay in the caches; a GPU wants few, large
+# kernels (3 x 128 MiB of float32).
+_BLOCK_ELEMENTS_CPU = 1 << 20
+_BLOCK_ELEMENTS_GPU = 1 << 25
+# Longer sequences are scanned in pieces of this many frames, each keeping its first state: K / 64 of the inputs.
+_MAX_FRAMES = 64
+
+
+def selective_scan(
+    x_STE: Tensor,
+    delta_STE: Tensor,
+    A_EK: Tensor,
+    B_STK: Tensor,
+    C_STK: Tensor,
+    D_E: Tensor,
+    state_SKE: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scans S independent sequences; differentiable once in every argument.
+
+    Half precision inputs are computed in, and returned as, float32; autocast has no effect inside.
+
+    Args:
+        x_STE: the signal.
+        delta_STE: step sizes, positive.
+        A_EK: decay rates, negative (the caller applies `-exp(A_log)`).
+        B_STK: input weights.
+        C_STK: output weights.
+        D_E: weight of the direct path.
+        state_SKE: h before the first frame; None is zero.
+
+    Returns:
+        y `[S, T, E]` and h after the last frame `[S, K, E]`.
+    """
+    dtype = torch.promote_types(x_STE.dtype, torch.float32)
+    x_STE, delta_STE, A_EK, B_STK, C_STK, D_E = (a.to(dtype) for a in (x_STE, delta_STE, A_EK, B_STK, C_STK, D_E))
+    A_KE = A_EK.T.contiguous()
+    h_SKE = x_STE.new_zeros(x_STE.shape[0], *A_KE.shape) if state_SKE is None else state_SKE.to(dtype)
+    pieces = []
+    for start in range(0, x_STE.shape[1], _MAX_FRAMES):
+        piece = slice(start, start + _MAX_FRAMES)
+        y_STE, h_SKE = _SelectiveScan.apply(
+            x_STE[:, piece], delta_STE[:, piece], A_KE, B_STK[:, piece], C_STK[:, piece], D_E, h_SKE
+        )
+        pieces.append(y_STE)
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)), h_SKE
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """One piece of at most `_MAX_FRAMES` frames. Saves its seven inputs and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See `selective_scan`; all seven arguments are tensors of one dtype."""
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        x_STE, delta_STE, A_KE, B_STK, C_STK, D_E, state_SKE = inputs
+        y_STE = x_STE * D_E
+        last_SKE = torch.empty_like(state_SKE)
+        with torch.autocast(x_STE.device.type, enabled=False):
+            for block, (decay, h) in _blocks(x_STE, A_KE, num_buffers=2):
+                _fill_states(decay, h, x_STE[block], delta_STE[block], A_KE, B_STK[block], state_SKE[block])
+                y_STE[block] += (C_STK[block].unsqueeze(-2) @ h).squeeze(-2)
+                last_SKE[block] = h[:, -1]
+        return y_STE, last_SKE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_STE: Tensor | None, dlast_SKE: Tensor | None) -> tuple[Tensor, ...]:
+        """Gradients of the seven inputs; h is computed again, block by block."""
+        x_STE, delta_STE, A_KE, B_STK, C_STK, D_E, state_SKE = ctx.saved_tensors
+        dy_STE = torch.zeros_like(x_STE) if dy_STE is None else dy_STE
+        dx_STE, ddelta_STE = dy_STE * D_E, torch.empty_like(delta_STE)
+        dA_KE, dB_STK, dC_STK = torch.zeros_like(A_KE), torch.empty_like(B_STK), torch.empty_like(C_STK)
+        dstate_SKE = torch.empty_like(state_SKE)
+        with torch.autocast(x_STE.device.type, enabled=False):
+            for block, (decay, h, dh) in _blocks(x_STE, A_KE, num_buffers=3):
+                x, delta, dy, h_before = x_STE[block], delta_STE[block], dy_STE[block], state_SKE[block]
+                _fill_states(decay, h, x, delta, A_KE, B_STK[block], h_before)
+                _fill_state_gradients(decay, dh, dy, C_STK[block], None if dlast_SKE is None else dlast_SKE[block])
+                dC_STK[block] = (h @ dy.unsqueeze(-1)).squeeze(-1)
+                dB_STK[block] = (dh @ (delta * x).unsqueeze(-1)).squeeze(-1)
+                dinput = (B_STK[block].unsqueeze(-2) @ dh).squeeze(-2)
+                dx_STE[block] += dinput * delta
+                dstate_SKE[block] = decay[:, 0] * dh[:, 0]
+                # From here `decay` becomes the gradient of its own exponent delta_t A, and `h` is scratch.
+                exponent_gradient = decay.mul_(dh)
+                exponent_gradient[:, 0].mul_(h_before)
+                exponent_gradient[:, 1:].mul_(h[:, :-1])
+                dA_KE += torch.mul(exponent_gradient, delta.unsqueeze(-2), out=h).sum(dim=(0, 1))
+                ddelta_STE[block] = exponent_gradient.mul_(A_KE).sum(dim=-2).addcmul_(dinput, x)
+        return dx_STE, ddelta_STE, dA_KE, dB_STK, dC_STK, (dy_STE * x_STE).sum(dim=(0, 1)), dstate_SKE
+
+
+def _blocks(x_STE: Tensor, A_KE: Tensor, *, num_buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of the sequences, each with uninitialised `[block, T, K, E]` buffers that all blocks share."""
+    num_sequences, num_frames, _ = x_STE.shape
+    limit = _BLOCK_ELEMENTS_CPU if x_STE.device.type == "cpu" else _BLOCK_ELEMENTS_GPU
+    block_size = min(num_sequences, max(1, limit // (num_frames * A_KE.numel())))
+    buffers = [x_STE.new_empty(block_size, num_frames, *A_KE.shape) for _ in range(num_buffers)]
+    for start in range(0, num_sequences, block_size):
+        stop = min(start + block_size, num_sequences)
+        yield slice(start, stop), [buffer[: stop - start] for buffer in buffers]
+
+
+def _fill_states(decay: Tensor, h: Tensor, x: Tensor, delta: Tensor, A_KE: Tensor, B: Tensor, h_before: Tensor) -> None:
+    """Writes exp(delta A) into `decay` and h_0..h_{T-1} into `h`, for one block."""
+    torch.mul(delta.unsqueeze(-2), A_KE, out=decay).exp_()
+    torch.mul((delta * x).unsqueeze(-2), B.unsqueeze(-1), out=h)
+    for t in range(h.shape[1]):
+        h[:, t].addcmul_(decay[:, t], h_before)
+        h_before = h[:, t]
+
+
+def _fill_state_gradients(decay: Tensor, dh: Tensor, dy: Tensor, C: Tensor, dlast: Tensor | None) -> None:
+    """Writes the gradient of the loss by h_0..h_{T-1}, through y and through later states, into `dh`, for one block."""
+    torch.mul(dy.unsqueeze(-2), C.unsqueeze(-1), out=dh)
+    if dlast is not None:
+        dh[:, -1] += dlast
+    for t in range(dh.shape[1] - 2, -1, -1):
+        dh[:, t].addcmul_(decay[:, t + 1], dh[:, t + 1])

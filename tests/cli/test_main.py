@@ -1,0 +1,87 @@
+"""The command line as a process: quick help, one line for an error, the right exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = ("extract", "train-temporal", "probe", "demo")
+
+
+def vfz(*arguments, cwd=None):
+    return subprocess.run([sys.executable, "-m", "vfz.cli", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_help_lists_every_command_with_an_example():
+    shown = vfz("--help")
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in COMMANDS)
+    assert "Example" in shown.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    shown = vfz(command, "--help")
+    assert shown.returncode == 0
+    assert f"vfz {command}" in shown.stdout.split("Example:")[1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["probe", "--help"]])
+def test_help_imports_neither_torch_nor_anything_else_that_is_slow(arguments):
+    code = (
+        "import sys; from vfz.cli.main import main; main(sys.argv[1:]);"
+        "slow = {'torch', 'timm', 'zarr', 'numpy', 'av', 'pydantic', 'dask'} & set(sys.modules);"
+        "sys.stderr.write(repr(sorted(slow)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert ran.stderr == "[]"
+
+
+def test_the_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert vfz("--version").stdout.strip().endswith(version("vfz"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["extrac"], ["extrac", "did you mean extract"]),
+        (["extract", "--datset", "synthetic"], ["--datset", "--dataset"]),
+        (["extract"], ["--dataset"]),
+        (["extract", "--encoder", "demo"], ["--dataset must be given"]),
+        (["extract", "--dataset", "synthetic", "--batch-size", "0"], ["--batch-size 0", "least is 1"]),
+        (["extract", "--dataset", "synthetic", "--precision", "int3"], ["int3", "fp32, fp16"]),
+        (["extract", "--dataset", "synthetic", "--fps", "many"], ["--fps 'many'", "a number"]),
+        (["extract", "--dataset", "synthetic", "--name", "../x"], ["'../x'", "letters"]),
+        (["extract", "--dataset", "sintetic"], ["sintetic", "synthetic"]),
+        (["extract", "--dataset", "folder"], ["--root"]),
+        (["extract", "--dataset", "synthetic", "--config", "missing.toml"], ["missing.toml"]),
+        (["train-temporal", "--cache", "nowhere"], ["nowhere"]),
+        (["train-temporal"], ["no cache", "vfz extract"]),
+        (["probe", "--device", "cuda:99"], ["cuda:99"]),
+    ],
+)
+def test_a_wrong_request_gets_one_clear_line_and_a_non_zero_code(arguments, words, tmp_path):
+    ran = vfz(*arguments, cwd=tmp_path)
+    assert ran.returncode in (1, 2)
+    if arguments != ["extract"]:  # a command that needs options shows its help when it gets none
+        assert ran.stderr.count("\n") == 1
+        assert ran.stderr.startswith("vfz: error: ")
+    assert "Traceback" not in ran.stderr
+    assert all(word in ran.stderr for word in words), ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_errors_exit_with_2_and_failures_with_1(tmp_path):
+    assert vfz("train-temporal", cwd=tmp_path).returncode == 2
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "vfz.json").write_text(json.dumps({"format_version": 1}))
+    assert vfz("train-temporal", "--cache", "cache", cwd=tmp_path).returncode == 1
+
+
+def test_a_traceback_is_shown_only_with_two_vs(tmp_path):
+    assert "Traceback" not in vfz("train-temporal", "-v", cwd=tmp_path).stderr
+    assert "Traceback" in vfz("train-temporal", "-vv", cwd=tmp_path).stderr
+    assert "Traceback" in vfz("-vv", "train-temporal", cwd=tmp_path).stderr

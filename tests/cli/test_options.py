@@ -1,0 +1,113 @@
+"""Flags, TOML and Python go through one dataclass: same names, same defaults, same checks."""
+
+import dataclasses
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from vfz.cli.options import command
+from vfz.pipeline.config import COMMANDS, Options, option
+from vfz.pipeline.errors import UsageError
+from vfz.pipeline.options import ExtractOptions
+from vfz.temporal.options import DemoOptions, ProbeOptions, TrainOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Small(Options):
+    word: str = option("a", help="A word.", choices=("a", "b"))
+    count: int = option(3, help="A count.", minimum=1, maximum=9)
+    rate: float = option(1.0, help="A rate.", above=0)
+    layers: tuple[str, ...] | None = option(None, help="Some layers.")
+    deep: bool = option(default=False, help="Whether.")
+
+
+@pytest.fixture
+def run(tmp_path):
+    seen = []
+
+    @command(Small, name="extract", example="vfz extract")
+    def small(options, session):
+        """Small."""
+        seen.append(options)
+
+    def invoke(*arguments, toml=None):
+        if toml is not None:
+            (tmp_path / "c.toml").write_text(toml)
+            arguments = (*arguments, "--config", str(tmp_path / "c.toml"))
+        seen.clear()
+        CliRunner().invoke(small, arguments, catch_exceptions=False, standalone_mode=False)
+        return seen[0]
+
+    return invoke
+
+
+def test_nothing_given_means_the_defaults(run):
+    assert run() == Small()
+
+
+def test_flags_are_parsed_by_the_dataclass(run):
+    assert run("--count", "5", "--layers", "2,5", "--deep") == Small(count=5, layers=("2", "5"), deep=True)
+
+
+@pytest.mark.parametrize("toml", ["count = 5\nlayers = [2, 5]", '[extract]\ncount = 5\nlayers = "2,5"\n[probe]\nx = 1'])
+def test_toml_uses_the_same_names(run, toml):
+    assert run(toml=toml) == Small(count=5, layers=("2", "5"))
+
+
+def test_flags_beat_the_file(run):
+    assert run("--count", "7", "--no-deep", toml="count = 5\ndeep = true") == Small(count=7)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_valid_name(run):
+    with pytest.raises(UsageError, match=r"'cuont'.*did you mean count"):
+        run(toml="cuont = 5")
+
+
+def test_an_unknown_table_is_refused(run):
+    with pytest.raises(UsageError, match=r"'extrat'.*did you mean extract"):
+        run(toml="[extrat]\ncount = 5")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"count": 0}, "least is 1"),
+        ({"count": 10}, "most is 9"),
+        ({"count": 2.5}, "whole number"),
+        ({"count": True}, "whole number"),
+        ({"rate": 0}, "above 0"),
+        ({"rate": float("nan")}, "above 0"),
+        ({"word": "c"}, "choose from a, b"),
+        ({"deep": 1}, "true or false"),
+    ],
+)
+def test_bad_values_are_refused_alike_in_python_and_toml(run, values, words):
+    with pytest.raises(UsageError, match=words):
+        Small(**values)
+    name, value = next(iter(values.items()))
+    shown = "true" if value is True else f"'{value}'" if isinstance(value, str) else value
+    with pytest.raises(UsageError, match=words):
+        run(toml=f"{name} = {shown}")
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"), [("count = ", "not valid TOML"), ("count = 1\n[probe]", "outside its tables")]
+)
+def test_a_file_that_cannot_be_understood_is_refused(run, toml, words):
+    with pytest.raises(UsageError, match=words):
+        run(toml=toml)
+
+
+@pytest.mark.parametrize("options_type", [ExtractOptions, TrainOptions, ProbeOptions, DemoOptions])
+def test_every_option_has_a_helpful_sentence_and_a_default_that_passes_its_own_checks(options_type):
+    for field in options_type.option_fields():
+        assert field.info.help.endswith((".", ")"))
+        if not field.required:
+            assert field.parse(field.default) == field.default
+
+
+def test_every_command_may_have_a_table_in_a_config_file():
+    from vfz.cli.main import cli
+
+    assert set(cli.list_commands(click.Context(cli))) == COMMANDS

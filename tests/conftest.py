@@ -1,0 +1,88 @@
+"""Fixtures that several folders of tests share: small caches of real videos, made once a session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.extract import extract
+from vfz.pipeline.options import ExtractOptions
+
+VIDEOS = Path(__file__).parent / "data" / "videos"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_per_core():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory):
+    """Where the session's synthetic videos are rendered, once per set of parameters."""
+    return tmp_path_factory.mktemp("synthetic")
+
+
+@pytest.fixture(scope="session")
+def synthetic_options(synthetic_root):
+    """Extraction of 48 small synthetic clips with the real pretrained encoder."""
+
+    def options(**changes):
+        return ExtractOptions(
+            **{
+                "dataset": "synthetic",
+                "root": synthetic_root / "48",
+                "encoder": "demo",
+                "layers": ("3",),
+                "image_size": 64,
+                "num_videos": 48,
+                "num_frames": 6,
+                "size": 64,
+                "shard_videos": 16,
+                "batch_size": 16,
+            }
+            | changes
+        )
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def synthetic_cache(synthetic_options, tmp_path_factory):
+    """A cache of 48 synthetic clips of 6 frames, efficientnet-lite0 stage 3 at 64 px: 16 tokens of 112 channels."""
+    report = extract(synthetic_options(out=tmp_path_factory.mktemp("caches")))
+    return FeatureCache(report.cache)
+
+
+@pytest.fixture(scope="session")
+def vit_cache(synthetic_root, tmp_path_factory):
+    """The same clips through a ViT with random weights, stored in fp32."""
+    report = extract(
+        ExtractOptions(
+            dataset="synthetic",
+            root=synthetic_root / "48",
+            encoder="vit_tiny_patch16_224",
+            random_weights=True,
+            layers=("5", "11"),
+            image_size=64,
+            precision="fp32",
+            num_videos=48,
+            num_frames=6,
+            size=64,
+            batch_size=16,
+            out=tmp_path_factory.mktemp("caches"),
+        )
+    )
+    return FeatureCache(report.cache)
+
+
+@pytest.fixture
+def folder_dataset(tmp_path):
+    """root/<split>/<class>/<video> of the two real sample videos, each in both splits."""
+    root = tmp_path / "clips"
+    for split in ("train", "test"):
+        for name, label in (("bikes", "traffic"), ("bigbuckbunny", "cartoon")):
+            target = root / split / label / f"{name}.mp4"
+            target.parent.mkdir(parents=True)
+            target.write_bytes((VIDEOS / f"{name}.mp4").read_bytes())
+    return root

@@ -1,0 +1,123 @@
+"""What every temporal core must do. Subclass `CoreContract`, set `name`, and all of it is tested."""
+
+import copy
+from typing import ClassVar
+
+import pytest
+import torch
+
+from vfz.temporal.cores import build_core
+
+NUM_VIDEOS, NUM_FRAMES, NUM_TOKENS, DIM = 2, 7, 5, 16
+
+
+def flatten_state(state):
+    """The tensors of a state, however it nests them."""
+    return [state] if isinstance(state, torch.Tensor) else [leaf for part in state for leaf in flatten_state(part)]
+
+
+class CoreContract:
+    """Reusable tests of a `TemporalCore`. `name` is the core's registered name, `kwargs` further arguments."""
+
+    name: str
+    kwargs: ClassVar[dict] = {}
+
+    @pytest.fixture
+    def core(self):
+        torch.manual_seed(0)
+        return build_core(self.name, dim=DIM, num_layers=2, num_heads=4, **self.kwargs).eval()
+
+    @pytest.fixture
+    def tokens(self):
+        return torch.randn(NUM_VIDEOS, NUM_FRAMES, NUM_TOKENS, DIM, generator=torch.Generator().manual_seed(1))
+
+    def test_the_output_has_the_shape_of_the_input(self, core, tokens):
+        y, _ = core(tokens)
+        assert y.shape == tokens.shape
+        assert y.dtype == tokens.dtype
+        assert core.dim == DIM
+
+    def test_changing_a_later_frame_changes_no_earlier_output(self, core, tokens):
+        changed = tokens.clone()
+        changed[:, 4:] += 1.0 + torch.randn_like(changed[:, 4:])
+        before, after = core(tokens)[0], core(changed)[0]
+        torch.testing.assert_close(before[:, :4], after[:, :4], rtol=0, atol=1e-6)
+        assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
+
+    def test_videos_of_a_batch_do_not_see_each_other(self, core, tokens):
+        torch.testing.assert_close(core(tokens)[0][:1], core(tokens[:1])[0], rtol=0, atol=1e-5)
+
+    def test_stepping_equals_the_full_pass(self, core, tokens):
+        full, full_state = core(tokens)
+        state, outputs = None, []
+        for frame in tokens.unbind(1):
+            y, state = core.step(frame, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.stack(outputs, 1), full, rtol=0, atol=1e-5)
+        for ours, theirs in zip(flatten_state(state), flatten_state(full_state), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("split", [1, 3, 6])
+    def test_two_parts_with_carried_state_equal_one_pass(self, core, tokens, split):
+        full, _ = core(tokens)
+        first, state = core(tokens[:, :split])
+        second, _ = core(tokens[:, split:], state)
+        torch.testing.assert_close(torch.cat([first, second], 1), full, rtol=0, atol=1e-5)
+
+    def test_a_state_can_be_used_twice(self, core, tokens):
+        _, state = core(tokens[:, :3])
+        kept = copy.deepcopy([leaf.detach() for leaf in flatten_state(state)])
+        first, second = core(tokens[:, 3:], state)[0], core(tokens[:, 3:], state)[0]
+        assert torch.equal(first, second)
+        assert all(torch.equal(now, then) for now, then in zip(flatten_state(state), kept, strict=True))
+
+    def test_gradients_reach_every_parameter_and_the_first_frame(self, core, tokens):
+        tokens.requires_grad_()
+        y, _ = core(tokens)
+        (y * torch.randn_like(y)).sum().backward()
+        for name, parameter in [*core.named_parameters(), ("tokens", tokens)]:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
+        assert (tokens.grad[:, 0].abs().sum() > 0).item()
+
+    def test_gradients_pass_through_a_carried_state(self, core, tokens):
+        tokens.requires_grad_()
+        y, state = core(tokens[:, :3])
+        rest, _ = core(tokens[:, 3:], state)
+        cotangent = torch.randn_like(tokens)
+        (torch.cat([y, rest], 1) * cotangent).sum().backward()
+        in_parts, tokens.grad = tokens.grad, None
+        (core(tokens)[0] * cotangent).sum().backward()
+        torch.testing.assert_close(in_parts, tokens.grad, rtol=1e-4, atol=1e-5)
+
+    def test_training_mode_gives_finite_gradients(self, core, tokens):
+        core.train()
+        core(tokens)[0].square().sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in core.parameters())
+
+    def test_it_runs_under_bf16_autocast_close_to_float32(self, core, tokens):
+        exact, exact_state = core(tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, state = core(tokens)
+            y.float().square().sum().backward()
+            stepped, _ = core.step(tokens[:, 0], state)
+        assert stepped.isfinite().all()
+        assert (y.float() - exact).norm() / exact.norm() < 0.05
+        assert [leaf.shape for leaf in flatten_state(state)] == [leaf.shape for leaf in flatten_state(exact_state)]
+        assert all(parameter.grad.isfinite().all() for parameter in core.parameters())
+
+    def test_a_state_dict_makes_the_same_core(self, core, tokens):
+        torch.manual_seed(1)
+        other = build_core(self.name, dim=DIM, num_layers=2, num_heads=4, **self.kwargs).eval()
+        other.load_state_dict(core.state_dict())
+        assert torch.equal(other(tokens)[0], core(tokens)[0])
+
+    @torch.no_grad()
+    def test_a_long_stream_keeps_a_state_of_constant_size(self, core, tokens):
+        _, state = core.step(tokens[:, 0])
+        shapes = [leaf.shape for leaf in flatten_state(state)]
+        for t in range(100):
+            y, state = core.step(tokens[:, t % NUM_FRAMES], state)
+        assert [leaf.shape for leaf in flatten_state(state)] == shapes
+        assert all(leaf.isfinite().all() for leaf in [y, *flatten_state(state)])

@@ -1,0 +1,78 @@
+"""What every kind of dataset promises: subclass `DatasetContract` as `Test<Kind>`, with an `open_again` fixture."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vfz.pipeline.datasets import DATASETS, VideoDataset, VideoRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class DatasetContract:
+    @pytest.fixture
+    def open_again(self) -> Callable[[], VideoDataset]:
+        """Opens the same dataset anew at every call."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def dataset(self, open_again: Callable[[], VideoDataset]) -> VideoDataset:
+        return open_again()
+
+    @pytest.fixture
+    def records(self, dataset: VideoDataset) -> list[VideoRecord]:
+        return dataset.videos()
+
+    def test_its_kind_is_registered(self, dataset):
+        assert type(dataset) in DATASETS.values()
+
+    def test_there_are_videos_and_their_files_lie_under_the_root(self, dataset, records):
+        assert records
+        for record in records:
+            assert record.path.is_file()
+            assert record.path.is_relative_to(dataset.root)
+
+    def test_ids_are_unique_and_can_be_written_as_text(self, records):
+        assert len({record.id for record in records}) == len(records)
+        for record in records:
+            assert record.id.encode().decode() == record.id
+
+    def test_videos_are_sorted_by_id_within_a_split(self, records):
+        for split in {record.split for record in records}:
+            ids = [record.id for record in records if record.split == split]
+            assert ids == sorted(ids)
+
+    def test_labels_index_the_class_names(self, dataset, records):
+        assert len(set(dataset.class_names)) == len(dataset.class_names)
+        for record in records:
+            assert record.label is None or 0 <= record.label < len(dataset.class_names)
+
+    def test_every_split_has_a_name_and_videos(self, records):
+        counts = Counter(record.split for record in records)
+        assert all(split and count for split, count in counts.items())
+
+    def test_listing_twice_gives_the_same_records_in_a_list_of_its_own(self, dataset, records):
+        again = dataset.videos()
+        assert again == records
+        again.clear()
+        assert dataset.videos() == records
+
+    def test_records_survive_opening_the_dataset_again(self, open_again, dataset, records):
+        other = open_again()
+        assert other.videos() == records
+        assert (other.name, other.class_names, other.targets_path) == (
+            dataset.name,
+            dataset.class_names,
+            dataset.targets_path,
+        )
+
+    def test_the_name_is_safe_as_a_folder_name(self, dataset):
+        assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", dataset.name)
+
+    def test_the_sampling_rate_is_positive(self, dataset):
+        assert dataset.default_fps > 0

@@ -1,0 +1,86 @@
+"""The recipe decides the fingerprint, and says what differs."""
+
+import dataclasses
+
+import pytest
+
+from vfz.pipeline.errors import CacheFormatError, UsageError
+from vfz.pipeline.spec import (
+    EncoderSpec,
+    FrameSpec,
+    Recipe,
+    StorageSpec,
+    ViewSpec,
+    describe_difference,
+    recipe_from_dict,
+)
+
+RECIPE = Recipe(
+    encoder=EncoderSpec(
+        name="vit_tiny_patch16_224",
+        weights_sha256="0" * 64,
+        random_weights=True,
+        image_size=224,
+        crop_fraction=1.0,
+        interpolation="bicubic",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        preprocess_version=1,
+        final_norm=True,
+        autocast="float32",
+    ),
+    frames=FrameSpec(fps=6.0, decoder="pyav", decoder_version=1),
+    views=ViewSpec(),
+    storage=StorageSpec(precision="fp16"),
+)
+
+
+def changed(part, **values):
+    return dataclasses.replace(RECIPE, **{part: dataclasses.replace(getattr(RECIPE, part), **values)})
+
+
+def test_a_recipe_survives_the_trip_through_json():
+    again = recipe_from_dict(RECIPE.to_dict())
+    assert again == RECIPE
+    assert again.fingerprint == RECIPE.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("encoder", {"name": "vit_small_patch16_224"}),
+        ("encoder", {"weights_sha256": "1" * 64}),
+        ("encoder", {"image_size": 256}),
+        ("encoder", {"autocast": "bfloat16"}),
+        ("encoder", {"mean": (0.4, 0.5, 0.5)}),
+        ("frames", {"fps": 12.0}),
+        ("frames", {"end_seconds": 3.0}),
+        ("storage", {"precision": "fp32"}),
+    ],
+)
+def test_whatever_decides_a_number_changes_the_fingerprint(part, values):
+    assert changed(part, **values).fingerprint != RECIPE.fingerprint
+
+
+def test_whole_and_decimal_rates_are_the_same_recipe():
+    assert recipe_from_dict(RECIPE.to_dict() | {"frames": RECIPE.to_dict()["frames"] | {"fps": 6}}) == RECIPE
+
+
+def test_a_difference_is_told_field_by_field():
+    other = changed("encoder", image_size=256)
+    assert describe_difference(RECIPE.to_dict(), other.to_dict()) == ["encoder.image_size: cache 224, requested 256"]
+
+
+def test_a_recipe_with_a_field_too_many_or_too_few_is_refused():
+    values = RECIPE.to_dict()
+    with pytest.raises(CacheFormatError, match="flavour"):
+        recipe_from_dict(values | {"flavour": "vanilla"})
+    del values["frames"]["fps"]
+    with pytest.raises(CacheFormatError, match="fps"):
+        recipe_from_dict(values)
+
+
+@pytest.mark.parametrize("values", [{"fps": 0}, {"fps": float("nan")}, {"start_seconds": -1}, {"end_seconds": 0.0}])
+def test_an_impossible_window_is_refused(values):
+    with pytest.raises(UsageError):
+        changed("frames", **values)

@@ -1,0 +1,210 @@
+"""Exactly the frames on display at the sample times come out."""
+
+import random
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+from video_files import VIDEOS, numbered, numbers, read_number, write_video
+
+from vfz.pipeline.errors import DecodeError, UsageError
+from vfz.pipeline.video import decode_frames
+
+
+def on_display(seconds, fps, total, start=0.0, end=None):
+    """The textbook rule, slowly: for each sample the last frame that is not later, each given once."""
+    chosen, k = [], 0
+    while (due := start + k / fps) < total - 1e-6 and (end is None or due < end - 1e-9):
+        index = max(i for i, begin in enumerate(seconds) if begin <= due + 1e-3)
+        if index not in chosen:
+            chosen.append(index)
+        k += 1
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def b_frames(tmp_path_factory):
+    """50 frames at 25 per second with B-frames, which are coded in another order than they are shown."""
+    path = tmp_path_factory.mktemp("video") / "b.mp4"
+    write_video(path, range(50), time_base=Fraction(1, 25), options={"bf": "3", "b-adapt": "0", "g": "20"}, sound=True)
+    with av.open(str(path)) as container:
+        decode_times = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert decode_times != sorted(decode_times)
+    return path
+
+
+@pytest.mark.parametrize("fps", [1, 2.5, 6, 7.3, 12, 24, 25, 29.97, 60])
+def test_the_frame_on_display_at_each_sample_time_is_given(b_frames, fps):
+    assert numbers(b_frames, fps) == on_display([i / 25 for i in range(50)], fps, 2.0)
+
+
+def test_each_frame_comes_with_its_own_time(b_frames):
+    frames = list(decode_frames(b_frames, fps=6))
+    times = [frame.pts_seconds for frame in frames]
+    assert times == pytest.approx([read_number(frame.pixels_HWC) / 25 for frame in frames], abs=1e-6)
+    assert all(earlier < later for earlier, later in pairwise(times))
+    assert frames[0].pixels_HWC.dtype == np.uint8
+    assert frames[0].pixels_HWC.shape == (64, 128, 3)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.5, None), (0.52, 1.37), (1.99, None), (0.0, 0.01)])
+def test_a_window_takes_samples_from_its_start_to_before_its_end(b_frames, start, end):
+    found = numbers(b_frames, 6, start_seconds=start, end_seconds=end)
+    assert found == on_display([i / 25 for i in range(50)], 6, 2.0, start, end)
+
+
+@pytest.mark.parametrize("name", ["vfr.mp4", "vfr.mkv"])
+def test_variable_frame_rates_are_sampled_by_time(tmp_path, name):
+    rng = random.Random(3)  # noqa: S311 - a repeatable sample
+    times = [0]
+    for _ in range(40):
+        times.append(times[-1] + rng.choice([7, 33, 40, 120, 400]))
+    path = write_video(tmp_path / name, times, options={"bf": "2"})
+    with av.open(str(path)) as container:
+        total = container.duration / 1e6
+    for fps in (1, 6, 30):
+        assert (
+            numbers(path, fps)[:-1] == on_display([t / 1000 for t in times], fps, total)[: len(numbers(path, fps)) - 1]
+        )
+        assert set(numbers(path, 1000)) == set(range(41))
+
+
+def test_a_video_slower_than_the_rate_gives_each_frame_once(tmp_path):
+    path = write_video(tmp_path / "slow.mp4", range(5), time_base=Fraction(1, 2), rate=2)
+    assert numbers(path, 30) == [0, 1, 2, 3, 4]
+
+
+def test_times_rounded_by_the_container_still_choose_the_right_frames(tmp_path):
+    times = [round(i * 1000 / 30) for i in range(60)]
+    path = write_video(tmp_path / "ms.mkv", times, rate=30)
+    assert numbers(path, 30) == list(range(60))
+    assert numbers(path, 10) == list(range(0, 60, 3))
+
+
+def test_times_count_from_the_first_frame_shown(tmp_path):
+    path = write_video(tmp_path / "late.mkv", [5000 + 40 * i for i in range(20)])
+    frames = list(decode_frames(path, fps=5))
+    assert [read_number(frame.pixels_HWC) for frame in frames] == [0, 5, 10, 15]
+    assert frames[0].pts_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"pix_fmt": "yuv444p", "size": (63, 127)}),
+        ("a.mp4", "libx264", {"pix_fmt": "yuv420p10le"}),
+        ("a.webm", "libvpx-vp9", {}),
+        ("a.mkv", "ffv1", {}),
+        ("a.avi", "mpeg4", {"options": {"bf": "0"}}),
+        ("a.avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+        ("a.mov", "mpeg4", {"options": {"bf": "2"}}),
+        ("a.ts", "libx264", {"options": {"bf": "2"}}),
+        ("a.flv", "libx264", {}),
+        ("a.mp4", "libx264", {"container_options": {"movflags": "frag_keyframe+empty_moov"}, "options": {"g": "5"}}),
+    ],
+)
+def test_containers_and_codecs(tmp_path, name, codec, options):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot encode {codec}")
+    path = write_video(tmp_path / name, range(30), codec=codec, time_base=Fraction(1, 25), **options)
+    assert numbers(path, 25) == list(range(30))
+    assert numbers(path, 5) == [0, 5, 10, 15, 20, 25]
+
+
+def test_gif(tmp_path):
+    path = tmp_path / "a.gif"
+    write_video(path, range(10), codec="gif", time_base=Fraction(1, 10), rate=10, pix_fmt="rgb8")
+    assert numbers(path, 10) == list(range(10))
+    assert numbers(path, 5) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("name", ["one.mp4", "one.mkv", "one.avi", "one.ts"])
+def test_a_single_frame_is_a_video(tmp_path, name):
+    path = write_video(tmp_path / name, [0], codec="mpeg4", time_base=Fraction(1, 25))
+    assert numbers(path, 6) == [0]
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 1), (180, 2), (-90, 3)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_display_matrix_is_applied(tmp_path, degrees, turns, mirrored):
+    path = tmp_path / "turned.mp4"
+    write_video(path, range(182), prepare=lambda s: s.set_display_rotation(degrees, hflip=mirrored))
+    *_, last = decode_frames(path, fps=1000)
+    expected = np.rot90(numbered(181), turns)[:, :: -1 if mirrored else 1]
+    assert last.pixels_HWC.shape == expected.shape
+    assert np.abs(last.pixels_HWC.astype(int) - expected).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("matrix", "full", "expected"),
+    [
+        (1, False, (214, 101, 41)),  # BT.709
+        (1, True, (202, 103, 50)),
+        (6, False, (204, 94, 44)),  # BT.601
+        (6, True, (193, 96, 53)),
+        (None, False, (204, 94, 44)),
+    ],
+)
+def test_colours_follow_the_sources_matrix_and_range(tmp_path, matrix, full, expected):
+    path = tmp_path / "colour.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        for target in (stream.codec_context, frame) if matrix else ():
+            target.colorspace, target.color_range = matrix, 2 if full else 1
+        for plane, value in zip(frame.planes, (120, 90, 180), strict=True):
+            plane.update(bytes([value]) * plane.buffer_size)
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (found,) = decode_frames(path, fps=1)
+    assert np.abs(found.pixels_HWC.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize(("name", "count"), [("bikes.mp4", 60), ("bigbuckbunny.mp4", 32)])
+def test_real_videos(name, count, capfd):
+    frames = list(decode_frames(VIDEOS / name, fps=6))
+    assert len(frames) == count
+    assert all(frame.pts_seconds <= k / 6 + 1e-3 < frame.pts_seconds + 1 / 25 + 2e-3 for k, frame in enumerate(frames))
+    again = list(decode_frames(VIDEOS / name, fps=6))
+    assert all(np.array_equal(a.pixels_HWC, b.pixels_HWC) for a, b in zip(frames, again, strict=True))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_edit_list_is_no_damage(tmp_path):
+    """A cut made without encoding keeps frames before the cut, and hides them by an edit list."""
+    whole = write_video(tmp_path / "whole.mp4", range(50), time_base=Fraction(1, 25), options={"g": "25", "bf": "2"})
+    cut = tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        base = source.streams.video[0].time_base
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                packet.pts -= int(Fraction(10, 25) / base)
+                packet.dts -= int(Fraction(10, 25) / base)
+                target.mux(packet)
+    assert numbers(cut, 25)[-1] == 49
+
+
+def test_a_window_behind_the_end_holds_no_frame(b_frames):
+    with pytest.raises(DecodeError, match=r"no frame is on display from 7.0 s on; it ends at 2.00 s"):
+        numbers(b_frames, 6, start_seconds=7.0)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"fps": float("inf")},
+        {"fps": 6, "start_seconds": -1.0},
+        {"fps": 6, "start_seconds": 2.0, "end_seconds": 2.0},
+    ],
+)
+def test_rates_and_windows_that_make_no_sense_are_refused_at_once(window):
+    with pytest.raises(UsageError):
+        decode_frames(VIDEOS / "bikes.mp4", **window)

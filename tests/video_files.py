@@ -1,0 +1,65 @@
+"""Video files whose frames show their own numbers, for the tests."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vfz.pipeline.video import decode_frames
+
+VIDEOS = Path(__file__).parent / "data" / "videos"
+
+BITS = 8
+
+
+def numbered(number, height=64, width=128):
+    """A picture that shows `number` in two rows of four blocks; black is 0."""
+    bits = [(number >> bit) & 1 for bit in range(BITS)]
+    grid = np.array(bits, np.uint8).reshape(2, 4) * 255
+    rows = np.minimum(np.arange(height) * 2 // height, 1)
+    columns = np.minimum(np.arange(width) * 4 // width, 3)
+    return np.repeat(grid[rows][:, columns][..., None], 3, axis=2)
+
+
+def read_number(pixels):
+    height, width = pixels.shape[:2]
+    blocks = [
+        pixels[height * (2 * r + 1) // 4, width * (2 * c + 1) // 8].mean() > 127 for r in range(2) for c in range(4)
+    ]
+    return sum(int(bit) << index for index, bit in enumerate(blocks))
+
+
+def write_video(
+    path, times, *, codec="libx264", time_base=Fraction(1, 1000), rate=25, options=None, prepare=None, **more
+):
+    """A video whose frame i shows the number i and begins at `times[i]` ticks."""
+    height, width = more.pop("size", (64, 128))
+    with av.open(str(path), "w", options=more.pop("container_options", {})) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height = width, height
+        stream.pix_fmt = more.pop("pix_fmt", "yuv420p")
+        stream.codec_context.time_base = time_base
+        if prepare:
+            prepare(stream)
+        sound = container.add_stream("aac", rate=48000, layout="mono") if more.pop("sound", False) else None
+        for number, ticks in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(numbered(number, height, width), format="rgb24")
+            frame.pts, frame.time_base = ticks, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound:
+            write_sound(container, sound, seconds=3)
+    return path
+
+
+def write_sound(container, stream, seconds):
+    for index in range(seconds * 48000 // 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48000, index * 1024
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def numbers(path, fps, **window):
+    return [read_number(frame.pixels_HWC) for frame in decode_frames(path, fps=fps, **window)]
