@@ -37,7 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks --timeout 1800
 
 faults: $(STAMP)
-	$(BIN)/pytest -m faults tests/faults --timeout 3600
+	$(BIN)/pytest -m faults --timeout 3600
 
 clean:
 	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

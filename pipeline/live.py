@@ -48,7 +48,7 @@ class LiveEncoder:
             layers=tuple(layers),
             image_size=spec.image_size,
             weights=weights or recorded,
-            random_weights=request["random_weights"],
+            random_weights=request["random_weights"] and weights is None,
             seed=request["seed"],
             device=device,
             autocast=spec.autocast,

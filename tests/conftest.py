@@ -13,8 +13,8 @@ VIDEOS = Path(__file__).parent / "data" / "videos"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_per_core():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,10 @@
 Every clip shows the same three gestures of one sprite, `left`, `up` and `grow` (it comes nearer), each from the rest
 pose and back, and its class is their order: six classes. A frame is a function of (nuisance, gesture, phase), the
 nuisance is drawn without looking at the class, and videos are intra-coded with a fixed quantiser. So the multiset of
-frames of a clip is the same, bit for bit, whatever its class, and no single frame and no order-blind statistic can beat
-chance. That also holds for every n-th frame where n divides the length of a gesture (num_frames / 3), the default
-sampling (each frame) included; other steps take other phases of one gesture than of the next, and leak.
+frames of a clip is the same, bit for bit, whatever its class, and no frame drawn from it and no order-blind statistic
+can beat chance. Gestures end exactly in the rest pose, so neither can the last frame, which is all that a readout of a
+core without memory sees. The first holds for every n-th frame where n divides the length of a gesture (num_frames / 3);
+the second for every frame, as at the default rate. Other rates leak.
 
     <root>/<split>/<class name>/<index>.mp4    the id of such a video is <split>/<index>
     <root>/targets.npz                         labels, boxes, points, depth and poses (vfz.pipeline.targets)

@@ -181,9 +181,11 @@ def outline_radius(angles: AnyFloats, num_lobes: int, lobe_depth: float) -> AnyF
 
 def place(scene: Scene, num_phases: int) -> Geometry:
     """Camera, sprites, boxes and points in each of the K = gestures x `num_phases` distinct frames of a clip."""
-    # phases lie in the middle of their intervals: all of a gesture's frames show it, and so does every other one
-    phases = (np.arange(num_phases) + 0.5) / num_phases
+    # Every gesture ends in the rest pose, exactly: a clip's last frame is the same picture whatever gesture it ends.
+    # Were it not, whoever sees the last frame alone would know the last gesture, and with it one class in two.
+    phases = np.arange(1, num_phases + 1) / num_phases
     harmonics = np.sin(np.pi * np.outer(phases, np.arange(1, NUM_HARMONICS + 1)))
+    harmonics[-1] = 0.0
 
     def moved(motion: Floats) -> Floats:
         """[gestures, harmonics, ...] -> [K, ...]."""

@@ -82,6 +82,7 @@ def test_usage_errors_exit_with_2_and_failures_with_1(tmp_path):
 
 
 def test_a_traceback_is_shown_only_with_two_vs(tmp_path):
-    assert "Traceback" not in vfz("train-temporal", "-v", cwd=tmp_path).stderr
-    assert "Traceback" in vfz("train-temporal", "-vv", cwd=tmp_path).stderr
-    assert "Traceback" in vfz("-vv", "train-temporal", cwd=tmp_path).stderr
+    wrong = ("extract", "--dataset", "synthetic", "--batch-size", "0")
+    assert "Traceback" not in vfz(*wrong, "-v", cwd=tmp_path).stderr
+    assert "Traceback" in vfz(*wrong, "-vv", cwd=tmp_path).stderr
+    assert "Traceback" in vfz("-vv", *wrong, cwd=tmp_path).stderr

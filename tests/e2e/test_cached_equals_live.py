@@ -2,10 +2,13 @@
 
 import json
 
+import av
 import numpy as np
 import pytest
+import timm
 import torch
 
+from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.extract import extract
 from vfz.pipeline.live import LiveEncoder
 from vfz.temporal.options import TrainOptions
@@ -39,20 +42,29 @@ def test_fp32_tokens_of_a_vit_are_the_live_ones_bit_for_bit(vit_cache, layer):
             assert np.array_equal(clip.payload(layer, part), live)
 
 
-def test_the_encoder_is_timms_own_run_on_the_same_pixels(vit_cache):
-    """Against timm directly, with nothing of vfz between the pixels and the tokens."""
-    import timm
-
-    row = vit_cache.ok_videos("train")[0]
-    live = LiveEncoder(vit_cache, layers=("11",), device=CPU)
-    pixels = live.pixels(row, np.arange(row.num_frames))
+def test_the_tokens_are_timms_own_on_the_same_pixels(synthetic_options, tmp_path):
+    """Against timm directly: decoding by PyAV, resizing, encoding and storing in between change nothing."""
+    torch.manual_seed(3)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0).eval()
-    model.load_state_dict(live.encoder.state_dict())
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.default_cfg["mean"], model.default_cfg["std"]))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    options = synthetic_options(
+        encoder="vit_tiny_patch16_224",
+        weights=tmp_path / "weights.pth",
+        layers=("2", "11"),
+        precision="fp32",
+        out=tmp_path,
+    )
+    cache = FeatureCache(extract(options).cache)
+    row = cache.ok_videos("train")[0]
+    with av.open(row.source_path) as container:
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    mean, std = (torch.tensor(model.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    images_BCHW = (torch.stack(frames).permute(0, 3, 1, 2) / 255 - mean) / std  # 64 px already: nothing to resize
     with torch.no_grad():
-        expected = model.forward_features((pixels / 255 - mean) / std).numpy()
-    clip = vit_cache.read(row.id)
-    np.testing.assert_allclose(clip.tokens("11", "all"), expected, atol=2e-5)
+        expected_BND = model.forward_features(images_BCHW).numpy()
+    clip = cache.read(row.id)
+    np.testing.assert_allclose(clip.tokens("11", "all"), expected_BND, atol=2e-5)
+    np.testing.assert_allclose(clip.pts_seconds, np.arange(6) / 6, atol=1e-6)
 
 
 def losses(run):
@@ -80,7 +92,6 @@ def test_training_from_the_cache_and_with_the_encoder_in_the_loop_have_the_same_
 
 def test_a_whole_batch_and_a_last_partial_one_give_the_same_tokens(synthetic_options, tmp_path):
     """Shards of another size put other frames beside a frame; the stored numbers do not change."""
-    from vfz.pipeline.cache import FeatureCache
 
     def tokens(shard_videos):
         report = extract(

@@ -40,7 +40,6 @@ def test_bikes_and_bunny_go_through_extract_train_and_probe(folder_dataset, tmp_
     )
     assert trained["num_eval_clips"] == 2
     assert 0 <= trained["top1"] <= 1
-    shutil.copytree(folder_dataset / "train", folder_dataset / "more" / "x", dirs_exist_ok=True)
 
 
 def test_probes_run_on_tokens_and_on_a_temporal_module(folder_dataset, tmp_path):

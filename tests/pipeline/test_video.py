@@ -57,7 +57,7 @@ def test_a_window_takes_samples_from_its_start_to_before_its_end(b_frames, start
 
 @pytest.mark.parametrize("name", ["vfr.mp4", "vfr.mkv"])
 def test_variable_frame_rates_are_sampled_by_time(tmp_path, name):
-    rng = random.Random(3)  # noqa: S311 - a repeatable sample
+    rng = random.Random(3)
     times = [0]
     for _ in range(40):
         times.append(times[-1] + rng.choice([7, 33, 40, 120, 400]))

@@ -109,7 +109,7 @@ def test_a_window_ends_the_work(tmp_path):
 
 @pytest.mark.timeout(120)
 def test_no_mutation_of_a_real_video_does_more_than_fail(tmp_path, capfd):
-    rng = random.Random(0)  # noqa: S311 - a repeatable sample
+    rng = random.Random(0)
     # Smaller than the real files, and with the index in front, so that cuts and flips reach the frames.
     source = write_video(
         tmp_path / "whole.mp4", range(100), options={"bf": "2"}, container_options={"movflags": "faststart"}

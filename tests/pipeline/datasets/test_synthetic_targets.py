@@ -70,10 +70,10 @@ def test_boxes_are_visible_where_a_tenth_of_the_object_is_seen(clips):
 def test_the_hero_goes_left_then_up_then_grows_and_comes_back_each_time(clips):
     for _, _, _, targets in clips:
         cx, cy, w, _ = targets["boxes_cxcywh"][:, HERO].T
-        rest = [0, 3, 4, 7, 8, 11]
-        assert max(cx[1], cx[2]) < cx[rest].min()
-        assert max(cy[5], cy[6]) < cy[rest].min()
-        assert min(w[9], w[10]) > 1.15 * w[rest].max()
+        rest = [3, 7, 11]
+        assert cx[0:3].max() < cx[rest].min()
+        assert cy[4:7].max() < cy[rest].min()
+        assert w[8:11].min() > 1.15 * w[rest].max()
 
 
 def test_visible_points_keep_the_colour_of_their_spot_and_other_spots_do_not(clips):
@@ -103,9 +103,13 @@ def test_points_are_visible_just_where_their_own_depth_is_the_depth_of_the_pictu
                 continue
             ray = pose[:3, :3] @ np.array([*(xy - 0.5), 1])
             own_metres = (plane_metres[k, geometry.point_owners[p]] - pose[2, 3]) / ray[2]
-            in_front = rasters.depth_metres[(k, *pixel(xy))] < own_metres - 0.05
-            assert targets["points_visible"][k, p] == (not in_front)
-            hidden += in_front
+            seen_metres = float(rasters.depth_metres[(k, *pixel(xy))])
+            if targets["points_visible"][k, p]:
+                assert abs(seen_metres - own_metres) < 0.05
+            else:
+                assert seen_metres < own_metres, "what hides a point is nearer than it"
+                assert rasters.owners[(k, *pixel(xy))] != geometry.point_owners[p]
+                hidden += 1
     assert hidden > 10
     assert outside > 0
 
@@ -161,10 +165,10 @@ def test_sprites_are_nearer_than_the_background_and_growing_is_coming_nearer(cli
         for k in range(12):
             assert depth[k][rasters.owners[k] > 0].max() < depth[k][rasters.owners[k] == 0].min() - 0.3
         hero_metres = [np.median(depth[k][rasters.owners[k] == HERO + 1]) for k in range(12)]
-        assert max(hero_metres[9:11]) < min(hero_metres[:9]) - 0.3
+        assert max(hero_metres[8:11]) < min(hero_metres[:8]) - 0.3
 
 
-def test_poses_are_rigid_and_the_camera_moves_in_every_frame(clips):
+def test_poses_are_rigid_and_the_camera_moves_from_frame_to_frame(clips):
     for _, _, _, targets in clips:
         poses = targets["world_from_camera"].astype(float)
         rotations = poses[:, :3, :3]
