@@ -49,7 +49,12 @@ def fit_logistic(x_VD: Tensor, labels_V: Tensor, *, num_classes: int, inverse_pe
     weight_KD = torch.zeros(num_classes, x_VD.shape[1], dtype=torch.float64, device=x_VD.device, requires_grad=True)
     bias_K = torch.zeros(num_classes, dtype=torch.float64, device=x_VD.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight_KD, bias_K], max_iter=500, tolerance_grad=1e-7, history_size=20, line_search_fn="strong_wolfe"
+        [weight_KD, bias_K],
+        max_iter=1000,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-14,
+        history_size=20,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

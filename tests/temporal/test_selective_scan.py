@@ -2,20 +2,10 @@
 
 import pytest
 import torch
+from contracts.plain_scan import plain_scan
 
 from vfz.temporal.cores import selective_scan as module
 from vfz.temporal.cores.selective_scan import selective_scan
-
-
-def plain_scan(x, delta, A, B, C, D, state=None):
-    """The recurrence as written, under autograd."""
-    h = x.new_zeros(x.shape[0], *A.T.shape) if state is None else state
-    outputs = []
-    for t in range(x.shape[1]):
-        decay = torch.exp(delta[:, t, None, :] * A.T)
-        h = decay * h + (delta[:, t] * x[:, t])[:, None, :] * B[:, t, :, None]
-        outputs.append((h * C[:, t, :, None]).sum(1) + D * x[:, t])
-    return torch.stack(outputs, 1), h
 
 
 def make_inputs(num_sequences=5, num_frames=6, channels=4, states=3, *, dtype=torch.float32):

@@ -1,0 +1,152 @@
+"""What vfz claims about speed, measured: `make bench`. No bound is asserted; the ratios are the result."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from contracts.plain_scan import plain_scan
+from timing import seconds_of
+
+from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.extract import extract
+from vfz.pipeline.live import LiveEncoder
+from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.stores import get_store
+from vfz.pipeline.stores.records import Column
+from vfz.temporal.cores.selective_scan import selective_scan
+from vfz.temporal.options import TrainOptions
+from vfz.temporal.train import train_temporal
+
+pytestmark = pytest.mark.bench
+
+VIDEO = Path(__file__).parents[1] / "data/videos/bikes.mp4"
+FRAMES, TOKENS, DIM, WINDOW = 1024, 201, 384, 16
+
+
+def test_help_against_importing_what_it_needs(record):
+    def run(*arguments):
+        return lambda: subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+
+    shown, imported = seconds_of(
+        run("-m", "vfz.cli", "--help"), run("-c", "import click, rich.console, rich.table, rich.progress"), rounds=15
+    )
+    record("help_seconds", value=shown, unit="s", baseline="importing click and rich", baseline_value=imported)
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """A shard of 1,024 frames of 201 x 384 fp16 tokens, the same tokens in a plain file, and a function that writes."""
+    column = Column(layer="11", part="patch", num_tokens=TOKENS, dim=DIM, dtype="float16")
+    tokens = np.random.default_rng(0).standard_normal((FRAMES, TOKENS, DIM)).astype(np.float16)
+    tokens.tofile(tmp_path / "plain")
+    counter = iter(range(1000))
+
+    def write():
+        writer = get_store("zarr").writer(tmp_path / f"shard{next(counter)}", [column])
+        for start in range(0, FRAMES, 32):
+            writer.append({column.key: tokens[start : start + 32]}, np.arange(start, start + 32) / 6)
+        return writer.folder, writer.finish()
+
+    return tmp_path, tokens, column, write
+
+
+def test_window_reads_against_copying_out_of_a_mapped_file(record, shard):
+    tmp_path, _, column, write = shard
+    reader = get_store("zarr").reader(*write(), checksums="never")
+    plain = np.memmap(tmp_path / "plain", dtype=np.float16, mode="r", shape=(FRAMES, TOKENS, DIM))
+    starts = np.random.default_rng(1).integers(0, FRAMES - WINDOW, 200)
+    out = np.empty((WINDOW, TOKENS, DIM), np.float16)
+
+    def through_vfz():
+        for start in starts:
+            reader.read(column.key, np.arange(start, start + WINDOW), out)
+
+    def through_memmap():
+        for start in starts:
+            np.copyto(out, plain[start : start + WINDOW])
+
+    ours, theirs = (len(starts) / seconds for seconds in seconds_of(through_vfz, through_memmap))
+    record("window_reads", value=ours, unit="windows/s", baseline="np.memmap copy", baseline_value=theirs)
+
+
+def test_writing_against_a_plain_write_with_fsync(record, shard):
+    tmp_path, tokens, _, write = shard
+
+    def plain():
+        with (tmp_path / "copy").open("wb") as file:
+            tokens.tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    ours, theirs = (tokens.nbytes / 1e6 / seconds for seconds in seconds_of(write, plain, rounds=5))
+    record("shard_writing", value=ours, unit="MB/s", baseline="ndarray.tofile + fsync", baseline_value=theirs)
+
+
+def test_selective_scan_against_the_plain_loop_under_autograd(record):
+    generator = torch.Generator().manual_seed(0)
+    S, T, E, K = 201, 16, 768, 16
+    shapes = {"x": (S, T, E), "delta": (S, T, E), "B": (S, T, K), "C": (S, T, K), "D": (E,)}
+    inputs = {name: torch.rand(shape, generator=generator).requires_grad_() for name, shape in shapes.items()}
+    A_EK = (-torch.rand(E, K, generator=generator)).requires_grad_()
+
+    def run(scan):
+        def forward_and_backward():
+            y, _ = scan(inputs["x"], inputs["delta"], A_EK, inputs["B"], inputs["C"], inputs["D"])
+            y.sum().backward()
+
+        return forward_and_backward
+
+    ours, theirs = (1 / seconds for seconds in seconds_of(run(selective_scan), run(plain_scan)))
+    record("selective_scan", value=ours, unit="passes/s", baseline="plain loop under autograd", baseline_value=theirs)
+
+
+def test_extraction_against_the_encoder_alone(record, tmp_path):
+    """ViT-S/16 (random weights) at 224 px in bfloat16, on real videos; the baseline has its frames in memory."""
+    for number in range(2):
+        target = tmp_path / "clips/train/a" / f"{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(VIDEO)
+    options = ExtractOptions(
+        dataset="folder", root=tmp_path / "clips", encoder="vit_small_patch16_224", random_weights=True,
+        autocast="bfloat16", out=tmp_path, batch_size=32,
+    )  # fmt: skip
+    report = extract(options)
+    cache = FeatureCache(report.cache)
+    live = LiveEncoder(cache, layers=tuple(cache.layers), device=torch.device("cpu"))
+    row = cache.ok_videos()[0]
+    pixels = live.pixels(row, np.arange(32))
+    (seconds,) = seconds_of(lambda: live.encode(pixels), rounds=4)
+    record(
+        "extraction",
+        value=report.frames_per_second,
+        unit="frames/s",
+        baseline="encoder alone",
+        baseline_value=32 / seconds,
+    )
+
+
+def test_an_epoch_from_the_cache_against_the_encoder_in_the_loop(record, tmp_path):
+    report = extract(
+        ExtractOptions(
+            dataset="synthetic", root=tmp_path / "videos", encoder="demo", layers=("3",), image_size=96,
+            num_videos=96, out=tmp_path,
+        )
+    )  # fmt: skip
+
+    def epoch(*, online):
+        name = f"online-{online}"
+        trained = train_temporal(
+            TrainOptions(
+                cache=report.cache, core="gmmix", core_dim=64, num_layers=2, num_heads=4, readout_dim=64,
+                readout_heads=4, clip_frames=12, batch_size=8, epochs=3, online=online, out=tmp_path,
+                name=name,
+            )
+        )  # fmt: skip
+        return sorted(trained.epoch_seconds)[1]
+
+    cached, online = (1 / epoch(online=False), 1 / epoch(online=True))
+    record("cached_epoch", value=cached, unit="epochs/s", baseline="encoder in the loop", baseline_value=online)
