@@ -12,6 +12,7 @@ from vfz.pipeline.options import ExtractOptions
 from vfz.temporal.options import DemoOptions, ProbeOptions, TrainOptions
 
 ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "workflows/quickstart.toml"
 README = (ROOT / "README.md").read_text()
 OPTIONS = {"extract": ExtractOptions, "train-temporal": TrainOptions, "probe": ProbeOptions, "demo": DemoOptions}
 
@@ -20,7 +21,7 @@ def test_quickstart_runs_the_three_commands_from_one_file(tmp_path):
     smaller = {"extract": ("--num-videos", "24", "--num-frames", "6"), "train-temporal": ("--epochs", "1"), "probe": ()}
     for command, flags in smaller.items():
         ran = subprocess.run(
-            [sys.executable, "-m", "vfz.cli", command, "--config", ROOT / "workflows/quickstart.toml", *flags, "--json"],
+            [sys.executable, "-m", "vfz.cli", command, "--config", QUICKSTART, *flags, "--json"],
             capture_output=True, text=True, cwd=tmp_path,
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr
