@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -130,9 +131,16 @@ def show(title: str, rows: Mapping[str, object]) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: bool = True) -> None:
-    """A table on stdout; as wide as its content when stdout is no terminal, so that logs keep every word."""
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    drawn = Table(title=Text(title), title_justify="left", show_header=header)
+    """A table on stdout; where that is no terminal, plain aligned lines as wide as they need to be."""
+    terminal = sys.stdout.isatty()
+    console = Console() if terminal else Console(width=400)
+    drawn = Table(
+        title=Text(title),
+        title_justify="left",
+        show_header=header and terminal,
+        box=box.HEAVY_HEAD if terminal else None,
+        pad_edge=terminal,
+    )
     for position, name in enumerate(columns):
         drawn.add_column(name, justify="left" if position == 0 or not header else "right", overflow="fold")
     for row in rows:

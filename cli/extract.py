@@ -35,10 +35,11 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
         "frames": report.num_frames,
         "size": human_bytes(report.cache_bytes),
     }
-    if report.new_frames:
+    if report.num_tried:
         rows["this run"] = (
             f"{report.new_frames} frames in {report.seconds:.1f} s, {report.frames_per_second:.0f} frames/s"
         )
     else:
-        rows["this run"] = "nothing to do: every video is in the cache"
+        again = f"; {report.num_failed} failed before, --retry-failed tries them again" if report.num_failed else ""
+        rows["this run"] = f"nothing to do: every video was extracted before{again}"
     show("extract", rows)

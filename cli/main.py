@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import click
 
-from vfz.cli.options import Session
+from vfz.cli.options import VERBOSE_HELP, Session
 from vfz.pipeline.errors import UsageError, VfzError, nearest_names
 
 # name -> (module, command in it, help in the list of commands)
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
     epilog="\b\nExample:\n  vfz extract --dataset synthetic --encoder demo --layers 3\n"
     "  vfz train-temporal --core gmmix\n  vfz probe --probe linear",
 )
-@click.option("-v", "--verbose", count=True, help="-v: say more. -vv: tracebacks of errors.")
+@click.option("-v", "--verbose", count=True, help=VERBOSE_HELP)
 @click.version_option(version("vfz"), prog_name="vfz")
 @click.pass_obj
 def cli(session: Session, verbose: int) -> None:

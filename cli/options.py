@@ -16,6 +16,7 @@ import click
 
 from vfz.pipeline.config import OptionField, Options
 
+VERBOSE_HELP = "-v: show every option's value. -vv: also tracebacks of errors."
 OptionsType = TypeVar("OptionsType", bound=Options)
 
 
@@ -48,6 +49,9 @@ def command(
                 options = options_type.from_mapping(flags, where="the command line")
             else:
                 options = options_type.from_toml(config, command=name, overrides=flags)
+            if session.verbosity:
+                for field in options_type.option_fields():
+                    click.echo(f"{field.flag} {getattr(options, field.name)}", err=True)
             function(options, session)
 
         shown = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
@@ -90,5 +94,5 @@ def _common() -> list[click.Parameter]:
             help="Read options from a TOML file; its keys are the flags' names, and flags win.",
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on stdout, and only that."),
-        click.Option(["-v", "--verbose"], count=True, help="-v: say more. -vv: tracebacks of errors."),
+        click.Option(["-v", "--verbose"], count=True, help=VERBOSE_HELP),
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from it. A field is made with `option(...)`; its annotation gives the type. Stan
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -105,6 +106,8 @@ class OptionField:
         if info.choices and parsed not in info.choices:
             raise UsageError(f"{self.flag} {parsed!r} is not allowed; choose from {', '.join(info.choices)}")
         if isinstance(parsed, int | float) and not isinstance(parsed, bool):
+            if not math.isfinite(parsed):
+                raise UsageError(f"{self.flag} {parsed} is not a finite number")
             if info.minimum is not None and not parsed >= info.minimum:
                 raise UsageError(f"{self.flag} {parsed} is too small; the least is {info.minimum:g}")
             if info.above is not None and not parsed > info.above:
@@ -123,7 +126,7 @@ class OptionField:
             return str(value)  # `layers = [2, 5]` in TOML
         if self.kind in (str, Path) and not isinstance(value, str | Path):
             raise wrong
-        if self.kind is int and isinstance(value, float) and value != int(value):
+        if self.kind is int and isinstance(value, float) and not value.is_integer():
             raise wrong
         try:
             return self.kind(value)
@@ -181,6 +184,16 @@ class Options:
         merged = {key.replace("-", "_"): value for key, value in values.items()}
         merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
         return cls.from_mapping(merged, where=str(path))
+
+
+def check_folder_name(name: str | None) -> None:
+    """Refuse a `--name` that would not be one folder of its own.
+
+    Raises:
+        UsageError: unless it is None or made of letters, digits, `.`, `_` and `-`, not beginning with `.`.
+    """
+    if name is not None and (not name or name[0] == "." or not all(c.isalnum() or c in "._-" for c in name)):
+        raise UsageError(f"--name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
 
 
 def read_toml(path: Path, *, command: str) -> dict[str, Any]:

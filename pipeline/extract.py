@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,17 +17,13 @@ from typing import Any
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.cache_header import create_cache, read_header
+from vfz.pipeline.commit import committed_paths
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.encoder import FrozenEncoder, load_encoder
-from vfz.pipeline.errors import (
-    CacheFormatError,
-    CacheMismatchError,
-    DatasetError,
-    TooManyFailuresError,
-    UsageError,
-)
+from vfz.pipeline.encoder_layers import LAYERS_VERSION
+from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError, UsageError
 from vfz.pipeline.files import source_digest
 from vfz.pipeline.golden import write_golden
 from vfz.pipeline.ledger import LedgerRow
@@ -52,7 +49,8 @@ class ExtractReport:
         num_ok, num_failed, num_missing: videos in the whole cache.
         num_frames: frames in the whole cache.
         cache_bytes: size of the committed data.
-        new_videos, new_frames, seconds: done by this call; `seconds` covers decoding to commit.
+        num_tried, new_videos, new_frames, seconds: done by this call: videos tried, those of them that went well, their
+            frames, and the time from decoding to commit.
         failures: reason by video id, of the whole cache.
     """
 
@@ -63,6 +61,7 @@ class ExtractReport:
     num_missing: int
     num_frames: int
     cache_bytes: int
+    num_tried: int
     new_videos: int
     new_frames: int
     seconds: float
@@ -83,8 +82,6 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         videos failed than allowed. In every case what was committed before is kept.
     """
     progress = progress or SilentProgress()
-    dataset = _open_dataset(options, progress)
-    records = _choose_splits(dataset, options.splits)
     encoder = load_encoder(
         options.encoder,
         layers=options.layers,
@@ -96,9 +93,14 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         autocast=options.autocast,
         batch_size=options.batch_size,
     )
+    dataset = _open_dataset(options, progress)
+    everything = dataset.videos()
+    records = _choose_splits(everything, dataset, options.splits)
     recipe = make_recipe(encoder, options, dataset)
     folder = _open_folder(options, dataset, encoder, recipe, records)
-    tasks, num_planned = _plan(folder, records, options)
+    before = FeatureCache(folder, allow_incomplete=True).videos
+    _check_same_videos(folder, before, everything, dataset, progress)
+    tasks = _plan(folder, before, records, options)
     started = time.perf_counter()
     extractor = ShardExtractor(
         cache=folder,
@@ -109,11 +111,15 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     )
     new_rows: list[LedgerRow] = []
     if tasks:
-        progress.start("extracting", total=sum(len(task.videos) for task in tasks), unit="videos")
-        allowed = options.max_failures if options.max_failures is not None else max(10, num_planned // 100)
+        tried = {video.key for task in tasks for video in task.videos}
+        failed = [row for row in before if row.status == "failed" and row.key not in tried]
+        allowed = _allowed_failures(options, everything)
+        _check_failures(failed, allowed, folder)
+        progress.start("extracting", total=len(tried), unit="videos")
         for rows in run_local(extractor, tasks):
             new_rows += rows
-            _check_failures(new_rows, allowed, folder)
+            failed += [row for row in rows if row.status == "failed"]
+            _check_failures(failed, allowed, folder)
         progress.finish()
     return _report(folder, new_rows, time.perf_counter() - started)
 
@@ -132,6 +138,7 @@ def make_recipe(encoder: FrozenEncoder, options: ExtractOptions, dataset: VideoD
             mean=preprocess.mean,
             std=preprocess.std,
             preprocess_version=PREPROCESS_VERSION,
+            layers_version=LAYERS_VERSION,
             final_norm=True,
             autocast=options.autocast,
         ),
@@ -173,8 +180,9 @@ def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
     return dataset
 
 
-def _choose_splits(dataset: VideoDataset, wanted: tuple[str, ...] | None) -> list[VideoRecord]:
-    records = dataset.videos()
+def _choose_splits(
+    records: list[VideoRecord], dataset: VideoDataset, wanted: tuple[str, ...] | None
+) -> list[VideoRecord]:
     present = sorted({record.split for record in records})
     for split in wanted or ():
         if split not in present:
@@ -190,7 +198,7 @@ def _open_folder(
     folder = options.cache or options.out / name
     layers = _layer_shapes(encoder, options.precision)
     if options.cache is not None and not folder.is_dir():
-        raise UsageError(f"--cache {folder} is not there; leave it out to make a new cache under {options.out}/")
+        raise UsageError(f"--cache {folder} is not a cache; leave it out to make a new one under {options.out}/")
     if not folder.exists():
         contents = {
             "dataset": dataset.name,
@@ -234,7 +242,7 @@ def _layer_shapes(encoder: FrozenEncoder, precision: str) -> dict[str, dict[str,
 def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder) -> dict[str, Any]:
     """What does not decide a number but is good to know, and what it takes to build the encoder again."""
     return {
-        "root": str(dataset.root.resolve()),
+        "root": str(dataset.root.absolute()),
         "encoder_request": {
             "name": options.encoder,
             "weights": str(options.weights.resolve()) if options.weights else None,
@@ -251,25 +259,56 @@ def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenE
     }
 
 
-def _plan(folder: Path, records: list[VideoRecord], options: ExtractOptions) -> tuple[list[ShardTask], int]:
-    """The shards still to be written, and how many of the dataset's videos are planned in all."""
-    rows = {row.id: row for row in FeatureCache(folder, allow_incomplete=True).videos}
+def _check_same_videos(
+    folder: Path, rows: list[LedgerRow], everything: list[VideoRecord], dataset: VideoDataset, progress: Progress
+) -> None:
+    """Refuse to mix two datasets that happen to have the same name; tell of videos that are gone.
+
+    Raises:
+        CacheMismatchError: when the cache holds videos, and none of them is in the dataset.
+    """
+    here = {record.id for record in everything}
+    gone = [row.id for row in rows if row.id not in here]
+    if rows and len(gone) == len(rows):
+        raise CacheMismatchError(
+            f"{folder} holds {len(rows)} videos and none of them is in {dataset.root}: that is another dataset of the "
+            "same name; give this one another --name"
+        )
+    if gone:
+        progress.note(
+            f"{len(gone)} videos of the cache are no longer in {dataset.root} (first: {gone[0]}); "
+            "the cache keeps them, so a video that was moved or renamed is in it twice"
+        )
+
+
+def _plan(
+    folder: Path, before: list[LedgerRow], records: list[VideoRecord], options: ExtractOptions
+) -> list[ShardTask]:
+    """The shards still to be written."""
+    rows = {row.id: row for row in before}
     again = _to_try_again(records, rows, folder, retry_failed=options.retry_failed)
     plans = extend_plans(folder / "plan", records, shard_size_videos=options.shard_videos, again=again)
-    latest = {video.key: shard for plan in plans for shard, videos in plan.shards.items() for video in videos}
-    pending = {row.shard for row in FeatureCache(folder, allow_incomplete=True).videos if row.status == "pending"}
+    committed = {shard for shard, _ in committed_paths(folder)}
     paths = {record.id: record.path for record in records}
-    attempts = {row.id: row.attempts for row in rows.values()}
-    tasks = []
-    for plan in plans:
-        for shard, videos in plan.shards.items():
-            if shard not in pending or not any(latest[video.key] == shard for video in videos):
-                continue
-            here = {video.id: paths.get(video.id, Path(video.path)) for video in videos}
-            tasks.append(ShardTask(shard=shard, plan=plan.number, videos=videos, paths=here, attempts=attempts))
-    if not tasks and not rows:
-        raise CacheFormatError(f"{folder} has no plan and none could be made; delete it and extract again")
-    return tasks, len(latest)
+    attempts = {row.id: row.attempts for row in before}
+    return [
+        ShardTask(
+            shard=shard,
+            plan=plan.number,
+            videos=videos,
+            paths={video.id: paths.get(video.id, Path(video.path)) for video in videos},
+            attempts=attempts,
+        )
+        for plan in plans
+        for shard, videos in plan.shards.items()
+        if shard not in committed
+    ]
+
+
+def _allowed_failures(options: ExtractOptions, everything: list[VideoRecord]) -> int:
+    if options.max_failures is not None:
+        return options.max_failures
+    return max(10, sum(record.path.exists() for record in everything) // 100)
 
 
 def _to_try_again(
@@ -299,33 +338,26 @@ def _to_try_again(
     return again
 
 
-def _check_failures(rows: list[LedgerRow], allowed: int, folder: Path) -> None:
-    failed = [row for row in rows if row.status == "failed"]
+def _check_failures(failed: list[LedgerRow], allowed: int, folder: Path) -> None:
     if len(failed) > allowed:
         raise TooManyFailuresError(
-            f"{len(failed)} videos failed, {allowed} are allowed (--max-failures); first: {failed[0].reason}; "
-            f"{folder} keeps what was finished, and the same command goes on from there"
+            f"{len(failed)} videos failed, {allowed} are allowed; first: {failed[0].id}: {failed[0].reason}; "
+            f"{folder} keeps what was finished: mend the videos, or go on with a larger --max-failures"
         )
 
 
 def _report(folder: Path, new_rows: list[LedgerRow], seconds: float) -> ExtractReport:
     cache = FeatureCache(folder)
-    by_status = {
-        status: [row for row in cache.videos if row.status == status] for status in ("ok", "failed", "missing")
-    }
-    if not by_status["ok"]:
-        bad = [*by_status["failed"], *by_status["missing"]]
-        if not bad:
-            raise DatasetError(f"{folder} has no videos")
-        raise TooManyFailuresError(f"all {len(bad)} videos failed; first: {bad[0].reason}")
+    count = Counter(row.status for row in cache.videos)
     return ExtractReport(
         cache=str(folder),
         fingerprint=cache.fingerprint,
-        num_ok=len(by_status["ok"]),
-        num_failed=len(by_status["failed"]),
-        num_missing=len(by_status["missing"]),
+        num_ok=count["ok"],
+        num_failed=count["failed"],
+        num_missing=count["missing"],
         num_frames=sum(row.num_frames for row in cache.videos),
         cache_bytes=cache.num_bytes,
+        num_tried=len(new_rows),
         new_videos=sum(row.status == "ok" for row in new_rows),
         new_frames=sum(row.num_frames for row in new_rows),
         seconds=seconds,

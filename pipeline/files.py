@@ -33,6 +33,10 @@ _WHAT_TO_DO = {
     errno.EACCES: "choose a folder that you may write, or change its permissions",
     errno.EPERM: "choose a folder that you may write, on a file system with hard links",
     errno.EOPNOTSUPP: "choose a folder on a file system with hard links",
+    errno.ENOTDIR: "a part of that path is a file; choose a folder",
+    errno.EEXIST: "something that is no folder has that name; choose another",
+    errno.ENOENT: "that place cannot hold files; choose a folder that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -53,6 +57,17 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise
         reason = os.strerror(error.errno).lower()
         raise StorageError(f"cannot write {path}: {reason}; {_WHAT_TO_DO[error.errno]}") from error
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made with its parents where it is not there.
+
+    Raises:
+        StorageError: when it cannot be made.
+    """
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def canonical_json(value: Any) -> bytes:

@@ -16,7 +16,7 @@ import torch
 
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.encoder import FrozenEncoder
-from vfz.pipeline.errors import DecodeError
+from vfz.pipeline.errors import DecodeError, TooManyFailuresError
 from vfz.pipeline.files import storage_errors
 from vfz.pipeline.frames import prepared_frames
 from vfz.pipeline.shard import stored_arrays
@@ -28,20 +28,30 @@ MAX_VIDEOS_TRIED = 64
 
 
 def write_golden(folder: Path, records: Sequence[VideoRecord], encoder: FrozenEncoder, recipe: Recipe) -> None:
-    """Write `folder/frames.npz` from the first videos that can be decoded; with none of them it holds no frames."""
-    pixels, ids, times = [], [], []
+    """Write `folder/frames.npz` from the first videos that can be decoded.
+
+    Raises:
+        TooManyFailuresError: when none of the first 64 can be: something is wrong with all of them.
+    """
+    pixels, ids, times, reasons = [], [], [], []
     for record in records[:MAX_VIDEOS_TRIED]:
         try:
             frames = list(islice(prepared_frames(record.path, recipe.frames, encoder.preprocess), FRAMES_PER_VIDEO))
-        except DecodeError:
-            continue  # extraction will record why; a golden frame only has to come from some good video
+        except DecodeError as error:
+            reasons.append(
+                str(error)
+            )  # extraction will record it; a golden frame only has to come from some good video
+            continue
         pixels += [frame.pixels_CHW for frame in frames]
         times += [frame.pts_seconds for frame in frames]
         ids += [record.id] * len(frames)
         if len(pixels) >= NUM_FRAMES:
             break
-    size = encoder.preprocess.image_size
-    pixels_GCHW = torch.stack(pixels[:NUM_FRAMES]) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    if not pixels:
+        raise TooManyFailuresError(
+            f"none of the first {len(reasons)} videos can be decoded; first: {reasons[0]}; no cache was made"
+        )
+    pixels_GCHW = torch.stack(pixels[:NUM_FRAMES])
     arrays = stored_arrays(encoder.encode(pixels_GCHW), recipe.storage.precision)
     with storage_errors(folder):
         np.savez(

@@ -10,7 +10,7 @@ import torch
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.encoder import FrozenEncoder, LayerTokens, load_encoder
-from vfz.pipeline.errors import CacheMismatchError, DecodeError
+from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
 from vfz.pipeline.frames import prepared_frames
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.spec import recipe_from_dict
@@ -63,11 +63,19 @@ class LiveEncoder:
             )
 
     def path_of(self, row: LedgerRow) -> Path:
-        """Where a video lies now."""
+        """Where a video lies now.
+
+        Raises:
+            UsageError: when it lay outside the root at extraction, so that another root does not tell where it is.
+        """
         path = Path(row.source_path)
         if self._root is None:
             return path
-        return self._root / path.resolve().relative_to(self._old_root)
+        if not path.is_relative_to(self._old_root):
+            raise UsageError(
+                f"{path} did not lie under {self._old_root}; --root {self._root} does not tell where it is now"
+            )
+        return self._root / path.relative_to(self._old_root)
 
     def pixels(self, row: LedgerRow, frames: np.ndarray) -> torch.Tensor:
         """Decoded, resized and cropped frames [T,3,S,S] uint8 of a video.
@@ -75,13 +83,17 @@ class LiveEncoder:
         Raises:
             DecodeError: when the video does not decode to the cached number of frames.
         """
-        path = self.path_of(row)
-        decoded = [frame.pixels_CHW for frame in prepared_frames(path, self._recipe.frames, self.encoder.preprocess)]
-        if len(decoded) != row.num_frames:
+        path, wanted = self.path_of(row), set(frames.tolist())
+        decoded, num_frames = {}, 0
+        for number, frame in enumerate(prepared_frames(path, self._recipe.frames, self.encoder.preprocess)):
+            num_frames = number + 1
+            if number in wanted:
+                decoded[number] = frame.pixels_CHW
+        if num_frames != row.num_frames:
             raise DecodeError(
-                f"{path} gives {len(decoded)} frames now, the cache has {row.num_frames}; is it the same file?"
+                f"{path} gives {num_frames} frames now, the cache has {row.num_frames}; is it the same file?"
             )
-        return torch.stack([decoded[i] for i in frames])
+        return torch.stack([decoded[number] for number in frames.tolist()])
 
     def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """Tokens of frames [B,3,S,S], per layer, float32."""

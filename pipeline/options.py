@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfz.pipeline.config import Options, option
+from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 
 DEFAULT_ENCODER = "vit_small_patch16_dinov3.lvd1689m"
@@ -63,5 +63,4 @@ class ExtractOptions(Options):
         super().__post_init__()
         if self.weights is not None and self.random_weights:
             raise UsageError("--weights and --random-weights contradict each other; give one of them")
-        if self.name is not None and (not self.name or not all(c.isalnum() or c in "._-" for c in self.name)):
-            raise UsageError(f"--name {self.name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+        check_folder_name(self.name)

@@ -185,8 +185,8 @@ def extend_plans(
         plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, view=view, again=again)
         if plan is None:
             return existing
-        write_plan(folder, plan)  # when another process was first, the next round sees its plan
-        again = ()  # whoever wrote that plan, it is the one new attempt
+        written = write_plan(folder, plan)  # when another process was first, the next round sees its plan
+        again = set(again) - {video.key for videos in written.shards.values() for video in videos}
 
 
 def read_plans(folder: Path) -> tuple[Plan, ...]:

@@ -76,9 +76,11 @@ class ShardExtractor:
         self._started, self._num_encoded = time.perf_counter(), 0
 
     def extract(self, task: ShardTask) -> list[LedgerRow]:
-        """Write and commit one shard; returns the ledger rows of its videos.
+        """Write and commit one shard.
 
-        When another process committed it first, its rows stand and ours are dropped with our data.
+        Returns:
+            The ledger rows of its videos; none when another process committed the shard first: its rows stand, and ours
+            are dropped with our data.
 
         Raises:
             StorageError: the disk is full; nothing of the shard is left.
@@ -98,12 +100,10 @@ class ShardExtractor:
                     writer.rollback(video.frame_start)
                     video.num_frames = 0
                 self._progress.advance(figures=self._figures())
-                if video.reason:
-                    self._progress.note(f"failed: {video.planned.id}: {video.reason}")
             self._encode(batch, writer)
             data = writer.finish() if writer.num_frames else None
             rows = [_row(video, task) for video in videos]
-            commit_shard(
+            committed = commit_shard(
                 self._cache,
                 ShardIndex(
                     shard=task.shard,
@@ -115,7 +115,11 @@ class ShardExtractor:
                     rows=tuple(rows),
                 ),
             )
-        return rows
+        self._progress.advance(0, figures=self._figures())
+        for row in rows:
+            if row.reason:
+                self._progress.note(f"{row.status}: {row.id!r}: {row.reason}")
+        return rows if committed else []
 
     def _decode(self, video: _Video, path: Path) -> Iterator[PreparedFrame]:
         """The frames of a video, until it or its tokens prove bad."""
@@ -208,6 +212,6 @@ def _row(video: _Video, task: ShardTask) -> LedgerRow:
         frame_start=video.frame_start if ok else 0,
         shard=task.shard,
         source_digest=video.digest,
-        source_path=str(task.paths[planned.id]),
+        source_path=str(task.paths[planned.id].absolute()),
         duration_seconds=video.last_pts_seconds if ok else 0.0,
     )

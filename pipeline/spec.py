@@ -18,7 +18,6 @@ from vfz.pipeline.errors import CacheFormatError, UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
 
 PRECISIONS = ("fp32", "fp16")
-AUTOCAST_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,7 @@ class EncoderSpec:
         interpolation: `bilinear` or `bicubic`, antialiased.
         mean, std: per channel, of pixels in [0, 1].
         preprocess_version: version of vfz's own resize, crop and normalise.
+        layers_version: version of how tokens are read off a layer (norm, order of prefix tokens, grid to rows).
         final_norm: ViT layers have passed the encoder's final norm; CNN stages have not.
         autocast: dtype the encoder computes in; `float32` means no autocast.
     """
@@ -47,6 +47,7 @@ class EncoderSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     preprocess_version: int
+    layers_version: int
     final_norm: bool
     autocast: str
 

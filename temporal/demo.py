@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vfz.pipeline.encoder import load_encoder
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extract import ExtractReport, extract
-from vfz.pipeline.files import write_file_atomic
+from vfz.pipeline.files import make_folder, write_file_atomic
 from vfz.pipeline.options import ExtractOptions
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.options import DemoOptions, ProbeOptions, TrainOptions
@@ -28,6 +29,7 @@ from vfz.temporal.train import TrainReport, train_temporal
 CORES = ("identity", "gmmix", "rvm_rnn")
 TIMED_CORE = "gmmix"
 NUM_FRAMES = 12
+IMAGE_SIZE = 96
 LAYER = "3"  # the stage of efficientnet-lite0 with 36 tokens of 112 channels at 96 pixels
 _MARKER = ".vfz-demo"
 
@@ -60,6 +62,7 @@ def run_demo(options: DemoOptions, *, progress: Progress | None = None) -> DemoS
     """
     started = time.perf_counter()
     progress = progress or SilentProgress()
+    load_encoder("demo", layers=(LAYER,), image_size=IMAGE_SIZE)  # says what to install before anything is written
     _make_room(options.out)
     extracted = _extract(options, progress)
     cache = Path(extracted.cache)
@@ -94,11 +97,12 @@ def _accuracies(runs: Mapping[str, TrainReport]) -> dict[str, float]:
 
 def _make_room(out: Path) -> None:
     """Empty the folder of an earlier demo; never anything else."""
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         if not (out / _MARKER).is_file():
             raise UsageError(f"--out {out} is not empty and holds no earlier demo; give a new folder")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+        for name in ("caches", "runs", "videos"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    make_folder(out)
     (out / _MARKER).touch()
 
 
@@ -109,10 +113,10 @@ def _extract(options: DemoOptions, progress: Progress) -> ExtractReport:
             root=options.out / "videos",
             encoder="demo",
             layers=(LAYER,),
-            image_size=96,
+            image_size=IMAGE_SIZE,
             num_videos=options.num_videos,
             num_frames=NUM_FRAMES,
-            size=96,
+            size=IMAGE_SIZE,
             seed=options.seed,
             out=options.out / "caches",
             device=options.device,

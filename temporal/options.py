@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfz.pipeline.config import Options, option
+from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.options import DEVICE_HELP
 
 CACHE_HELP = "The cache; may be left out when caches/ holds just one."
@@ -61,6 +61,10 @@ class TrainOptions(Options):
     name: str | None = option(None, help="Name of the run; default: cache and core.")
     resume: bool = option(default=False, help="Continue an interrupted run from its last finished epoch.")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder_name(self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(Options):
@@ -72,7 +76,7 @@ class ProbeOptions(Options):
     )
     temporal: Path | None = option(None, help="A run of vfz train-temporal: probe its outputs instead of the tokens.")
     layer: str | None = option(None, help="The cached encoder layer; default: the last one.")
-    parts: str = option("all", help=PARTS_HELP, choices=PARTS)
+    parts: str | None = option(None, help=f"{PARTS_HELP} Default: the run's, else all.", choices=PARTS)
     pool: str | None = option(
         None,
         help="linear: `mean` over frames, or the `last` frame; default: last with --temporal, else mean.",
@@ -90,6 +94,10 @@ class ProbeOptions(Options):
     device: str = option("auto", help=DEVICE_HELP)
     out: Path = option(Path("runs"), help="The folder that results are written in.")
     name: str | None = option(None, help="Name of the result; default: cache or run, and probe.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder_name(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

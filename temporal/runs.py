@@ -5,7 +5,8 @@
                  metrics.jsonl       one JSON object a step, an epoch, an evaluation
                  checkpoint.pt       while training: everything needed to continue exactly; gone when done
 
-Every file is replaced whole (written aside, synced, renamed), so that a kill leaves the last complete one.
+metrics.jsonl grows line by line and is synced before every checkpoint; the other files are replaced whole (written
+aside, synced, renamed), so that a kill leaves the last complete one.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vfz.pipeline.errors import CacheMismatchError, RunError, UsageError
-from vfz.pipeline.files import storage_errors, write_file_atomic
+from vfz.pipeline.files import fsync_file, storage_errors, write_file_atomic
 from vfz.pipeline.spec import describe_difference
 from vfz.temporal.model import ModelConfig, TemporalModel
 
@@ -79,7 +82,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Temporal
     model = TemporalModel(run.model_config)
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{path}/model.safetensors does not load: {str(error).splitlines()[0]}") from None
     return model.to(device).eval(), run
 
@@ -89,8 +92,7 @@ def save_model(path: Path, model: TemporalModel) -> None:
     temporary = path / "model.safetensors.tmp"
     with storage_errors(temporary):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        fsync_file(temporary)
         temporary.replace(path / "model.safetensors")
 
 
@@ -126,10 +128,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise RunError(
-            f"{file} cannot be read ({str(error).splitlines()[0]}); delete the run and train again"
-        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        raise RunError(f"{file} is damaged; delete the run and train again") from None
     return state
 
 
@@ -138,18 +138,27 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path / "metrics.jsonl"
-        self._path.touch()
+        with storage_errors(self._path):
+            self._path.touch()
 
     def write(self, **values: Any) -> None:
         """Append one line."""
         with storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    @property
-    def num_bytes(self) -> int:
-        """Its size now."""
+    def sync(self) -> int:
+        """Flush it to the disk; returns its size in bytes, to which `cut` can go back."""
+        with storage_errors(self._path):
+            fsync_file(self._path)
         return self._path.stat().st_size
 
     def cut(self, num_bytes: int) -> None:
-        """Drop everything after `num_bytes`: lines of steps that will be done again."""
-        os.truncate(self._path, num_bytes)
+        """Drop everything after `num_bytes`: lines of steps that will be done again.
+
+        Raises:
+            RunError: when there are fewer.
+        """
+        if self._path.stat().st_size < num_bytes:
+            raise RunError(f"{self._path} was shortened since the checkpoint; delete the run and train again")
+        with storage_errors(self._path):
+            os.truncate(self._path, num_bytes)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import RunError, UsageError
+from vfz.pipeline.files import make_folder
 from vfz.pipeline.find import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.clips import (
@@ -87,7 +88,15 @@ class Trainer:
 
     def __init__(self, options: TrainOptions, cache: FeatureCache, device: torch.device) -> None:
         self.options, self.cache, self.device = options, cache, device
-        layers = options.layers or (list(cache.layers)[-1],)
+        cached = list(cache.layers)
+        # the mixer takes the shallowest first, in whatever order they were asked for
+        layers = tuple(
+            sorted(options.layers or cached[-1:], key=lambda name: cached.index(name) if name in cached else -1)
+        )
+        if options.mixer == "last" and len(layers) > 1:
+            raise UsageError(
+                f"--mixer last uses one layer, {len(layers)} were given ({', '.join(layers)}); give one of them"
+            )
         num_tokens, encoder_dim = check_parts(cache, layers, options.parts)
         if not cache.class_names:
             raise UsageError(f"{cache.path} has no class labels; --task classify needs them")
@@ -131,7 +140,7 @@ class Trainer:
         self.epoch = self.step = 0
         self.train_loss = float("nan")
         self.epoch_seconds: list[float] = []
-        self.path = options.out / (options.name or f"{cache.path.name}-{options.core}-seed{options.seed}")
+        self.path = options.out / (options.name or f"{cache.path.resolve().name}-{options.core}-seed{options.seed}")
 
     def _loader(self, source: TokenSource, split: str, rule: ClipRule) -> ClipLoader:
         return ClipLoader(
@@ -152,7 +161,7 @@ class Trainer:
         if not self.options.resume:
             if (self.path / "run.json").exists():
                 raise RunError(f"the run {self.path} exists; continue it with --resume, or choose another --name")
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self.metrics = MetricsLog(self.path)
             self.metrics.cut(0)
             write_run(self.path, self._record(finished=False))
@@ -166,6 +175,8 @@ class Trainer:
             for key, value in ours["options"].items()
             if theirs["options"].get(key) != value
         ]
+        if theirs["device_type"] != ours["device_type"]:
+            differing.append(f"the device (run {theirs['device_type']}, now {ours['device_type']})")
         if theirs["cache"]["fingerprint"] != ours["cache"]["fingerprint"]:
             differing.append("the cache's recipe")
         elif theirs["cache"]["ledger_digest"] != ours["cache"]["ledger_digest"]:
@@ -212,7 +223,7 @@ class Trainer:
                 "epoch": self.epoch,
                 "step": self.step,
                 "train_loss": self.train_loss,
-                "metrics_bytes": self.metrics.num_bytes,
+                "metrics_bytes": self.metrics.sync(),
                 "cpu_rng": torch.get_rng_state(),
                 **cuda,
             },
@@ -280,6 +291,7 @@ class Trainer:
             "finished": finished,
             "options": options,
             "model": self.config.to_dict(),
+            "device_type": self.device.type,
             "clips": {"num_frames": self.options.clip_frames, "stride": self.options.clip_stride},
             "class_names": list(self.cache.class_names),
             "cache": {

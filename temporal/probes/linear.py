@@ -70,11 +70,12 @@ def fit_logistic(x_VD: Tensor, labels_V: Tensor, *, num_classes: int, inverse_pe
 
 def fit_linear(task: ProbeTask) -> ProbeFit:
     """Fit on the training clips, choose the penalty on a held-out tenth of them, predict the evaluated clips."""
-    train_VD, train_V = _vectors(task, task.train, "reading the training split"), task.train.labels_V
+    train_V = task.train.labels_V
+    held_V = hold_out(train_V, seed=task.seed)
+    train_VD = _vectors(task, task.train, "reading the training split")
     evaluate_VD = _vectors(task, task.evaluate, "reading the reported split")
     mean_D, std_D = train_VD.mean(dim=0), train_VD.std(dim=0)
     train_VD, evaluate_VD = ((x - mean_D) / (std_D + _EPSILON) for x in (train_VD, evaluate_VD))
-    held_V = hold_out(train_V, seed=task.seed)
     scores = {}
     for inverse_penalty in INVERSE_PENALTIES:
         fitted = fit_logistic(

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.files import write_file_atomic
+from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
 from vfz.pipeline.find import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.clips import (
@@ -74,6 +75,8 @@ def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeRe
         another recipe.
     """
     started = time.perf_counter()
+    if options.probe == "attentive" and options.pool is not None:
+        raise UsageError("--pool belongs to the linear probe; the attentive probe sees all frames")
     progress = progress or SilentProgress()
     device = choose_device(options.device)
     cache = FeatureCache(find_cache(options.cache))
@@ -99,9 +102,9 @@ def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeRe
     top1 = float((fit.predicted_V == fit.labels_V).float().mean())
     num_clips = len(fit.labels_V)
     features = str(options.temporal) if options.temporal else "tokens"
-    stem = options.temporal.name if options.temporal else cache.path.name
+    folder = make_folder(options.out / (options.name or _default_name(options, cache)))
     report = ProbeReport(
-        result=str(options.out / (options.name or f"{stem}-{options.probe}-probe")),
+        result=str(folder),
         probe=options.probe,
         features=features,
         pool=task.pool if options.probe == "linear" else "all frames",
@@ -126,13 +129,13 @@ class _FeatureSource:
         self._options, self._cache, self._device = options, cache, device
         self._model: TemporalModel | None = None
         layers: tuple[str, ...] = (options.layer or list(cache.layers)[-1],)
-        parts = options.parts
+        parts = options.parts or "all"
         num_frames, stride = DEFAULT_CLIP_FRAMES, 1
         if options.temporal:
             self._model, run = load_model(options.temporal, device)
             check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
-            if options.layer is not None:
-                raise UsageError("--layer and --temporal contradict each other: the run fixes its layers")
+            if options.layer is not None or options.parts is not None:
+                raise UsageError("--layer and --parts contradict --temporal: the run fixes its tokens")
             parts, layers = self._model.config.parts, self._model.config.encoder_layers
             num_frames, stride = run.values["clips"]["num_frames"], run.values["clips"]["stride"]
         _, encoder_dim = check_parts(cache, layers, parts)
@@ -165,13 +168,23 @@ class _FeatureSource:
         return self._model.features(batch.layers_BTND) if self._model else batch.layers_BTND[-1]
 
 
+def _default_name(options: ProbeOptions, cache: FeatureCache) -> str:
+    """What was probed and how, with a digest of the settings: other settings never replace a result."""
+    settings = {key: value for key, value in _settings(options).items() if key not in {"out", "device", "cache"}}
+    stem = options.temporal.resolve().name if options.temporal else cache.path.resolve().name
+    return f"{stem}-{options.probe}-probe-{sha256_hex(canonical_json(settings))[:8]}"
+
+
+def _settings(options: ProbeOptions) -> dict[str, str]:
+    return {key: str(value) for key, value in dataclasses.asdict(options).items() if value is not None}
+
+
 def _write(report: ProbeReport, options: ProbeOptions, cache: FeatureCache) -> None:
-    folder = options.out / (options.name or report.result.rsplit("/", 1)[-1])
-    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "format_version": 1,
         "report": dataclasses.asdict(report),
-        "options": {key: str(value) for key, value in dataclasses.asdict(options).items() if value is not None},
+        "options": _settings(options),
         "cache": {"fingerprint": cache.fingerprint, "ledger_digest": cache.ledger_digest},
     }
-    write_file_atomic(folder / "probe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_file_atomic(Path(report.result) / "probe.json", text.encode())

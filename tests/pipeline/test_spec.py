@@ -26,6 +26,7 @@ RECIPE = Recipe(
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         preprocess_version=1,
+        layers_version=1,
         final_norm=True,
         autocast="float32",
     ),
