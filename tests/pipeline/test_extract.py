@@ -17,6 +17,7 @@ from vfz.pipeline.errors import (
 )
 from vfz.pipeline.extract import extract
 from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.progress import SilentProgress
 
 
 @pytest.fixture
@@ -123,6 +124,60 @@ def test_a_split_can_be_added_later(folder):
     assert (second.cache, second.num_ok, second.new_videos) == (first.cache, 4, 2)
     with pytest.raises(UsageError, match="it has test, train"):
         extract(dataclasses.replace(folder, splits=("valid",)))
+
+
+def test_two_datasets_of_one_name_are_not_mixed(folder, folder_dataset, tmp_path):
+    extract(folder)
+    other = tmp_path / "elsewhere" / folder_dataset.name
+    for path in folder_dataset.rglob("*.mp4"):
+        target = other / path.relative_to(folder_dataset).with_name(f"other-{path.name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    with pytest.raises(CacheMismatchError, match="another dataset of the same name"):
+        extract(dataclasses.replace(folder, root=other))
+
+
+def test_a_dataset_that_was_moved_as_a_whole_is_the_same_dataset(folder, folder_dataset, tmp_path):
+    first = extract(folder)
+    moved = tmp_path / "elsewhere" / folder_dataset.name
+    moved.parent.mkdir()
+    folder_dataset.rename(moved)
+    again = extract(dataclasses.replace(folder, root=moved))
+    assert (again.cache, again.num_tried) == (first.cache, 0)
+
+
+def test_videos_that_are_gone_are_told_of_and_kept(folder, folder_dataset):
+    notes = []
+
+    class Listening(SilentProgress):
+        def note(self, text):
+            notes.append(text)
+
+    extract(folder)
+    (folder_dataset / "train/traffic/bikes.mp4").unlink()
+    assert extract(folder, progress=Listening()).num_ok == 4
+    assert "1 videos of the cache are no longer" in notes[0]
+    assert "train/traffic/bikes" in notes[0]
+
+
+def test_failures_of_earlier_calls_count(folder, folder_dataset):
+    for number in range(3):
+        (folder_dataset / f"train/traffic/broken{number}.mp4").write_text("not a video")
+    strict = dataclasses.replace(folder, max_failures=2)
+    with pytest.raises(TooManyFailuresError):
+        extract(strict)
+    shutil.copy(folder_dataset / "train/traffic/bikes.mp4", folder_dataset / "train/traffic/new.mp4")
+    with pytest.raises(TooManyFailuresError):
+        extract(strict)
+    assert extract(dataclasses.replace(folder, max_failures=3)).num_ok == 5
+
+
+def test_nothing_is_rendered_or_written_when_the_encoder_is_wrong(tmp_path):
+    with pytest.raises(UsageError, match="has no layer '9'"):
+        extract(
+            ExtractOptions(dataset="synthetic", root=tmp_path / "videos", encoder="demo", layers=("9",), out=tmp_path)
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_random_weights_are_marked(folder):

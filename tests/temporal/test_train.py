@@ -14,9 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.errors import CacheMismatchError, RunError, UnknownNameError, UsageError
+from vfz.pipeline.errors import (
+    CacheMismatchError,
+    DecodeError,
+    RunError,
+    StorageError,
+    UnknownNameError,
+    UsageError,
+)
 from vfz.temporal.options import TrainOptions
-from vfz.temporal.runs import load_model, read_run
+from vfz.temporal.runs import MetricsLog, load_model, read_run
 from vfz.temporal.train import train_temporal
 
 
@@ -117,6 +124,70 @@ def test_a_run_is_not_resumed_with_other_options(options):
 def test_there_must_be_a_run_to_resume(options):
     with pytest.raises(UsageError, match="no run"):
         train_temporal(dataclasses.replace(options, resume=True))
+
+
+def test_a_damaged_checkpoint_or_model_is_one_clear_line(options):
+    train_temporal(options)
+    run = options.out / "run"
+    (run / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="does not load"):
+        load_model(run)
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"finished": true', '"finished": false'))
+    (run / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="is damaged; delete the run"):
+        train_temporal(dataclasses.replace(options, resume=True))
+
+
+def test_a_run_is_not_resumed_with_metrics_that_lost_lines(options):
+    train_temporal(options)
+    run = options.out / "run"
+    log = MetricsLog(run)
+    size = log.sync()
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="was shortened"):
+        log.cut(size)
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_clear_line(options, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="is a file; choose a folder"):
+        train_temporal(dataclasses.replace(options, out=tmp_path / "file"))
+
+
+def test_online_training_finds_videos_under_a_root_that_was_moved(synthetic_options, options, tmp_path, monkeypatch):
+    """Extracted with a relative root, trained from another folder with another root; one video is a symlink."""
+    from vfz.pipeline.extract import extract
+    from vfz.pipeline.options import ExtractOptions
+
+    synthetic = synthetic_options()
+    extract(dataclasses.replace(synthetic, out=tmp_path / "unused"))  # renders the videos where they are not there yet
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / "first" / split).mkdir(parents=True)
+        for name in ("left_up_grow", "up_left_grow"):
+            shutil.copytree(synthetic.root / split / name, tmp_path / "first" / split / name)
+    video = next((tmp_path / "first" / "train" / "left_up_grow").iterdir())
+    video.rename(tmp_path / "target.mp4")
+    video.symlink_to(tmp_path / "target.mp4")
+    report = extract(
+        ExtractOptions(
+            dataset="folder", root="first", encoder="demo", layers=("3",), image_size=64, batch_size=16, out="caches"
+        )
+    )
+    (tmp_path / "first").rename(tmp_path / "second")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    online = dataclasses.replace(
+        options, cache=tmp_path / report.cache, online=True, epochs=1, root="../second", core="identity"
+    )
+    assert train_temporal(online).num_eval_clips == 4
+    with pytest.raises(DecodeError, match="not there"):
+        train_temporal(dataclasses.replace(online, root=None, name="other"))
+
+
+def test_layers_go_to_the_mixer_shallowest_first_and_last_takes_one(vit_cache, options):
+    with pytest.raises(UsageError, match="last uses one layer, 2 were given"):
+        train_temporal(dataclasses.replace(options, cache=vit_cache.path, layers=("11", "5")))
 
 
 def test_a_trained_model_is_used_without_the_cache(options, synthetic_cache, tmp_path):

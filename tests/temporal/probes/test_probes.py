@@ -88,6 +88,12 @@ def test_a_probe_of_a_cache_is_reported_with_its_denominator_and_kept(options, s
     }  # fmt: skip
 
 
+def test_other_settings_never_replace_a_result(options):
+    first = probe(options)
+    assert probe(options).result == first.result
+    assert probe(dataclasses.replace(options, pool="last")).result != first.result
+
+
 def train(cache, out, **changes):
     settings = {
         "core": "rvm_rnn", "core_dim": 32, "num_layers": 1, "num_heads": 2, "readout_dim": 32, "readout_heads": 2,
@@ -102,8 +108,9 @@ def test_a_probe_of_a_temporal_module_takes_its_clips_and_layers_from_the_run(op
     assert report.features == run
     assert report.pool == "last"
     assert report.num_parameters == 6 * (32 + 1)
-    with pytest.raises(UsageError, match="contradict"):
-        probe(dataclasses.replace(options, temporal=run, layer="3"))
+    for changes in ({"layer": "3"}, {"parts": "patch"}):
+        with pytest.raises(UsageError, match="contradict"):
+            probe(dataclasses.replace(options, temporal=run, **changes))
 
 
 def test_a_run_trained_on_another_encoder_is_refused_field_by_field(options, synthetic_cache, vit_cache):
