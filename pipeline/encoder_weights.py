@@ -62,6 +62,8 @@ def check_name(name: str) -> None:
     Raises:
         UnknownNameError: with the nearest names.
     """
+    if name == DEMO_ALIAS:
+        return
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise UnknownNameError("encoder", name, [*timm.list_models(), DEMO_ALIAS], hint="(any timm model name)")

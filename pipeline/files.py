@@ -34,7 +34,6 @@ _WHAT_TO_DO = {
     errno.EPERM: "choose a folder that you may write, on a file system with hard links",
     errno.EOPNOTSUPP: "choose a folder on a file system with hard links",
     errno.ENOTDIR: "a part of that path is a file; choose a folder",
-    errno.EEXIST: "something that is no folder has that name; choose another",
     errno.ENOENT: "that place cannot hold files; choose a folder that can be written",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
@@ -65,6 +64,8 @@ def make_folder(path: Path) -> Path:
     Raises:
         StorageError: when it cannot be made.
     """
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"cannot make the folder {path}: a file has that name; choose another")
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path

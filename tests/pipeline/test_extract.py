@@ -172,10 +172,10 @@ def test_failures_of_earlier_calls_count(folder, folder_dataset):
     assert extract(dataclasses.replace(folder, max_failures=3)).num_ok == 5
 
 
-def test_nothing_is_rendered_or_written_when_the_encoder_is_wrong(tmp_path):
-    with pytest.raises(UsageError, match="has no layer '9'"):
+def test_nothing_is_rendered_or_written_for_an_encoder_that_does_not_exist(tmp_path):
+    with pytest.raises(UsageError, match="did you mean vit_tiny_patch16_224"):
         extract(
-            ExtractOptions(dataset="synthetic", root=tmp_path / "videos", encoder="demo", layers=("9",), out=tmp_path)
+            ExtractOptions(dataset="synthetic", root=tmp_path / "videos", encoder="vit_tiny_patch16_24", out=tmp_path)
         )
     assert list(tmp_path.iterdir()) == []
 
