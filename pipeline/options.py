@@ -40,7 +40,9 @@ class ExtractOptions(Options):
     splits: tuple[str, ...] | None = option(None, help="Only these splits, comma separated; default: all.")
     precision: str = option("fp16", help="Stored precision of tokens.", choices=("fp32", "fp16"))
     autocast: str = option(
-        "float32", help="What the encoder computes in; bfloat16 is faster.", choices=("float32", "bfloat16", "float16")
+        "float32",
+        help="What the encoder computes in; bfloat16 is faster on GPUs and some CPUs.",
+        choices=("float32", "bfloat16", "float16"),
     )
     batch_size: int = option(32, help="Frames per encoder batch.", minimum=1)
     device: str = option("auto", help=DEVICE_HELP)

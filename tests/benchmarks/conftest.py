@@ -1,11 +1,19 @@
 """Benchmarks print a ratio against a baseline measured in the same run, and keep it in .bench/results.json."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 RESULTS = Path(__file__).parents[2] / ".bench" / "results.json"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Benchmarks use every core, unlike the other tests."""
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 @pytest.fixture
