@@ -103,11 +103,11 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         progress=progress,
     )
     new_rows: list[LedgerRow] = []
+    tried = {video.key for task in tasks for video in task.videos}
+    failed = [row for row in before if row.status == "failed" and row.key not in tried]
+    allowed = _allowed_failures(options, everything)
+    _check_failures(failed, allowed, folder)
     if tasks:
-        tried = {video.key for task in tasks for video in task.videos}
-        failed = [row for row in before if row.status == "failed" and row.key not in tried]
-        allowed = _allowed_failures(options, everything)
-        _check_failures(failed, allowed, folder)
         progress.start("extracting", total=len(tried), unit="videos")
         for rows in run_local(extractor, tasks):
             new_rows += rows

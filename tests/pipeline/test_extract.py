@@ -166,6 +166,8 @@ def test_failures_of_earlier_calls_count(folder, folder_dataset):
     strict = dataclasses.replace(folder, max_failures=2)
     with pytest.raises(TooManyFailuresError):
         extract(strict)
+    with pytest.raises(TooManyFailuresError, match="3 videos failed, 2 are allowed"):
+        extract(strict)  # nothing is left to do, and that is no success
     shutil.copy(folder_dataset / "train/traffic/bikes.mp4", folder_dataset / "train/traffic/new.mp4")
     with pytest.raises(TooManyFailuresError):
         extract(strict)
