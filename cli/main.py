@@ -6,7 +6,6 @@ little more than importing click.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,11 +13,11 @@ from importlib.metadata import version
 
 import click
 
+from vfz.cli.lazy import Commands, LazyGroup
 from vfz.cli.options import VERBOSE_HELP, Session
-from vfz.pipeline.errors import UsageError, VfzError, nearest_names
+from vfz.pipeline.errors import VfzError
 
-# name -> (module, command in it, help in the list of commands)
-COMMANDS = {
+COMMANDS: Commands = {
     "extract": ("vfz.cli.extract", "extract_command", "Run a frozen encoder over videos and cache the tokens."),
     "train-temporal": (
         "vfz.cli.train_temporal",
@@ -26,42 +25,14 @@ COMMANDS = {
         "Train a recurrent temporal module from a cache.",
     ),
     "probe": ("vfz.cli.probe", "probe_command", "Fit a linear or attentive probe on cached tokens."),
+    "cache": ("vfz.cli.cache", "cache_group", "List, describe, verify, convert and repair caches."),
     "demo": ("vfz.cli.demo", "demo_command", "All three on built-in videos; prints a table."),
 }
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command only when it is run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """In the order a user needs them."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """The command, or None where there is none of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        found: click.Command = getattr(importlib.import_module(module), attribute)
-        return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but an unknown command gets the nearest names."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = nearest_names(args[0], COMMANDS) or list(COMMANDS)
-            raise UsageError(f"no command {args[0]!r}; did you mean {' or '.join(near)}? See vfz --help")
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The list of commands, without importing any of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
-
-
 @click.group(
     cls=LazyGroup,
+    commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="\b\nExample:\n  vfz extract --dataset synthetic --encoder demo --layers 3\n"
     "  vfz train-temporal --core gmmix\n  vfz probe --probe linear",

@@ -29,14 +29,15 @@ class Session:
 
 
 def command(
-    options_type: type[OptionsType], *, name: str, example: str
+    options_type: type[OptionsType], *, name: str, example: str, argument: str | None = None
 ) -> Callable[[Callable[[OptionsType, Session], None]], click.Command]:
     """Decorator: a function of (options, session) becomes a click command with every option of the dataclass.
 
     Args:
         options_type: the command's options.
-        name: as typed.
+        name: as typed; a command of a group by both names with a dot between, e.g. `cache.verify`.
         example: shown at the end of `--help`, one command a line.
+        argument: name of the option that is given without its flag.
     """
 
     def decorate(function: Callable[[OptionsType, Session], None]) -> click.Command:
@@ -55,16 +56,24 @@ def command(
             function(options, session)
 
         shown = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
-        parameters: list[click.Parameter] = [_click_option(field) for field in options_type.option_fields()]
+        parameters = [
+            _click_argument(field) if field.name == argument else _click_option(field)
+            for field in options_type.option_fields()
+        ]
+        own_name = name.rpartition(".")[2]
         return click.Command(
-            name, callback=callback, params=[*parameters, *_common()], help=function.__doc__, epilog=shown,
+            own_name, callback=callback, params=[*parameters, *_common()], help=function.__doc__, epilog=shown,
             no_args_is_help=any(field.required for field in options_type.option_fields()),
         )  # fmt: skip
 
     return decorate
 
 
-def _click_option(field: OptionField) -> click.Option:
+def _click_argument(field: OptionField) -> click.Parameter:
+    return click.Argument([field.name], required=False, type=str, metavar=f"[{field.name.upper()}]")
+
+
+def _click_option(field: OptionField) -> click.Parameter:
     default = None if field.required or field.default is None or field.default is False else field.default
     text = field.info.help
     if field.required:

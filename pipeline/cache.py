@@ -1,85 +1,53 @@
 """Opening a cache and reading windows of it: any frames, layers and parts of any video.
 
-Opening reads the header, the plans and the index of every shard, and no data. Reading opens the shards it needs, in the
-process that needs them, and copies the frames asked for and nothing else; the number of shards that are open at a time
-is bounded by what the system allows. A cache may be pickled and used in DataLoader workers of any start method.
+Opening reads the header, the contents and the consolidated ledger, and neither shards nor tokens: a second for a
+quarter of a million videos. Reading opens the shards it needs, in the process that needs them, and copies the frames
+asked for and nothing else. A cache may be pickled, used by threads and by DataLoader workers of any start method.
 
     cache = FeatureCache("caches/k400-vit_small-0123456789ab")
     clip = cache.read("v_001", frames=slice(0, 32, 2), layers=(5, 11))
     clip.tokens(layer=11)  # float32 [T, N, D]
 
-Shapes: T frames of a clip, N tokens, D channels.
+    buffers = cache.new_batch(8, 16, layers=(11,))  # once
+    batch = cache.read_batch([("v_001", range(16)), ...], layers=(11,), out=buffers)
+    batch.tokens(layer=11, device="cuda")  # float32 [B, T, N, D], expanded on the device
+
+Shapes: B clips of a batch, T frames of a clip, F frames of all videos, N tokens, D channels.
 """
 
 from __future__ import annotations
 
-import resource
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vfz.pipeline.cache_header import read_header
-from vfz.pipeline.commit import SHARDS, ShardIndex, committed_shards
-from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, UnknownNameError, UsageError
-from vfz.pipeline.files import canonical_json, sha256_hex
-from vfz.pipeline.plan import read_plans
-from vfz.pipeline.stores import Checksums, ShardReader, get_store
-from vfz.pipeline.stores.records import PTS_KEY
+from vfz.pipeline.calibration import Calibration, read_calibrations
+from vfz.pipeline.catalog import open_catalog
+from vfz.pipeline.clip_reader import ClipLike, ClipReader, Columns, Frames, array_keys, select_columns
+from vfz.pipeline.errors import CacheIncompleteError, UsageError
+from vfz.pipeline.ledger_table import (
+    LedgerRows,
+    VideoLookup,
+    distinct,
+    has_all,
+    in_split,
+    table_digest,
+    what_is_pending,
+)
+from vfz.pipeline.open_shards import OpenShards, ShardSource
+from vfz.pipeline.spec import QUANTISED
+from vfz.pipeline.token_clip import TokenBatch, TokenClip, empty_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
+    import dask.array
+    import pyarrow as pa
     from numpy.typing import NDArray
 
-    from vfz.pipeline.ledger import LedgerRow
-
-PARTS = ("prefix", "patch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenClip:
-    """Tokens of some frames of one video.
-
-    Attributes:
-        video_id, view: whose.
-        frame_numbers: [T] in the video, in the order asked for.
-        pts_seconds: [T] presentation times.
-        payloads: stored numbers [T, N, D] by (layer, part).
-    """
-
-    video_id: str
-    view: int
-    frame_numbers: NDArray[np.int64]
-    pts_seconds: NDArray[np.float64]
-    payloads: Mapping[tuple[str, str], NDArray[Any]]
-
-    def tokens(self, layer: int | str, part: str = "patch") -> NDArray[np.float32]:
-        """Tokens of a layer as float32 [T, N, D]; part `all` is the prefix tokens and then the patch tokens.
-
-        Raises:
-            UnknownNameError: when the clip was read without that layer or part.
-        """
-        parts = [name for name in PARTS if (str(layer), name) in self.payloads] if part == "all" else [part]
-        if len(parts) == 1:
-            return self.payload(layer, parts[0]).astype(np.float32, copy=False)
-        if not parts:
-            return self.payload(layer, part).astype(np.float32)  # raises: nothing of the layer is there
-        return np.concatenate([self.payload(layer, name) for name in parts], axis=1, dtype=np.float32)
-
-    def payload(self, layer: int | str, part: str = "patch") -> NDArray[Any]:
-        """Tokens of a layer in the stored dtype, [T, N, D].
-
-        Raises:
-            UnknownNameError: when the clip was read without that layer or part.
-        """
-        if (str(layer), part) not in self.payloads:
-            known = [f"{name} {kind}" for name, kind in self.payloads]
-            raise UnknownNameError("layer and part of this clip", f"{layer} {part}", known)
-        return self.payloads[str(layer), part]
+    from vfz.pipeline.stores import Checksums
 
 
 class FeatureCache:
@@ -87,68 +55,122 @@ class FeatureCache:
 
     Args:
         path: the cache's folder.
-        allow_incomplete: open it although some videos are not extracted yet; they cannot be read.
+        allow_incomplete: open it although some videos or columns are not extracted yet; those cannot be read.
         checksums: compare chunks with their crc32c `never`, the `first` time each is read, or `always`.
 
     Attributes:
         path: as given.
         fingerprint: of the recipe.
-        recipe, contents, provenance: of `vfz.json`, plain JSON values.
+        recipe, provenance: of `vfz.json`, plain JSON values.
+        contents: what is stored.
+        precision: fp32, fp16, int8 or int4.
+        store: name of the kind of store.
         layers: {name: {"patch": (N, D), "prefix": (P, D)}}; parts that are not stored are left out.
         class_names: in label order.
-        videos: every row of the ledger, in the order of the plans.
+        videos: every row of the ledger, in the order of the plans; each is made when it is looked at.
+        num_bytes: size of the committed data on disk.
 
     Raises:
         CacheFormatError: when the folder is no cache, or it is damaged or of another format version.
-        CacheIncompleteError: when videos are pending and `allow_incomplete` is false.
+        CacheIncompleteError: when videos or columns are pending and `allow_incomplete` is false.
     """
 
     def __init__(self, path: str | Path, *, allow_incomplete: bool = False, checksums: Checksums = "first") -> None:
         self.path = Path(path)
         header = read_header(self.path)
-        self.fingerprint = header.fingerprint
-        self.recipe, self.contents = dict(header.recipe), dict(header.contents)
-        self.provenance = dict(header.provenance)
-        self.layers: dict[str, dict[str, tuple[int, int]]] = {}
-        for column in header.columns:
-            self.layers.setdefault(column.layer, {})[column.part] = (column.num_tokens, column.dim)
-        self.class_names: tuple[str, ...] = tuple(header.contents["class_names"])
-        indexes = {index.shard: index for index in committed_shards(self.path, self.fingerprint) if index.number == 0}
-        self.videos = _merge_ledger(self.path, indexes)
+        catalog = open_catalog(self.path, header)
+        self.fingerprint, self.precision = header.fingerprint, header.precision
+        self.recipe, self.provenance = dict(header.recipe), dict(header.provenance)
+        self.contents = catalog.contents
+        self.store, self.class_names = self.contents.store, self.contents.class_names
+        self.layers = self.contents.layers
+        self.num_bytes = sum(catalog.shard_bytes.values())
+        self._table = catalog.table
+        self._columns: Columns = {(column.layer, column.part): column for column in self.contents.columns}
+        if self.precision in QUANTISED:
+            _ = self.calibrations  # tokens cannot be read without them: better told now
         self._check_complete(allow_incomplete=allow_incomplete)
-        self._rows = {row.key: row for row in self.videos}
-        self._shards = {shard: index.data for shard, index in indexes.items() if index.data is not None}
-        self._checksums: Checksums = checksums
-        self._prepare_readers()
+        self.videos = LedgerRows(self._table)
+        self._shards = OpenShards(
+            ShardSource(
+                path=self.path,
+                fingerprint=self.fingerprint,
+                contents=self.contents,
+                index_digests={name: file.digest for name, file in catalog.index_files.items()},
+                checksums=checksums,
+            )
+        )
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the committed data on disk."""
-        return sum(data.num_bytes for data in self._shards.values())
+    @cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """What the sample told of every column, by column key."""
+        return read_calibrations(self.path, self.contents)
 
-    @property
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have videos, in alphabetical order."""
+        return tuple(distinct(self._table, "split"))
+
+    @cached_property
+    def views(self) -> tuple[int, ...]:
+        """Numbers of the views that have videos."""
+        return tuple(distinct(self._table, "view"))
+
+    @cached_property
     def ledger_digest(self) -> str:
-        """SHA-256 over what can be read: (id, view, status, frames, shard) of every video, sorted."""
-        rows = sorted([row.id, row.view, row.status, row.num_frames, row.shard] for row in self.videos)
-        return sha256_hex(canonical_json(rows))
+        """SHA-256 over what can be read: id, view, status, frames, shard and lacking columns of every video, sorted."""
+        return table_digest(self._table)
 
-    def ok_videos(self, split: str | None = None, *, view: int = 0) -> list[LedgerRow]:
-        """The rows that can be read, of one split or all.
+    def table(self) -> pa.Table:
+        """The ledger as an Arrow table, in the order of the plans.
+
+        Columns: the attributes of `LedgerRow`, `fold_<name>` for each official fold of the dataset, and `lacking`, the
+        keys of columns that an ok video has no tokens of, with `lacking_reasons` (empty: not extracted yet).
+        """
+        return self._table
+
+    def num_planned(self, split: str | None = None, *, view: int = 0, fold: str | None = None) -> int:
+        """How many videos a split (or the whole cache) has, whether they can be read or not.
 
         Raises:
-            UnknownNameError: when no video of the cache belongs to the split.
+            UnknownNameError: as `ok_videos`.
         """
-        if split is not None and split not in (splits := {row.split for row in self.videos}):
-            raise UnknownNameError(f"split of {self.path}", split, splits)
-        return [row for row in self.videos if row.status == "ok" and row.view == view and split in {None, row.split}]
+        return int(np.count_nonzero(self._in_split(split, view=view, fold=fold)))
+
+    def ok_videos(
+        self,
+        split: str | None = None,
+        *,
+        view: int = 0,
+        layers: Sequence[int | str] | None = None,
+        parts: Sequence[str] | None = None,
+        fold: str | None = None,
+    ) -> LedgerRows:
+        """The rows that can be read, of one split or all, in the order of the plans.
+
+        Args:
+            split: its name; None means all.
+            view: which crop.
+            layers: as in `read`; a video that lacks one of these columns is left out.
+            parts: as in `read`.
+            fold: name of an official fold; `split` is then the split a video has in it, and those not in it are out.
+
+        Raises:
+            UnknownNameError: when no video of the cache belongs to the split or fold, or a layer or part is not cached.
+        """
+        keys = [column.key for column in self._select(layers, parts).values()]
+        mask = self._in_split(split, view=view, fold=fold) & has_all(self._table, keys)
+        return LedgerRows(self._table.filter(mask))
 
     def read(
         self,
         video_id: str,
-        frames: slice | Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        frames: Frames | None = None,
         layers: Sequence[int | str] | None = None,
         parts: Sequence[str] | None = None,
         view: int = 0,
+        *,
+        seconds: tuple[float, float] | None = None,
     ) -> TokenClip:
         """Some frames of one video.
 
@@ -158,141 +180,149 @@ class FeatureCache:
             layers: which layers; None means all that are cached.
             parts: `patch`, `prefix`; None means all that are cached for each layer.
             view: which crop.
+            seconds: (start, end) instead of `frames`: those with start <= time < end.
 
         Raises:
             UnknownNameError: for a video, layer or part that is not in the cache.
-            UsageError: for a frame the video does not have.
-            CacheError: for a video without tokens; says why it has none.
+            UsageError: for a frame the video does not have, or seconds without one.
+            CacheError: for a video without tokens, or without those of a column; says why it has none.
             CacheFormatError: when the data is damaged; names the shard, the video and the layer.
         """
-        row = self._readable_row(video_id, view)
-        numbers = _frame_numbers(frames, row)
+        if frames is not None and seconds is not None:
+            raise UsageError(f"frames={frames!r} and seconds={seconds!r} exclude each other; give one of them")
         columns = self._select(layers, parts)
-        reader = self._reader(row.shard)
-        in_shard = numbers + row.frame_start
-        key = PTS_KEY
-        try:
-            pts_seconds = reader.read(PTS_KEY, in_shard)
-            payloads = {}
-            for layer, part in columns:
-                key = f"layer_{layer}/{part}"
-                payloads[layer, part] = reader.read(key, in_shard)
-        except CacheFormatError as error:
-            raise CacheFormatError(f"video {video_id!r}, {key}, shard {row.shard}: {error}") from error
+        keys = array_keys(columns)
+        clip = self._reader.locate(video_id, view, frames)
+        if seconds is not None:
+            clip = self._reader.frames_within(clip, seconds, next(iter(keys)))
+        length = len(clip.frame_numbers)
+        specs = [spec for column in columns.values() for spec in column.arrays]
+        arrays = {spec.key: np.empty((length, *spec.frame_shape), spec.dtype) for spec in specs}
+        pts_seconds = np.empty(length)
+        self._reader.read(clip, keys, arrays, pts_seconds)
         return TokenClip(
-            video_id=video_id, view=view, frame_numbers=numbers, pts_seconds=pts_seconds, payloads=payloads
+            columns=columns,
+            calibrations=self._calibrations_needed,
+            arrays=arrays,
+            video_id=video_id,
+            view=view,
+            frame_numbers=clip.frame_numbers,
+            pts_seconds=pts_seconds,
         )
+
+    def new_batch(
+        self,
+        batch_size: int,
+        num_frames: int,
+        layers: Sequence[int | str] | None = None,
+        parts: Sequence[str] | None = None,
+        *,
+        pin_memory: bool = False,
+    ) -> TokenBatch:
+        """Buffers that `read_batch` fills.
+
+        Args:
+            batch_size: B.
+            num_frames: T.
+            layers: as for `read`.
+            parts: as for `read`.
+            pin_memory: page-locked where there is a GPU, for copies to it that go on in the background. Wait for those
+                copies before the next batch is read into the same buffers.
+        """
+        columns = self._select(layers, parts)
+        return empty_batch(batch_size, num_frames, columns, self._calibrations_needed, pin_memory=pin_memory)
+
+    def read_batch(
+        self,
+        clips: Sequence[tuple[str, Frames] | ClipLike],
+        layers: Sequence[int | str] | None = None,
+        parts: Sequence[str] | None = None,
+        *,
+        out: TokenBatch | None = None,
+    ) -> TokenBatch:
+        """Clips of one length, each copied once: from the mapped file to its place in the batch.
+
+        Args:
+            clips: (video id, frames), or anything with `id`, `view` and `frames`.
+            layers: as for `read`.
+            parts: as for `read`.
+            out: buffers from `new_batch`, of the same layers, parts and length, for as many clips or more; made when
+                None.
+
+        Returns:
+            The batch: a view of the first clips of `out`.
+
+        Raises:
+            UsageError: for clips of several lengths, or buffers that do not fit; otherwise as `read`.
+        """
+        columns = self._select(layers, parts)
+        wanted = [
+            self._reader.locate(clip[0], 0, clip[1])
+            if isinstance(clip, tuple)
+            else self._reader.locate(clip.id, clip.view, clip.frames)
+            for clip in clips
+        ]
+        lengths = sorted({len(clip.frame_numbers) for clip in wanted})
+        if len(lengths) != 1:
+            raise UsageError(f"clips of {lengths} frames were given; a batch has clips of one length, and at least one")
+        if out is None:
+            out = self.new_batch(len(wanted), lengths[0], layers, parts)
+        batch = out.first([clip.video for clip in wanted], num_frames=lengths[0], columns=columns)
+        keys = array_keys(columns)
+        for number, clip in enumerate(wanted):
+            arrays = {key: array[number] for key, array in batch.arrays.items()}
+            self._reader.read(clip, keys, arrays, batch.pts_seconds[number])
+            batch.frame_numbers[number] = clip.frame_numbers
+        return batch
+
+    def to_dask(
+        self, layer: int | str, part: str = "patch", *, split: str | None = None, view: int = 0
+    ) -> dask.array.Array:
+        """Tokens of all videos that have them as one dask array, float32 [F, N, D], in the order of `ok_videos`.
+
+        One chunk per shard, read when it is computed, in the process that computes it.
+
+        Args:
+            layer: which.
+            part: `patch` or `prefix`.
+            split: which videos, as for `ok_videos`.
+            view: which crop.
+
+        Raises:
+            UsageError: when dask is not installed, or no video can be read.
+            UnknownNameError: as `ok_videos`.
+        """
+        from vfz.pipeline.cache_dask import tokens_as_dask
+
+        (column,) = self._select((layer,), (part,)).values()
+        rows = self.ok_videos(split, view=view, layers=(layer,), parts=(part,))
+        return tokens_as_dask(rows, column, self._calibrations_needed.get(column.key), self._shards.source)
 
     def close(self) -> None:
         """Lets go of open files; a later `read` opens them again."""
-        with self._lock:
-            for reader in self._open.values():
-                reader.close()
-            self._open.clear()
+        self._shards.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in {"_lock", "_open", "_readers"}}
+        # The look-up is as large as the ledger and quickly made again.
+        return {name: value for name, value in vars(self).items() if name != "_reader"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._prepare_readers()
+    @cached_property
+    def _reader(self) -> ClipReader:
+        return ClipReader(VideoLookup(self._table, where=f"{self.path}"), self._shards)
 
-    def _prepare_readers(self) -> None:
-        self._lock = threading.Lock()
-        self._readers: dict[str, ShardReader] = {}
-        self._open: OrderedDict[str, ShardReader] = OrderedDict()
-        # At most half of the files this process may have open; a shard has one per column and one for the times.
-        soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        files_per_shard = 1 + sum(map(len, self.layers.values()))
-        self._max_open_shards = max(1, min(soft_limit, 1 << 16) // 2 // files_per_shard)
+    @cached_property
+    def _calibrations_needed(self) -> Mapping[str, Calibration]:
+        return self.calibrations if self.precision in QUANTISED else {}
 
-    def _reader(self, shard: str) -> ShardReader:
-        """The shard's reader; closes the files of the one not used for longest when too many are open."""
-        with self._lock:
-            if shard not in self._readers:
-                data = self._shards[shard]
-                reader = get_store(data.store).reader
-                self._readers[shard] = reader(self.path / SHARDS / data.name, data, checksums=self._checksums)
-            self._open[shard] = self._readers[shard]
-            self._open.move_to_end(shard)
-            if len(self._open) > self._max_open_shards:
-                self._open.popitem(last=False)[1].close()
-            return self._readers[shard]
+    def _in_split(self, split: str | None, *, view: int, fold: str | None) -> NDArray[np.bool_]:
+        return in_split(self._table, split, view=view, fold=fold, where=f"{self.path}")
 
     def _check_complete(self, *, allow_incomplete: bool) -> None:
-        pending = sum(row.status == "pending" for row in self.videos)
-        if allow_incomplete or (self.videos and not pending):
-            return
-        what = f"{pending} of {len(self.videos)} videos are pending" if self.videos else "no video is planned yet"
-        raise CacheIncompleteError(
-            f"{self.path} is not complete: {what}; run the same `vfz extract` again to continue, or open it with "
-            "allow_incomplete=True"
-        )
+        if not allow_incomplete and (what := what_is_pending(self._table)):
+            raise CacheIncompleteError(
+                f"{self.path} is not complete: {what}; run the same `vfz extract` again to continue, or open it with "
+                "allow_incomplete=True"
+            )
 
-    def _readable_row(self, video_id: str, view: int) -> LedgerRow:
-        row = self._rows.get((video_id, view))
-        if row is None:
-            views = sorted(known for name, known in self._rows if name == video_id)
-            if views:
-                raise UsageError(f"video {video_id!r} is cached in the views {views}, not in view {view}")
-            raise UnknownNameError("video", video_id, {name for name, _ in self._rows}, hint=f"(in {self.path})")
-        if row.status != "ok":
-            reason = row.reason or "not extracted yet; run the same `vfz extract` again"
-            raise CacheError(f"video {video_id!r} has no tokens: {row.status}: {reason}")
-        return row
-
-    def _select(self, layers: Sequence[int | str] | None, parts: Sequence[str] | None) -> list[tuple[str, str]]:
-        """The (layer, part) columns asked for; a part may be absent from some layers, not from all."""
-        chosen = list(self.layers) if layers is None else [str(layer) for layer in layers]
-        for layer in chosen:
-            if layer not in self.layers:
-                hint = f"({self.path} has {', '.join(self.layers)})"
-                raise UnknownNameError("layer", layer, self.layers, hint=hint)
-        for part in parts or ():
-            if not any(part in self.layers[layer] for layer in chosen):
-                cached = {part for layer in chosen for part in self.layers[layer]}
-                raise UnknownNameError(f"part of layers {', '.join(chosen)} in {self.path}", part, cached)
-        return [(layer, part) for layer in chosen for part in self.layers[layer] if parts is None or part in parts]
-
-
-def _merge_ledger(cache_folder: Path, indexes: Mapping[str, ShardIndex]) -> list[LedgerRow]:
-    """The row of every planned video: as committed, else pending. The latest plan wins."""
-    rows: dict[tuple[str, int], LedgerRow] = {}
-    known_shards = set()
-    for plan in read_plans(cache_folder / "plan"):
-        for shard, videos in plan.shards.items():
-            known_shards.add(shard)
-            index = indexes.get(shard)
-            if index is None:
-                before = {video.key: rows[video.key].attempts for video in videos if video.key in rows}
-                settled = [video.pending_row(shard, attempts=before.get(video.key, 0)) for video in videos]
-            elif index.plan == plan.number and {row.key for row in index.rows} == {video.key for video in videos}:
-                settled = list(index.rows)
-            else:
-                raise CacheFormatError(
-                    f"{cache_folder}: the index of shard {shard} and plan {plan.number} name different videos; "
-                    "restore both from one copy"
-                )
-            rows.update({row.key: row for row in settled})
-    if unplanned := indexes.keys() - known_shards:
-        raise CacheFormatError(f"{cache_folder}: no plan names the shards {sorted(unplanned)}; restore plan/")
-    return list(rows.values())
-
-
-def _frame_numbers(
-    frames: slice | Sequence[int] | NDArray[np.integer[Any]] | None, row: LedgerRow
-) -> NDArray[np.int64]:
-    """[T] frame numbers of the video, all in range."""
-    if frames is None:
-        return np.arange(row.num_frames)
-    if isinstance(frames, slice):
-        return np.arange(*frames.indices(row.num_frames))
-    numbers = np.asarray(frames)
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise UsageError(f"frames is {frames!r}; a slice, whole numbers or None is needed")
-    numbers = numbers.astype(np.int64)
-    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < row.num_frames:
-        raise UsageError(
-            f"video {row.id!r} has the frames 0 to {row.num_frames - 1}; {numbers.min()} to {numbers.max()} requested"
-        )
-    return numbers
+    def _select(self, layers: Sequence[int | str] | None, parts: Sequence[str] | None) -> Columns:
+        return select_columns(self._columns, layers, parts, where=f"{self.path}")

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import errno
 import shutil
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vfz.pipeline.contents import Contents
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import canonical_json, fsync_dir, fsync_tree, sha256_hex, storage_errors, unique_token
 from vfz.pipeline.sealed import read_sealed, sealed_bytes
-from vfz.pipeline.stores.records import Column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 HEADER = "vfz.json"
+GOLDEN = "golden"
 _HEADER_KEYS = frozenset({"recipe", "fingerprint", "contents", "provenance"})
-_CONTENTS_TYPES: dict[str, type] = {
-    "dataset": str,
-    "class_names": list,
-    "layers": dict,
-    "dtype": str,
-    "splits": list,
-    "views": list,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +32,28 @@ class CacheHeader:
     Attributes:
         recipe: what decides a stored number, as plain JSON values.
         fingerprint: SHA-256 of the recipe's canonical JSON.
-        contents: `dataset` (its name), `class_names`, `layers` (name: {"patch": [N, D], "prefix": [P, D]}, parts that
-            are not stored left out), `dtype`, `splits`, `views`; other keys are kept as they are.
+        contents: what the cache was created with; `vfz.pipeline.contents.read_contents` gives what it holds now.
         provenance: who made it with what; decides nothing.
     """
 
     recipe: Mapping[str, Any]
     fingerprint: str
-    contents: Mapping[str, Any]
+    contents: Contents
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if fingerprint_of(self.recipe) != self.fingerprint:
             raise ValueError(f"the fingerprint {self.fingerprint!r} is not that of the recipe")
-        for name, kind in _CONTENTS_TYPES.items():
-            if not isinstance(self.contents.get(name), kind):
-                raise TypeError(f"contents.{name} is {self.contents.get(name)!r}; a {kind.__name__} is needed")
-        if not self.columns:
-            raise ValueError("contents.layers is empty; a cache stores at least one part of one layer")
 
     @property
-    def columns(self) -> tuple[Column, ...]:
-        """What every shard stores: layers by number, then those with a name; patch before prefix."""
-        return tuple(
-            Column(layer=layer, part=part, num_tokens=num_tokens, dim=dim, dtype=self.contents["dtype"])
-            for layer, parts in sorted(self.contents["layers"].items(), key=_layer_order)
-            for part, (num_tokens, dim) in sorted(parts.items())
-        )
+    def precision(self) -> str:
+        """How tokens are stored: fp32, fp16, int8 or int4."""
+        return precision_of(self.recipe)
+
+
+def precision_of(recipe: Mapping[str, Any]) -> str:
+    """The stored precision that a recipe (as plain JSON values) names."""
+    return str(recipe["storage"]["precision"])
 
 
 def fingerprint_of(recipe: Mapping[str, Any]) -> str:
@@ -78,18 +65,17 @@ def create_cache(
     folder: Path,
     *,
     recipe: Mapping[str, Any],
-    contents: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    golden: Callable[[Path], None] | None = None,
+    fill: Callable[[Path], Contents],
 ) -> bool:
     """Creates a cache without shards, unless one is there.
 
     Args:
         folder: where; its parents are made.
         recipe: what decides a stored number, plain JSON values.
-        contents: see `CacheHeader`.
         provenance: anything worth knowing later, plain JSON values.
-        golden: called with an existing, empty folder to put the golden frames in. Not called when a cache is there.
+        fill: called with the new folder, in which `golden` and `calibration` are empty folders, to put in what comes
+            before the first shard; returns what the cache holds. Not called when a cache is there.
 
     Returns:
         True when this call made the cache; False when one was there, of whatever recipe: compare its header.
@@ -97,23 +83,17 @@ def create_cache(
     Raises:
         CacheFormatError: when something that is no cache has the name.
         StorageError: when the disk is full or refuses to be written; nothing is left behind.
-        TypeError, ValueError: when contents are not as `CacheHeader` needs them.
     """
     if (folder / HEADER).exists():
         return False
-    fingerprint = fingerprint_of(recipe)
-    CacheHeader(recipe=recipe, fingerprint=fingerprint, contents=contents, provenance=provenance)
-    header = sealed_bytes(
-        {"recipe": recipe, "fingerprint": fingerprint, "contents": contents, "provenance": provenance}
-    )
     temporary = folder.with_name(f".{folder.name}.{unique_token()}.tmp")
     with storage_errors(folder):
         try:
-            for name in ("golden", "plan", "shards"):
+            for name in (GOLDEN, "calibration", "plan", "shards"):
                 (temporary / name).mkdir(parents=True)
-            if golden is not None:
-                golden(temporary / "golden")
-            (temporary / HEADER).write_bytes(header)
+            contents = fill(temporary)
+            header = {"recipe": recipe, "fingerprint": fingerprint_of(recipe), "contents": contents.to_dict()}
+            (temporary / HEADER).write_bytes(sealed_bytes({**header, "provenance": provenance}))
             fsync_tree(temporary)
             return _rename_once(temporary, folder)
         finally:
@@ -133,15 +113,10 @@ def read_header(folder: Path) -> CacheHeader:
         raise CacheFormatError(f"{folder} is not a cache: it has no {HEADER}; a cache is made by `vfz extract`")
     content = read_sealed(path, _HEADER_KEYS)
     try:
-        return CacheHeader(**content)
-    except (TypeError, ValueError, AttributeError) as error:
+        contents = Contents.from_dict(content["contents"], precision=precision_of(content["recipe"]))
+        return CacheHeader(**{**content, "contents": contents})
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CacheFormatError(f"{path} is damaged: {error}") from error
-
-
-def _layer_order(item: tuple[str, Any]) -> tuple[int, str]:
-    """Sorts 2 before 11 before final; JSON text keeps no other order."""
-    name = item[0]
-    return (int(name), "") if name.isdecimal() else (sys.maxsize, name)
 
 
 def _rename_once(temporary: Path, folder: Path) -> bool:

@@ -9,7 +9,6 @@ that reads as before. The cost is a handful of flushes per shard.
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from vfz.pipeline.errors import CacheFormatError, StorageError
 from vfz.pipeline.files import fsync_dir, storage_errors, unique_token
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.sealed import read_sealed, write_sealed_once
+from vfz.pipeline.stores.base import remove_data
 from vfz.pipeline.stores.records import ShardData
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHARDS = "shards"
 _INDEX_NAME = re.compile(r"([0-9]{5,})\.(0|[1-9][0-9]*)\.index\.json")
-_INDEX_KEYS = frozenset({"shard", "number", "plan", "fingerprint", "calibration_digest", "data", "rows"})
+_INDEX_KEYS = frozenset({"shard", "number", "plan", "fingerprint", "calibration_digest", "data", "rows", "column_keys"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,14 @@ class ShardIndex:
 
     Attributes:
         shard: its id, e.g. `00012`.
-        number: 0 for the first commit of a shard; later ones add columns.
+        number: 0 for the first commit of a shard; later ones add columns, for the videos that were ok in the first.
         plan: number of the plan that named its videos.
         fingerprint: of the recipe its tokens were made by.
-        calibration_digest: of the calibration its tokens were quantised with; None for floating point.
+        calibration_digest: of the calibrations its tokens were quantised with (`vfz.pipeline.calibration.digest_of`);
+            None for floating point.
         data: what was stored; None when no video of the shard is ok.
         rows: every video of the shard in stored order.
+        column_keys: what the commit is about; stored for the videos that are ok.
     """
 
     shard: str
@@ -48,20 +50,23 @@ class ShardIndex:
     calibration_digest: str | None
     data: ShardData | None
     rows: tuple[LedgerRow, ...]
+    column_keys: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.rows or any(row.shard != self.shard or row.status == "pending" for row in self.rows):
             raise ValueError(f"shard {self.shard}: its rows must be some, settled, and of this shard")
         next_frame = 0
-        for row in self.rows:
-            if row.status == "ok":
-                if row.frame_start != next_frame:
-                    raise ValueError(
-                        f"shard {self.shard}: video {row.id!r} starts at frame {row.frame_start}, expected {next_frame}"
-                    )
-                next_frame += row.num_frames
-        if next_frame != (self.data.num_frames if self.data else 0):
-            raise ValueError(f"shard {self.shard}: its rows have {next_frame} frames, its data another number")
+        for row in (rows := [row for row in self.rows if row.status == "ok"]):
+            if row.frame_start != next_frame:
+                raise ValueError(
+                    f"shard {self.shard}: video {row.id!r} starts at frame {row.frame_start}, expected {next_frame}"
+                )
+            next_frame += row.num_frames
+        stored = [(video.id, video.view, video.num_frames) for video in self.data.videos] if self.data else []
+        if [(row.id, row.view, row.num_frames) for row in rows] != stored:
+            raise ValueError(f"shard {self.shard}: its rows and its data name different videos or frames")
+        if self.data and {column.key for column in self.data.columns} != set(self.column_keys):
+            raise ValueError(f"shard {self.shard}: its data holds other columns than {self.column_keys}")
 
     @property
     def name(self) -> str:
@@ -69,9 +74,15 @@ class ShardIndex:
         return f"{self.shard}.{self.number}.index.json"
 
 
-def new_data_folder(cache_folder: Path, shard: str) -> Path:
-    """Where a writer of that shard may put its data: a path under `shards/` that no other writer uses. Not created."""
-    return cache_folder / SHARDS / f"{shard}-{unique_token()}"
+def new_data_path(cache_folder: Path, shard: str, suffix: str) -> Path:
+    """Where a writer of that shard may put its data: a path under `shards/` that no other writer uses. Not created.
+
+    Args:
+        cache_folder: the cache.
+        shard: which one.
+        suffix: what the store's data is called, `vfz.pipeline.stores.Store.suffix`.
+    """
+    return cache_folder / SHARDS / f"{shard}-{unique_token()}{suffix}"
 
 
 def commit_shard(cache_folder: Path, index: ShardIndex) -> bool:
@@ -96,7 +107,7 @@ def commit_shard(cache_folder: Path, index: ShardIndex) -> bool:
         committed = _write_index(path, index)
     except StorageError:
         if data is not None and not path.exists():
-            shutil.rmtree(shards / data.name)  # no index will name it, and its space is needed
+            remove_data(shards / data.name)  # no index will name it, and its space is needed
         raise
     if committed:
         return True
@@ -105,7 +116,7 @@ def commit_shard(cache_folder: Path, index: ShardIndex) -> bool:
     winner = read_shard_index(path).data
     if winner is not None and winner.name == data.name:
         return True  # by an earlier call: the data is in use
-    shutil.rmtree(shards / data.name)
+    remove_data(shards / data.name)
     return False
 
 
@@ -119,7 +130,7 @@ def read_shard_index(path: Path) -> ShardIndex:
     try:
         data = None if content["data"] is None else ShardData.from_dict(content["data"])
         rows = tuple(LedgerRow.from_dict(row) for row in content["rows"])
-        index = ShardIndex(**{**content, "data": data, "rows": rows})
+        index = ShardIndex(**{**content, "data": data, "rows": rows, "column_keys": tuple(content["column_keys"])})
     except (TypeError, ValueError, KeyError, AttributeError, CacheFormatError) as error:
         raise CacheFormatError(f"{path} is damaged: {error}") from error
     if path.name != index.name:
@@ -172,5 +183,6 @@ def _write_index(path: Path, index: ShardIndex) -> bool:
         "calibration_digest": index.calibration_digest,
         "data": None if index.data is None else index.data.to_dict(),
         "rows": [row.to_dict() for row in index.rows],
+        "column_keys": list(index.column_keys),
     }
     return write_sealed_once(path, content)

@@ -199,8 +199,8 @@ def check_folder_name(name: str | None) -> None:
 def read_toml(path: Path, *, command: str) -> dict[str, Any]:
     """The keys of a config file for one command.
 
-    They stand in a table named as the command (`[extract]`), so that one file can serve several commands, or, in a
-    file without tables, at the top.
+    They stand in a table named as the command (`[extract]`, `[cache.verify]`), so that one file can serve several
+    commands, or, in a file without tables, at the top.
 
     Raises:
         UsageError: when the file is not there, is not TOML, or mixes both.
@@ -218,10 +218,12 @@ def read_toml(path: Path, *, command: str) -> dict[str, Any]:
         raise UsageError(f"{path} has keys outside its tables: {', '.join(stray)}; move them into [{command}]")
     if unknown := sorted(tables.keys() - COMMANDS):
         raise UnknownNameError(f"table in {path}", unknown[0], COMMANDS)
-    return tables.get(command, {})
+    for name in command.split("."):
+        tables = tables.get(name, {})
+    return tables
 
 
-COMMANDS = frozenset({"extract", "train-temporal", "probe", "demo"})
+COMMANDS = frozenset({"extract", "train-temporal", "probe", "cache", "demo"})
 
 
 def _kind_of(hint: Any) -> tuple[type, bool]:

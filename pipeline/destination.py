@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vfz.pipeline.cache_header import create_cache, read_header
+from vfz.pipeline.cache_header import CacheHeader, create_cache, read_header
+from vfz.pipeline.contents import Contents, read_contents
 from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
 from vfz.pipeline.encoder import FrozenEncoder
+from vfz.pipeline.encoder_columns import columns_of, layers_of
 from vfz.pipeline.encoder_layers import LAYERS_VERSION
 from vfz.pipeline.errors import CacheMismatchError, UsageError
-from vfz.pipeline.golden import write_golden
+from vfz.pipeline.find import cache_name
+from vfz.pipeline.grow import fill_cache, grow_cache
 from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.precision import STORED_DTYPES
+from vfz.pipeline.precision import PRECISION_VERSION
 from vfz.pipeline.preprocess import PREPROCESS_VERSION
-from vfz.pipeline.shard import columns_of
-from vfz.pipeline.spec import EncoderSpec, FrameSpec, Recipe, StorageSpec, ViewSpec, describe_difference
+from vfz.pipeline.spec import (
+    CALIBRATION_FRAMES,
+    CALIBRATION_SEED,
+    QUANTISED,
+    EncoderSpec,
+    FrameSpec,
+    Recipe,
+    StorageSpec,
+    ViewSpec,
+    describe_difference,
+)
+from vfz.pipeline.stores import Column
 from vfz.pipeline.video import DECODER, DECODER_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where an extraction writes.
+
+    Attributes:
+        folder: the cache.
+        contents: what it holds, with the columns that this extraction adds.
+        encoder: gives the layers of all its columns.
+    """
+
+    folder: Path
+    contents: Contents
+    encoder: FrozenEncoder
 
 
 def make_recipe(encoder: FrozenEncoder, options: ExtractOptions, dataset: VideoDataset) -> Recipe:
     """The recipe of what `options` ask for with this encoder."""
     preprocess = encoder.preprocess
+    quantised = options.precision in QUANTISED
     return Recipe(
         encoder=EncoderSpec(
             name=encoder.name,
@@ -46,63 +77,106 @@ def make_recipe(encoder: FrozenEncoder, options: ExtractOptions, dataset: VideoD
             decoder=DECODER,
             decoder_version=DECODER_VERSION,
         ),
-        views=ViewSpec(),
-        storage=StorageSpec(precision=options.precision),
+        views=ViewSpec(horizontal_flip=options.flip),
+        storage=StorageSpec(
+            precision=options.precision,
+            precision_version=PRECISION_VERSION[options.precision],
+            calibration_seed=CALIBRATION_SEED if quantised else None,
+            calibration_frames=CALIBRATION_FRAMES if quantised else None,
+        ),
     )
 
 
 def open_or_create(
     options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe, records: list[VideoRecord]
-) -> Path:
-    """The folder of the cache that `options` ask for, made where it is not there.
+) -> Destination:
+    """The cache that `options` ask for, made where it is not there, with the columns they ask for.
+
+    A cache that is there keeps what it has; layers and parts that are named and not in it are added. Where none are
+    named, the cache's own are meant.
 
     Raises:
         CacheMismatchError: when it holds tokens of another recipe, or labels of other classes.
-        UsageError: when it holds other layers, or `--cache` names none.
+        UsageError: when it has another store, or `--cache` names none.
+        TooManyFailuresError: when no video can be decoded; no cache was made.
     """
-    name = f"{options.name or dataset.name}-{encoder.name.split('.')[0]}-{recipe.fingerprint[:12]}"
-    folder = options.cache or options.out / name
-    layers = _layer_shapes(encoder, options.precision)
+    folder = options.cache or options.out / cache_name(options.name or dataset.name, encoder.name, recipe.fingerprint)
     if options.cache is not None and not folder.is_dir():
         raise UsageError(f"--cache {folder} is not a cache; leave it out to make a new one under {options.out}/")
+    wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
     if not folder.exists():
-        contents = {
-            "dataset": dataset.name,
-            "class_names": list(dataset.class_names),
-            "layers": layers,
-            "dtype": STORED_DTYPES[options.precision],
-            "splits": sorted({record.split for record in records}),
-            "views": [0],
-        }
         create_cache(
             folder,
             recipe=recipe.to_dict(),
-            contents=contents,
             provenance=_provenance(options, dataset, encoder),
-            golden=lambda inside: write_golden(inside, records, encoder, recipe),
+            fill=lambda inside: fill_cache(
+                inside,
+                dataset=dataset.name,
+                class_names=dataset.class_names,
+                store=options.store or "zarr",
+                columns=wanted,
+                compression=options.compression or "auto",
+                encoder=encoder,
+                records=records,
+                recipe=recipe,
+            ),
         )
     header = read_header(folder)
+    contents = read_contents(folder, header)
+    _check(folder, header, contents, options, dataset, recipe)
+    new = _new_columns(contents, wanted, encoder, options)
+    if new:
+        contents = grow_cache(
+            folder,
+            header,
+            contents,
+            new,
+            compression=options.compression or "auto",
+            encoder=encoder,
+            records=records,
+            recipe=recipe,
+        )
+    return Destination(folder=folder, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
+
+
+def _new_columns(
+    contents: Contents, wanted: Sequence[Column], encoder: FrozenEncoder, options: ExtractOptions
+) -> list[Column]:
+    """Columns that were asked for by name and are not in the cache."""
+    if options.layers is None and options.parts is None:
+        return []
+    if options.layers is None:  # parts alone: of the layers that the cache has
+        own = encoder.reading(layers_of(contents.columns))
+        wanted = columns_of(own.shapes, options.precision, parts=options.parts)
+    if options.parts is None:  # layers alone: a layer that is there is not given parts it was made without
+        known = set(contents.layers)
+        return [column for column in wanted if column.layer not in known]
+    keys = {column.key for column in contents.columns}
+    return [column for column in wanted if column.key not in keys]
+
+
+def _check(
+    folder: Path,
+    header: CacheHeader,
+    contents: Contents,
+    options: ExtractOptions,
+    dataset: VideoDataset,
+    recipe: Recipe,
+) -> None:
+    """Refuses a cache that this extraction cannot go on with."""
     if header.recipe != recipe.to_dict():
         lines = "; ".join(describe_difference(header.recipe, recipe.to_dict()))
         raise CacheMismatchError(f"{folder} holds tokens of another recipe: {lines}; use another --name or --out")
-    if header.contents["layers"] != layers:
+    if options.store is not None and options.store != contents.store:
         raise UsageError(
-            f"{folder} holds the layers {', '.join(header.contents['layers'])}, {', '.join(layers)} were asked for; "
-            "layers cannot be added to a cache yet: ask for the same, or give another --name"
+            f"{folder} is a {contents.store} store, --store {options.store} was asked for; leave it out, or make "
+            "another cache with `vfz cache convert`"
         )
-    if header.contents["class_names"] != list(dataset.class_names):
+    if contents.class_names != dataset.class_names:
         raise CacheMismatchError(
-            f"{folder} was made with the classes {', '.join(header.contents['class_names'][:8])}, the dataset now has "
+            f"{folder} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
             f"{', '.join(dataset.class_names[:8])}: labels would not agree; give another --name"
         )
-    return folder
-
-
-def _layer_shapes(encoder: FrozenEncoder, precision: str) -> dict[str, dict[str, list[int]]]:
-    layers: dict[str, dict[str, list[int]]] = {layer: {} for layer in encoder.layers}
-    for column in columns_of(encoder, precision):
-        layers[column.layer][column.part] = [column.num_tokens, column.dim]
-    return layers
 
 
 def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder) -> dict[str, Any]:

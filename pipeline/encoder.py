@@ -9,6 +9,7 @@ Cost: one forward pass up to the last layer asked for. Loading runs the model on
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, cast
 
 import timm
@@ -75,10 +76,26 @@ class FrozenEncoder:
         self.device = torch.device(device)
         self.autocast_dtype = AUTOCAST_DTYPES[autocast]
         self.batch_size = batch_size
-        model = loaded.model.eval().requires_grad_(requires_grad=False).to(self.device)
-        probe_BCHW = torch.zeros(1, 3, preprocess.image_size, preprocess.image_size, dtype=torch.uint8)
-        images_BCHW = preprocess.normalise(probe_BCHW.to(self.device))
-        self._reader, self.shapes = make_reader(model, images_BCHW, name=name, layers=layers)
+        self._model = loaded.model.eval().requires_grad_(requires_grad=False).to(self.device)
+        self._read_layers(layers)
+
+    def reading(self, layers: Sequence[str]) -> FrozenEncoder:
+        """The same encoder, on the same weights, that gives these layers.
+
+        Raises:
+            UsageError: for a layer it does not have.
+        """
+        if tuple(layers) == self.layers:
+            return self
+        other = copy.copy(self)
+        other._read_layers(layers)  # noqa: SLF001 - of its own class
+        return other
+
+    def _read_layers(self, layers: Sequence[str] | None) -> None:
+        size = self.preprocess.image_size
+        probe_BCHW = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        images_BCHW = self.preprocess.normalise(probe_BCHW.to(self.device))
+        self._reader, self.shapes = make_reader(self._model, images_BCHW, name=self.name, layers=layers)
         self.layers = self._reader.layers
 
     def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.commit import committed_paths
+from vfz.pipeline.catalog import is_current, write_catalog
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
 from vfz.pipeline.destination import make_recipe, open_or_create
@@ -21,15 +21,12 @@ from vfz.pipeline.devices import choose_device
 from vfz.pipeline.encoder import load_encoder
 from vfz.pipeline.encoder_weights import check_name
 from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError, UsageError
-from vfz.pipeline.files import source_digest
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.plan import extend_plans
 from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.pipeline.remaining import remaining_tasks
 from vfz.pipeline.runners.local import run_local
 from vfz.pipeline.shard import ShardExtractor, ShardTask
-
-STORE = "zarr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,30 +87,50 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         batch_size=options.batch_size,
     )
     recipe = make_recipe(encoder, options, dataset)
-    folder = open_or_create(options, dataset, encoder, recipe, records)
-    before = FeatureCache(folder, allow_incomplete=True).videos
-    _check_same_videos(folder, before, everything, dataset, progress)
-    tasks = _plan(folder, before, records, options)
+    destination = open_or_create(options, dataset, encoder, recipe, records)
+    folder = destination.folder
+    before = {row.key: row for row in FeatureCache(folder, allow_incomplete=True).videos}
+    _check_same_videos(folder, before.values(), everything, dataset, progress)
+    views = options.views or 1 + max((row.view for row in before.values()), default=0)
+
+    def remaining() -> list[ShardTask]:
+        return remaining_tasks(
+            folder,
+            destination.contents,
+            recipe.fingerprint,
+            records,
+            before,
+            views=views,
+            shard_videos=options.shard_videos,
+            retry_failed=options.retry_failed,
+        )
+
+    tasks = remaining()
     started = time.perf_counter()
-    extractor = ShardExtractor(
-        cache=folder,
-        encoder=encoder,
-        recipe=recipe,
-        store=STORE,
-        progress=progress,
-    )
-    new_rows: list[LedgerRow] = []
     tried = {video.key for task in tasks for video in task.videos}
-    failed = [row for row in before if row.status == "failed" and row.key not in tried]
-    allowed = _allowed_failures(options, everything)
-    _check_failures(failed, allowed, folder)
-    if tasks:
-        progress.start("extracting", total=len(tried), unit="videos")
-        for rows in run_local(extractor, tasks):
+    failures = _Failures(folder=folder, allowed=_allowed_failures(options, everything))
+    failures.add(row for row in before.values() if row.key not in tried)
+    new_rows: list[LedgerRow] = []
+    while tasks:
+        extractor = ShardExtractor(
+            cache=folder,
+            contents=destination.contents,
+            encoder=destination.encoder,
+            recipe=recipe,
+            progress=progress,
+        )
+        progress.start("extracting", total=sum(len(task.videos) for task in tasks), unit="videos")
+        lost = set()
+        for task, rows in zip(tasks, run_local(extractor, tasks), strict=True):
             new_rows += rows
-            failed += [row for row in rows if row.status == "failed"]
-            _check_failures(failed, allowed, folder)
+            failures.add(rows)
+            if not rows:
+                lost.add(task.shard)
         progress.finish()
+        # Another process was first; where it added other columns, ours are still to be made.
+        tasks = [task for task in remaining() if task.shard in lost] if lost else []
+    if not is_current(folder):
+        write_catalog(folder)
     return _report(folder, new_rows, time.perf_counter() - started)
 
 
@@ -154,7 +171,7 @@ def _choose_splits(
 
 
 def _check_same_videos(
-    folder: Path, rows: list[LedgerRow], everything: list[VideoRecord], dataset: VideoDataset, progress: Progress
+    folder: Path, rows: Collection[LedgerRow], everything: list[VideoRecord], dataset: VideoDataset, progress: Progress
 ) -> None:
     """Refuse to mix two datasets that happen to have the same name; tell of videos that are gone.
 
@@ -175,73 +192,37 @@ def _check_same_videos(
         )
 
 
-def _plan(
-    folder: Path, before: list[LedgerRow], records: list[VideoRecord], options: ExtractOptions
-) -> list[ShardTask]:
-    """The shards still to be written."""
-    rows = {row.id: row for row in before}
-    again = _to_try_again(records, rows, folder, retry_failed=options.retry_failed)
-    plans = extend_plans(folder / "plan", records, shard_size_videos=options.shard_videos, again=again)
-    committed = {shard for shard, _ in committed_paths(folder)}
-    paths = {record.id: record.path for record in records}
-    attempts = {row.id: row.attempts for row in before}
-    return [
-        ShardTask(
-            shard=shard,
-            plan=plan.number,
-            videos=videos,
-            paths={video.id: paths.get(video.id, Path(video.path)) for video in videos},
-            attempts=attempts,
-        )
-        for plan in plans
-        for shard, videos in plan.shards.items()
-        if shard not in committed
-    ]
-
-
 def _allowed_failures(options: ExtractOptions, everything: list[VideoRecord]) -> int:
     if options.max_failures is not None:
         return options.max_failures
     return max(10, sum(record.path.exists() for record in everything) // 100)
 
 
-def _to_try_again(
-    records: Iterable[VideoRecord], rows: dict[str, LedgerRow], folder: Path, *, retry_failed: bool
-) -> set[tuple[str, int]]:
-    """Videos that get another attempt: missing ones that are there now, and failed ones that changed or are asked for.
+@dataclass
+class _Failures:
+    """The failed videos of a cache, counted as they come."""
 
-    Raises:
-        CacheMismatchError: when a finished video's file is another one now.
-    """
-    again = set()
-    for record in records:
-        row = rows.get(record.id)
-        if row is None or row.status == "pending" or not record.path.exists():
-            continue
-        try:
-            digest = source_digest(record.path)
-        except OSError:
-            digest = None  # unreadable now: extraction will say so if it is tried
-        if row.status == "ok" and digest != row.source_digest:
-            raise CacheMismatchError(
-                f"video {record.id!r}: {record.path} is not the file that {folder} was made from; "
-                "give the new one another id, or make another cache with --name"
+    folder: Path
+    allowed: int
+    rows: list[LedgerRow] = field(default_factory=list)
+
+    def add(self, rows: Iterable[LedgerRow]) -> None:
+        """Counts those of the rows that failed.
+
+        Raises:
+            TooManyFailuresError: when there are more than allowed.
+        """
+        self.rows += [row for row in rows if row.status == "failed"]
+        if len(self.rows) > self.allowed:
+            first = self.rows[0]
+            raise TooManyFailuresError(
+                f"{len(self.rows)} videos failed, {self.allowed} are allowed; first: {first.id}: {first.reason}; "
+                f"{self.folder} keeps what was finished: mend the videos, or go on with a larger --max-failures"
             )
-        if row.status == "missing" or (row.status == "failed" and (retry_failed or digest != row.source_digest)):
-            again.add(row.key)
-    return again
-
-
-def _check_failures(failed: list[LedgerRow], allowed: int, folder: Path) -> None:
-    if len(failed) > allowed:
-        raise TooManyFailuresError(
-            f"{len(failed)} videos failed, {allowed} are allowed; first: {failed[0].id}: {failed[0].reason}; "
-            f"{folder} keeps what was finished: mend the videos, or go on with a larger --max-failures"
-        )
 
 
 def _report(folder: Path, new_rows: list[LedgerRow], seconds: float) -> ExtractReport:
-    cache = FeatureCache(folder)
+    cache = FeatureCache(folder, allow_incomplete=True)  # another process may be adding to it
     count = Counter(row.status for row in cache.videos)
     return ExtractReport(
         cache=str(folder),

@@ -32,7 +32,7 @@ _WHAT_TO_DO = {
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "choose a folder that you may write, or change its permissions",
     errno.EPERM: "choose a folder that you may write, on a file system with hard links",
-    errno.EOPNOTSUPP: "choose a folder on a file system with hard links",
+    errno.EOPNOTSUPP: "choose a folder on a file system with hard links and locks (flock)",
     errno.ENOTDIR: "a part of that path is a file; choose a folder",
     errno.ENOENT: "that place cannot hold files; choose a folder that can be written",
     errno.ENAMETOOLONG: "choose a shorter name",

@@ -1,4 +1,4 @@
-"""Finding the cache that is meant when none is named."""
+"""What a cache's folder is called, and which is meant when none is named."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from vfz.pipeline.errors import UsageError
 DEFAULT_FOLDER = Path("caches")
 
 
-def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER) -> Path:
-    """`path`, or the only cache in the folder `under`.
+def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER, how: str = "with --cache") -> Path:
+    """`path`, or the only cache in the folder `under`; `how` says in an error how to name one.
 
     Raises:
         UsageError: when there is none, or more than one.
@@ -19,7 +19,12 @@ def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER) -> Path:
         return path
     found = sorted(header.parent for header in under.glob("*/vfz.json") if not header.parent.name.startswith("."))
     if not found:
-        raise UsageError(f"no cache in {under}/; make one with vfz extract, or name one with --cache")
+        raise UsageError(f"no cache in {under}/; make one with vfz extract, or name one {how}")
     if len(found) > 1:
-        raise UsageError(f"{under}/ holds {len(found)} caches ({', '.join(map(str, found))}); choose one with --cache")
+        raise UsageError(f"{under}/ holds {len(found)} caches ({', '.join(map(str, found))}); choose one {how}")
     return found[0]
+
+
+def cache_name(name: str, encoder_name: str, fingerprint: str) -> str:
+    """What a cache's folder is called: `<name>-<encoder>-<first 12 hexadecimal digits of the fingerprint>`."""
+    return f"{name}-{encoder_name.partition('.')[0]}-{fingerprint[:12]}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from vfz.pipeline.preprocess import Preprocess
 from vfz.pipeline.spec import FrameSpec
 from vfz.pipeline.video import decode_frames
+from vfz.pipeline.views import ViewCropper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,16 @@ class PreparedFrame:
     pts_seconds: float
 
 
-def prepared_frames(path: Path, frames: FrameSpec, preprocess: Preprocess) -> Iterator[PreparedFrame]:
+def prepared_frames(
+    path: Path, frames: FrameSpec, preprocess: Preprocess, cropper: ViewCropper | None = None
+) -> Iterator[PreparedFrame]:
     """The sampled frames of a video, one after the other; a few are in memory at any time.
+
+    Args:
+        path: the video file.
+        frames: which frames.
+        preprocess: the encoder's.
+        cropper: cuts the view; None for the centre crop.
 
     Raises:
         DecodeError: when the video cannot be decoded in full; frames given before that are not to be kept.
@@ -30,4 +39,9 @@ def prepared_frames(path: Path, frames: FrameSpec, preprocess: Preprocess) -> It
     for frame in decode_frames(
         path, fps=frames.fps, start_seconds=frames.start_seconds, end_seconds=frames.end_seconds
     ):
-        yield PreparedFrame(pixels_CHW=preprocess.resize_crop(frame.pixels_HWC), pts_seconds=frame.pts_seconds)
+        if cropper is None:
+            pixels_CHW = preprocess.resize_crop(frame.pixels_HWC)
+        else:
+            height, width = frame.pixels_HWC.shape[:2]
+            pixels_CHW = preprocess.resize_view(frame.pixels_HWC, cropper.crop(height, width))
+        yield PreparedFrame(pixels_CHW=pixels_CHW, pts_seconds=frame.pts_seconds)

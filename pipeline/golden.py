@@ -1,63 +1,101 @@
-"""Golden frames: 16 frames of a cache's first videos as pixels, with the tokens they gave when the cache was made.
+"""Golden frames: 16 frames of a cache as pixels, with the tokens they gave when the cache was made.
 
-They tell later whether an encoder still is the one that made the cache, without any video at hand:
-`golden/frames.npz` holds `pixels_GCHW` (uint8, before normalisation), `video_ids`, `pts_seconds` and one array
-`layer_<k>/<part>` per column, in the stored dtype.
+They tell later whether an encoder still is the one that made the cache, without any video at hand.
+`golden/frames.npz` holds `pixels_GCHW` (uint8, before normalisation), `video_ids` and `pts_seconds`;
+`golden/tokens-<n>.npz` the stored arrays of some columns, as in a shard; a column added later adds a file. The
+contents of the cache hold the digest of each.
+
+Shapes: G golden frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+import secrets
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from vfz.pipeline.datasets.base import VideoRecord
-from vfz.pipeline.encoder import FrozenEncoder
-from vfz.pipeline.errors import DecodeError, TooManyFailuresError
-from vfz.pipeline.files import storage_errors
-from vfz.pipeline.frames import prepared_frames
-from vfz.pipeline.shard import stored_arrays
-from vfz.pipeline.spec import Recipe
+from vfz.pipeline.cache_header import GOLDEN
+from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.files import fsync_dir, fsync_file, sha256_file, storage_errors
+from vfz.pipeline.sample import FrameSample
 
-NUM_FRAMES = 16
-FRAMES_PER_VIDEO = 4
-MAX_VIDEOS_TRIED = 64
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vfz.pipeline.contents import Contents
+
+NUM_GOLDEN_FRAMES = 16
+FRAMES_FILE = "frames.npz"
 
 
-def write_golden(folder: Path, records: Sequence[VideoRecord], encoder: FrozenEncoder, recipe: Recipe) -> None:
-    """Write `folder/frames.npz` from the first videos that can be decoded.
+@dataclass(frozen=True, kw_only=True)
+class GoldenFrames:
+    """The golden frames of a cache.
+
+    Attributes:
+        pixels_GCHW: uint8.
+        video_ids, pts_seconds: [G] where they came from.
+        arrays: stored arrays [G, ...] by key, of all columns.
+    """
+
+    pixels_GCHW: NDArray[np.uint8]
+    video_ids: tuple[str, ...]
+    pts_seconds: tuple[float, ...]
+    arrays: Mapping[str, NDArray[Any]]
+
+
+def write_golden_frames(cache_folder: Path, sample: FrameSample) -> dict[str, str]:
+    """Writes the pixels of the first 16 frames of a sample; returns the SHA-256 of the file by its name."""
+    return _write(
+        cache_folder / GOLDEN / FRAMES_FILE,
+        {
+            "pixels_GCHW": sample.pixels_MCHW[:NUM_GOLDEN_FRAMES].numpy(),
+            "video_ids": np.array(sample.video_ids[:NUM_GOLDEN_FRAMES], dtype=np.str_),
+            "pts_seconds": np.array(sample.pts_seconds[:NUM_GOLDEN_FRAMES]),
+        },
+    )
+
+
+def write_golden_tokens(cache_folder: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Writes the stored arrays of the golden frames under a new name; returns the SHA-256 of the file by its name."""
+    return _write(cache_folder / GOLDEN / f"tokens-{secrets.token_hex(4)}.npz", arrays)
+
+
+def read_golden(cache_folder: Path, contents: Contents) -> GoldenFrames:
+    """Everything in `golden/`.
 
     Raises:
-        TooManyFailuresError: when none of the first 64 can be: something is wrong with all of them.
+        CacheFormatError: when a file is missing, or not the one that the contents name.
     """
-    pixels, ids, times, reasons = [], [], [], []
-    for record in records[:MAX_VIDEOS_TRIED]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, digest in contents.golden.items():
+        path = cache_folder / GOLDEN / name
         try:
-            frames = list(islice(prepared_frames(record.path, recipe.frames, encoder.preprocess), FRAMES_PER_VIDEO))
-        except DecodeError as error:
-            reasons.append(
-                str(error)
-            )  # extraction will record it; a golden frame only has to come from some good video
-            continue
-        pixels += [frame.pixels_CHW for frame in frames]
-        times += [frame.pts_seconds for frame in frames]
-        ids += [record.id] * len(frames)
-        if len(pixels) >= NUM_FRAMES:
-            break
-    if not pixels:
-        raise TooManyFailuresError(
-            f"none of the first {len(reasons)} videos can be decoded; first: {reasons[0]}; no cache was made"
+            if sha256_file(path) != digest:
+                raise CacheFormatError(f"{path} was changed after it was written; restore it from a copy")
+            with np.load(path, allow_pickle=False) as content:
+                arrays.update(content)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise CacheFormatError(f"cannot read {path}: {error}; restore it from a copy") from error
+    try:
+        return GoldenFrames(
+            pixels_GCHW=arrays.pop("pixels_GCHW"),
+            video_ids=tuple(arrays.pop("video_ids").tolist()),
+            pts_seconds=tuple(arrays.pop("pts_seconds").tolist()),
+            arrays=arrays,
         )
-    pixels_GCHW = torch.stack(pixels[:NUM_FRAMES])
-    arrays = stored_arrays(encoder.encode(pixels_GCHW), recipe.storage.precision)
-    with storage_errors(folder):
-        np.savez(
-            folder / "frames.npz",
-            pixels_GCHW=pixels_GCHW.numpy(),
-            video_ids=np.array(ids[:NUM_FRAMES], dtype=np.str_),
-            pts_seconds=np.array(times[:NUM_FRAMES]),
-            **arrays,  # type: ignore[arg-type] # savez takes arrays by any name
-        )
+    except KeyError as error:
+        raise CacheFormatError(f"{cache_folder / GOLDEN} has no {error}; restore it from a copy") from error
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    with storage_errors(path):
+        np.savez(path, **arrays)  # type: ignore[arg-type] # savez takes arrays by any name
+        fsync_file(path)
+        fsync_dir(path.parent)
+    return {path.name: sha256_file(path)}

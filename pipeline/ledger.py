@@ -5,7 +5,7 @@ A row never changes. A video that is tried again gets a new row in a later plan,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vfz.pipeline.errors import CacheFormatError
@@ -35,6 +35,7 @@ class LedgerRow:
         source_digest: `vfz.pipeline.files.source_digest` of its file; None where the file could not be read.
         source_path: the file as it was given. Provenance only: reading a cache never opens it.
         duration_seconds: from the first stored frame to the last, or as the extraction defines it; 0 unless ok.
+        folds: its split in each official fold of the dataset, by name; empty where there is one division only.
     """
 
     id: str
@@ -50,6 +51,7 @@ class LedgerRow:
     source_digest: str | None
     source_path: str
     duration_seconds: float
+    folds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -68,7 +70,7 @@ class LedgerRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values under the names of the attributes."""
-        return {name: getattr(self, name) for name in _FIELD_TYPES}
+        return {name: getattr(self, name) for name in _FIELD_TYPES} | {"folds": dict(self.folds)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LedgerRow:
@@ -103,4 +105,5 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "source_digest": (str, type(None)),
     "source_path": (str,),
     "duration_seconds": (float, int),
+    "folds": (dict,),
 }

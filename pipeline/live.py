@@ -14,6 +14,7 @@ from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
 from vfz.pipeline.frames import prepared_frames
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.spec import recipe_from_dict
+from vfz.pipeline.views import cropper_of
 
 
 class LiveEncoder:
@@ -85,7 +86,8 @@ class LiveEncoder:
         """
         path, wanted = self.path_of(row), set(frames.tolist())
         decoded, num_frames = {}, 0
-        for number, frame in enumerate(prepared_frames(path, self._recipe.frames, self.encoder.preprocess)):
+        cropper = cropper_of(self._recipe.views, row.id, row.view)
+        for number, frame in enumerate(prepared_frames(path, self._recipe.frames, self.encoder.preprocess, cropper)):
             num_frames = number + 1
             if number in wanted:
                 decoded[number] = frame.pixels_CHW

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.spec import COMPRESSIONS, PARTS, PRECISIONS, STORE_NAMES
 
 DEFAULT_ENCODER = "vit_small_patch16_dinov3.lvd1689m"
 DEVICE_HELP = "`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`."
@@ -38,7 +39,22 @@ class ExtractOptions(Options):
     start_seconds: float = option(0.0, help="Where in each video to begin.", minimum=0)
     end_seconds: float | None = option(None, help="Where in each video to end; default: its end.", above=0)
     splits: tuple[str, ...] | None = option(None, help="Only these splits, comma separated; default: all.")
-    precision: str = option("fp16", help="Stored precision of tokens.", choices=("fp32", "fp16"))
+    views: int | None = option(
+        None,
+        help="Crops per video: the centre crop, then random ones the same for all frames; default: 1.",
+        minimum=1,
+    )
+    flip: bool = option(default=False, help="Mirror half of the random crops.")
+    parts: tuple[str, ...] | None = option(
+        None, help="Parts of each layer to store, comma separated; default: all it has.", choices=PARTS
+    )
+    precision: str = option("fp16", help="Stored precision of tokens.", choices=PRECISIONS)
+    store: str | None = option(None, help="How shards are stored; default: zarr.", choices=STORE_NAMES)
+    compression: str | None = option(
+        None,
+        help="Of new columns; default: auto, the best codec if it saves 10% on a sample.",
+        choices=("auto", *COMPRESSIONS),
+    )
     autocast: str = option(
         "float32",
         help="What the encoder computes in; bfloat16 is faster on GPUs and some CPUs.",
@@ -65,4 +81,8 @@ class ExtractOptions(Options):
         super().__post_init__()
         if self.weights is not None and self.random_weights:
             raise UsageError("--weights and --random-weights contradict each other; give one of them")
+        if self.store == "webdataset" and self.compression not in {None, "auto", "none"}:
+            raise UsageError(
+                f"--compression {self.compression} is for --store zarr; a tar keeps plain .npy files, so leave it out"
+            )
         check_folder_name(self.name)

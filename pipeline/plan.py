@@ -8,7 +8,7 @@ wins, the others read the winner's and plan only what it left out. Shard ids are
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.errors import CacheFormatError
@@ -30,6 +30,7 @@ _VIDEO_TYPES: dict[str, tuple[type, ...]] = {
     "split": (str,),
     "label": (int, type(None)),
     "path": (str,),
+    "folds": (dict,),
 }
 
 
@@ -39,7 +40,7 @@ class PlannedVideo:
 
     Attributes:
         id, view: what it is known by.
-        split, label: as the dataset said when it was planned.
+        split, label, folds: as the dataset said when it was planned.
         path: its file, as it was given then; provenance.
     """
 
@@ -48,6 +49,7 @@ class PlannedVideo:
     split: str
     label: int | None
     path: str
+    folds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -70,6 +72,7 @@ class PlannedVideo:
             source_digest=None,
             source_path=self.path,
             duration_seconds=0.0,
+            folds=self.folds,
         )
 
 
@@ -99,16 +102,18 @@ def make_plan(
     *,
     shard_size_videos: int,
     existing: Sequence[Plan] = (),
-    view: int = 0,
+    views: Sequence[int] = (0,),
     again: Collection[tuple[str, int]] = (),
 ) -> Plan | None:
     """Deals the videos that no plan names yet, and those to be tried again, to new shards, in the order of `records`.
+
+    A shard holds one view only, so that reading one view opens no shard of another.
 
     Args:
         records: the dataset's videos, ids unique.
         shard_size_videos: videos per shard; the last shard may hold fewer.
         existing: all plans so far, as `read_plans` gives them.
-        view: which crop of the videos is planned.
+        views: which crops of every video are planned; all videos in the first view come before the second.
         again: keys of videos that are planned once more although an earlier plan names them.
 
     Returns:
@@ -121,15 +126,28 @@ def make_plan(
         raise ValueError(f"shard_size_videos is {shard_size_videos}; at least 1 is needed")
     planned = {video.key for plan in existing for videos in plan.shards.values() for video in videos}
     new = [
-        PlannedVideo(id=record.id, view=view, split=record.split, label=record.label, path=str(record.path))
+        PlannedVideo(
+            id=record.id,
+            view=view,
+            split=record.split,
+            label=record.label,
+            path=str(record.path),
+            folds=dict(record.folds),
+        )
+        for view in views
         for record in records
         if (record.id, view) not in planned or (record.id, view) in again
     ]
     if not new:
         return None
     first = 1 + max((int(shard) for plan in existing for shard in plan.shards), default=-1)
-    starts = range(0, len(new), shard_size_videos)
-    shards = {f"{first + n:05d}": tuple(new[start : start + shard_size_videos]) for n, start in enumerate(starts)}
+    dealt = [
+        of_view[start : start + shard_size_videos]
+        for view in views
+        if (of_view := [video for video in new if video.view == view])
+        for start in range(0, len(of_view), shard_size_videos)
+    ]
+    shards = {f"{first + n:05d}": tuple(videos) for n, videos in enumerate(dealt)}
     return Plan(number=1 + max((plan.number for plan in existing), default=-1), shards=shards)
 
 
@@ -152,7 +170,7 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
     shards = {shard: [asdict(video) for video in videos] for shard, videos in plan.shards.items()}
     if write_sealed_once(path, {"number": plan.number, "shards": shards}):
         return plan
-    return _read_plan(path)
+    return read_plan(path)
 
 
 def extend_plans(
@@ -160,7 +178,7 @@ def extend_plans(
     records: Iterable[VideoRecord],
     *,
     shard_size_videos: int,
-    view: int = 0,
+    views: Sequence[int] = (0,),
     again: Collection[tuple[str, int]] = (),
 ) -> tuple[Plan, ...]:
     """Plans every video that is in no plan yet, together with any other process that does the same.
@@ -169,7 +187,7 @@ def extend_plans(
         folder: the cache's `plan` folder.
         records: the dataset's videos.
         shard_size_videos: videos per new shard.
-        view: which crop.
+        views: which crops.
         again: keys of videos to be tried again: planned once more, in one new plan.
 
     Returns:
@@ -182,7 +200,7 @@ def extend_plans(
     records = list(records)
     while True:
         existing = read_plans(folder)
-        plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, view=view, again=again)
+        plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, views=views, again=again)
         if plan is None:
             return existing
         written = write_plan(folder, plan)  # when another process was first, the next round sees its plan
@@ -200,14 +218,19 @@ def read_plans(folder: Path) -> tuple[Plan, ...]:
     numbers = sorted(int(match[1]) for path in folder.iterdir() if (match := _PLAN_NAME.fullmatch(path.name)))
     if numbers != list(range(len(numbers))):
         raise CacheFormatError(f"{folder} holds the plans {numbers}; one is missing: restore it")
-    plans = tuple(_read_plan(folder / f"{number}.json") for number in numbers)
+    plans = tuple(read_plan(folder / f"{number}.json") for number in numbers)
     shards = [shard for plan in plans for shard in plan.shards]
     if len(shards) != len(set(shards)):
         raise CacheFormatError(f"{folder}: two plans use the same shard id; the cache is damaged")
     return plans
 
 
-def _read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan:
+    """One `plan/<n>.json`.
+
+    Raises:
+        CacheFormatError: when it is missing, damaged or was renamed.
+    """
     content = read_sealed(path, _PLAN_KEYS)
     try:
         shards = {shard: tuple(_read_video(values) for values in videos) for shard, videos in content["shards"].items()}

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.views import ViewCrop
 
 PREPROCESS_VERSION = 1
 
@@ -64,18 +65,25 @@ class Preprocess:
         """
         height, width = pixels_HWC.shape[:2]
         resized_height, resized_width = self._resized(height, width)
-        # Channels stay last in memory: the uint8 kernel is vectorised for that layout.
-        frame_1CHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1).unsqueeze(0)
-        if (resized_height, resized_width) != (height, width):
-            frame_1CHW = F.interpolate(
-                frame_1CHW,
-                size=(resized_height, resized_width),
-                mode=self.interpolation,
-                align_corners=False,
-                antialias=True,
-            )
+        frame_1CHW = self._resize(pixels_HWC, resized_height, resized_width)
         top, left = self._offsets(resized_height, resized_width)
         square_CSS = frame_1CHW[0, :, top : top + self.image_size, left : left + self.image_size]
+        return square_CSS.clone(memory_format=torch.contiguous_format)
+
+    def resize_view(self, pixels_HWC: np.ndarray, crop: ViewCrop) -> torch.Tensor:
+        """A view's part of one frame, resized to the square without regard to its proportions.
+
+        Args:
+            pixels_HWC: uint8 RGB, of any size.
+            crop: which part.
+
+        Returns:
+            uint8 [3, S, S] on the CPU, in memory of its own.
+        """
+        part_HWC = pixels_HWC[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        square_CSS = self._resize(part_HWC, self.image_size, self.image_size)[0]
+        if crop.mirrored:
+            square_CSS = square_CSS.flip(-1)
         return square_CSS.clone(memory_format=torch.contiguous_format)
 
     def normalise(self, frames_BCHW: torch.Tensor) -> torch.Tensor:
@@ -97,6 +105,16 @@ class Preprocess:
             top / resized_height,
             (left + self.image_size) / resized_width,
             (top + self.image_size) / resized_height,
+        )
+
+    def _resize(self, pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
+        """One frame as uint8 [1, 3, height, width]."""
+        # Channels stay last in memory: the uint8 kernel is vectorised for that layout.
+        frame_1CHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1).unsqueeze(0)
+        if pixels_HWC.shape[:2] == (height, width):
+            return frame_1CHW
+        return F.interpolate(
+            frame_1CHW, size=(height, width), mode=self.interpolation, align_corners=False, antialias=True
         )
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:

@@ -8,6 +8,8 @@ changed byte that would not change the meaning does not pass. Reading costs one 
 from __future__ import annotations
 
 import json
+import os
+import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vfz.pipeline.errors import CacheFormatError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 """Of every file of a cache. A later version must still read the earlier ones."""
+_TAIL = re.compile(rb'"digest":"([0-9a-f]{64})"\n}\n')
+_TAIL_BYTES = len(b'"digest":""\n}\n') + 64
 
 
 def sealed_bytes(content: Mapping[str, Any]) -> bytes:
@@ -76,6 +80,23 @@ def read_sealed(path: Path, keys: frozenset[str]) -> dict[str, Any]:
     if record.keys() != keys:
         raise CacheFormatError(f"{path} is damaged: its keys are {sorted(record)}, expected {sorted(keys)}")
     return record
+
+
+def read_sealed_digest(path: Path) -> str:
+    """The digest that a sealed file carries at its end, read without the rest and not compared with it.
+
+    Raises:
+        CacheFormatError: when the file is not there or does not end in a digest.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            match = _TAIL.fullmatch(file.read())
+    except OSError as error:
+        raise CacheFormatError(f"cannot read {path}: {error.strerror}") from error
+    if match is None:
+        raise CacheFormatError(f"{path} is damaged: it does not end in its digest; restore it or extract again")
+    return match[1].decode()
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -7,41 +7,52 @@ that cannot be decoded in full, or whose tokens are not finite, leaves nothing b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vfz.pipeline.commit import ShardIndex, commit_shard, new_data_folder
-from vfz.pipeline.encoder import FrozenEncoder, LayerTokens
+from vfz.pipeline.calibration import digest_of, read_calibrations
+from vfz.pipeline.commit import ShardIndex, commit_shard, new_data_path
+from vfz.pipeline.contents import Contents
+from vfz.pipeline.encoder import FrozenEncoder
+from vfz.pipeline.encoder_columns import layers_of, stored_arrays
 from vfz.pipeline.errors import DecodeError, EncoderError
 from vfz.pipeline.files import source_digest
 from vfz.pipeline.frames import PreparedFrame, prepared_frames
+from vfz.pipeline.lease import writer_lease
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.plan import PlannedVideo
-from vfz.pipeline.precision import STORED_DTYPES, to_stored
 from vfz.pipeline.progress import Progress
 from vfz.pipeline.spec import Recipe
-from vfz.pipeline.stores import ShardWriter, get_store
-from vfz.pipeline.stores.records import Column, Part
+from vfz.pipeline.stores import Column, ShardVideo, ShardWriter, get_store
+from vfz.pipeline.views import cropper_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One shard still to be written.
+    """One commit still to be made.
 
     Attributes:
-        paths: where each planned video lies now (a plan records where it was).
+        shard, plan: which shard, of which plan.
+        number: of the commit: 0 for the shard's first, more for one that adds columns.
+        columns: what it stores.
+        videos: whose frames, in stored order.
+        paths: where each video lies now, by id (a plan records where it was).
         attempts: how often each was tried before.
+        first_rows: rows of the shard's first commit, where this one adds to it: frames must come out as there.
     """
 
     shard: str
     plan: int
+    number: int
+    columns: tuple[Column, ...]
     videos: tuple[PlannedVideo, ...]
-    paths: dict[str, Path]
-    attempts: dict[str, int]
+    paths: Mapping[str, Path]
+    attempts: Mapping[tuple[str, int], int]
+    first_rows: Mapping[tuple[str, int], LedgerRow] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,53 +77,46 @@ class _Batch:
 
 
 class ShardExtractor:
-    """Turns shard tasks into committed shards of one cache."""
+    """Turns shard tasks into commits of one cache."""
 
-    def __init__(self, *, cache: Path, encoder: FrozenEncoder, recipe: Recipe, store: str, progress: Progress) -> None:
-        self._cache, self._encoder, self._recipe, self._progress = cache, encoder, recipe, progress
-        self._writer_type = get_store(store).writer
-        self._precision = recipe.storage.precision
-        self._columns = columns_of(encoder, self._precision)
+    def __init__(
+        self, *, cache: Path, contents: Contents, encoder: FrozenEncoder, recipe: Recipe, progress: Progress
+    ) -> None:
+        self._cache, self._contents, self._recipe, self._progress = cache, contents, recipe, progress
+        self._full_encoder = self._encoder = encoder
+        self._columns: tuple[Column, ...] = ()
+        self._calibrations = read_calibrations(cache, contents)
         self._started, self._num_encoded = time.perf_counter(), 0
 
     def extract(self, task: ShardTask) -> list[LedgerRow]:
-        """Write and commit one shard.
+        """Make one commit.
 
         Returns:
-            The ledger rows of its videos; none when another process committed the shard first: its rows stand, and ours
-            are dropped with our data.
+            The ledger rows of its videos; none when another process committed first: its rows stand, and ours are
+            dropped with our data.
 
         Raises:
             StorageError: the disk is full; nothing of the shard is left.
         """
+        self._columns, self._encoder = task.columns, self._full_encoder.reading(layers_of(task.columns))
+        store = get_store(self._contents.store)
+        path = new_data_path(self._cache, task.shard, store.suffix)
         videos = [_Video(planned=planned) for planned in task.videos]
-        with self._writer_type(new_data_folder(self._cache, task.shard), self._columns) as writer:
-            batch = _Batch()
-            for video in videos:
-                path = task.paths[video.planned.id]
-                for frame in self._decode(video, path):
-                    batch.frames.append(frame)
-                    batch.videos.append(video)
-                    if len(batch.frames) == self._encoder.batch_size:
-                        self._encode(batch, writer)
-                        batch = _Batch()
-                if video.reason and video.num_frames:
-                    writer.rollback(video.frame_start)
-                    video.num_frames = 0
-                self._progress.advance(figures=self._figures())
-            self._encode(batch, writer)
+        with writer_lease(path), store.writer(path, task.columns) as writer:
+            self._write(task, videos, writer)
             data = writer.finish() if writer.num_frames else None
             rows = [_row(video, task) for video in videos]
             committed = commit_shard(
                 self._cache,
                 ShardIndex(
                     shard=task.shard,
-                    number=0,
+                    number=task.number,
                     plan=task.plan,
                     fingerprint=self._recipe.fingerprint,
-                    calibration_digest=None,
+                    calibration_digest=digest_of(task.columns, self._contents),
                     data=data,
                     rows=tuple(rows),
+                    column_keys=tuple(column.key for column in task.columns),
                 ),
             )
         self._progress.advance(0, figures=self._figures())
@@ -121,27 +125,52 @@ class ShardExtractor:
                 self._progress.note(f"{row.status}: {row.id!r}: {row.reason}")
         return rows if committed else []
 
-    def _decode(self, video: _Video, path: Path) -> Iterator[PreparedFrame]:
+    def _write(self, task: ShardTask, videos: Sequence[_Video], writer: ShardWriter) -> None:
+        """Everything that decodes, one video after the other."""
+        batch = _Batch()
+        for video in videos:
+            for frame in self._decode(video, task):
+                batch.frames.append(frame)
+                batch.videos.append(video)
+                if len(batch.frames) == self._encoder.batch_size:
+                    self._encode(batch, writer)
+                    batch = _Batch()
+            if video.reason:
+                _drop(video, writer)
+            self._progress.advance(figures=self._figures())
+        self._encode(batch, writer)
+
+    def _decode(self, video: _Video, task: ShardTask) -> Iterator[PreparedFrame]:
         """The frames of a video, until it or its tokens prove bad."""
+        planned = video.planned
+        path, first = task.paths[planned.id], task.first_rows.get(planned.key)
         if not path.exists():
             video.missing, video.reason = True, f"no file {path}"
             return
+        num_frames = 0
         try:
             video.digest = source_digest(path)
-            for frame in prepared_frames(path, self._recipe.frames, self._encoder.preprocess):
+            if first is not None and video.digest != first.source_digest:
+                video.reason = f"{path} is not the file that its other layers were made from"
+                return
+            cropper = cropper_of(self._recipe.views, planned.id, planned.view)
+            for frame in prepared_frames(path, self._recipe.frames, self._encoder.preprocess, cropper):
                 if video.reason:  # its tokens were refused meanwhile
                     return
+                num_frames += 1
                 yield frame
         except DecodeError as error:
             video.reason = str(error)
         except OSError as error:
             video.reason = f"cannot be read: {error.strerror}"
+        if first is not None and not video.reason and num_frames != first.num_frames:
+            video.reason = f"{path} gives {num_frames} frames now, its other layers have {first.num_frames}"
 
     def _encode(self, batch: _Batch, writer: ShardWriter) -> None:
         if not batch.frames:
             return
         tokens = self._encoder.encode(torch.stack([frame.pixels_CHW for frame in batch.frames]))
-        arrays = stored_arrays(tokens, self._precision)
+        arrays = stored_arrays(tokens, self._columns, self._calibrations)
         self._num_encoded += len(batch.frames)
         for video, span in _spans(batch.videos):
             if video.reason:
@@ -149,14 +178,17 @@ class ShardExtractor:
             pts_seconds = np.array([frame.pts_seconds for frame in batch.frames[span]])
             if not video.num_frames:
                 video.frame_start = writer.num_frames
+                planned = video.planned
+                writer.begin_video(
+                    ShardVideo(id=planned.id, view=planned.view, split=planned.split, label=planned.label)
+                )
+            video.num_frames += len(pts_seconds)
             try:
                 writer.append({key: array[span] for key, array in arrays.items()}, pts_seconds)
             except EncoderError as error:
                 video.reason = str(error)
-                writer.rollback(video.frame_start)
-                video.num_frames = 0
+                _drop(video, writer)
             else:
-                video.num_frames += len(pts_seconds)
                 video.last_pts_seconds = float(pts_seconds[-1])
 
     def _figures(self) -> dict[str, float | str]:
@@ -164,28 +196,11 @@ class ShardExtractor:
         return {"frames/s": self._num_encoded / seconds}
 
 
-def columns_of(encoder: FrozenEncoder, precision: str) -> list[Column]:
-    """The columns a shard of this encoder has: patch, and prefix where the layer has prefix tokens."""
-    columns = []
-    for layer in encoder.layers:
-        shape = encoder.shapes[layer]
-        counts: dict[Part, int] = {"patch": shape.num_patches, "prefix": shape.num_prefix}
-        columns += [
-            Column(layer=layer, part=part, num_tokens=count, dim=shape.dim, dtype=STORED_DTYPES[precision])
-            for part, count in counts.items()
-            if count
-        ]
-    return columns
-
-
-def stored_arrays(tokens: dict[str, LayerTokens], precision: str) -> dict[str, np.ndarray]:
-    """What is stored of a batch: arrays [B,N,D] by column key."""
-    arrays = {}
-    for layer, found in tokens.items():
-        arrays[f"layer_{layer}/patch"] = to_stored(found.patch_BND, precision)
-        if found.prefix_BPD is not None:
-            arrays[f"layer_{layer}/prefix"] = to_stored(found.prefix_BPD, precision)
-    return arrays
+def _drop(video: _Video, writer: ShardWriter) -> None:
+    """Takes back what was written of a bad video, which is the newest one of the shard."""
+    if video.num_frames:
+        writer.drop_video()
+        video.num_frames = 0
 
 
 def _spans(videos: Sequence[_Video]) -> Iterator[tuple[_Video, slice]]:
@@ -207,11 +222,12 @@ def _row(video: _Video, task: ShardTask) -> LedgerRow:
         label=planned.label,
         status="ok" if ok else "missing" if video.missing else "failed",
         reason=video.reason,
-        attempts=task.attempts.get(planned.id, 0) + (not video.missing),
+        attempts=task.attempts.get(planned.key, 0) + (not video.missing),
         num_frames=video.num_frames,
         frame_start=video.frame_start if ok else 0,
         shard=task.shard,
         source_digest=video.digest,
         source_path=str(task.paths[planned.id].absolute()),
         duration_seconds=video.last_pts_seconds if ok else 0.0,
+        folds=planned.folds,
     )

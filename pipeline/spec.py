@@ -17,7 +17,18 @@ from typing import Any
 from vfz.pipeline.errors import CacheFormatError, UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+"""From the most exact to the smallest."""
+QUANTISED = ("int8", "int4")
+"""Those that need a calibration."""
+CALIBRATION_SEED, CALIBRATION_FRAMES = 0, 48
+"""Which frames of a dataset, and how many, a calibration is made from."""
+PARTS = ("patch", "prefix")
+COMPRESSIONS = ("none", "zstd", "blosc-zstd")
+STORE_NAMES = ("zarr", "webdataset")
+"""The keys of `vfz.pipeline.stores.STORES`, here for the command line, which must not import zarr to show its help."""
+GROUP_CHANNELS = 128
+"""Channels that share one scale of a quantised token; the last group of a token may be smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +90,49 @@ class FrameSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """How views are cropped. View 0 is the centre crop; it is the only one this version makes."""
+    """How views are cropped: view 0 is the centre crop, every later one a random resized crop of its own.
 
-    kind: str = "centre"
+    A view's crop follows from `seed`, the video's id and the view's number, and is the same for all frames of a video.
+
+    Attributes:
+        seed: of the crops of views 1, 2, ...
+        crop_scale: least and largest part of the frame's area that a random crop covers.
+        crop_ratio: least and largest width / height of a random crop.
+        horizontal_flip: half of the random crops are mirrored.
+    """
+
     seed: int = 0
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    horizontal_flip: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSpec:
-    """How tokens are rounded before they are stored."""
+    """How tokens are rounded before they are stored.
+
+    Attributes:
+        precision: fp32, fp16, int8 or int4.
+        precision_version: of the code that rounds.
+        calibration_seed, calibration_frames: which frames the channels' offsets and spreads are taken from, for int8
+            and int4; None for floating point.
+        converted_from: the precision these tokens had before in another cache; None where the encoder gave them.
+    """
 
     precision: str
     precision_version: int = 1
+    calibration_seed: int | None = None
+    calibration_frames: int | None = None
+    converted_from: str | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        for precision in (self.precision, self.converted_from):
+            if precision is not None and precision not in PRECISIONS:
+                raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+        if (self.precision in QUANTISED) != (self.calibration_frames is not None):
+            raise UsageError(
+                f"{self.precision} with {self.calibration_frames} calibration frames; int8 and int4 need some"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

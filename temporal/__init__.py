@@ -1,7 +1,8 @@
 """Tokens to answers: layer mixers, causal recurrent cores, readouts, and what trains and measures them.
 
-A model is mixer -> core -> readout. The three builders are exported here and imported on first use, so that
-`import vfz.temporal` (and with it `vfz --help`) does not import torch.
+A model is mixer -> core -> readout. The three builders are exported here, and `ClipDataset` for those who bring a model
+of their own; all are imported on first use, so that `import vfz.temporal` (and with it `vfz --help`) does not import
+torch.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vfz.temporal.clip_dataset import ClipDataset
     from vfz.temporal.cores import build_core
     from vfz.temporal.mixers import build_mixer
     from vfz.temporal.readouts import build_readout
 
-__all__ = ["build_core", "build_mixer", "build_readout"]
+__all__ = ["ClipDataset", "build_core", "build_mixer", "build_readout"]
 
 _MODULE_OF = {
+    "ClipDataset": "vfz.temporal.clip_dataset",
     "build_core": "vfz.temporal.cores",
     "build_mixer": "vfz.temporal.mixers",
     "build_readout": "vfz.temporal.readouts",

@@ -1,8 +1,9 @@
 """From a cache (or the live encoder) to batches of clips.
 
 A clip is T frames of one video. Which clips make up a batch depends on the seed and the epoch alone, so that a resumed
-run, or one with other hardware, sees the same batches. Reading a clip copies its frames out of mapped files and costs
-little; `LiveTokens` decodes and encodes instead, behind the same two calls, so that training code cannot tell.
+run, or one with other hardware, sees the same batches. Reading a batch is one copy out of mapped files into a buffer
+that is used again, and int8 and int4 tokens are expanded on the device. `LiveTokens` decodes and encodes instead,
+behind the same call, so that training code cannot tell.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfz.pipeline.cache import FeatureCache, TokenClip
+from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.ledger import LedgerRow
+from vfz.pipeline.token_clip import TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,16 @@ class ClipRequest:
     video: LedgerRow
     frames: np.ndarray
 
+    @property
+    def id(self) -> str:
+        """The video."""
+        return self.video.id
+
+    @property
+    def view(self) -> int:
+        """Which crop of it."""
+        return self.video.view
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipBatch:
@@ -68,40 +80,51 @@ class ClipBatch:
 class TokenSource(Protocol):
     """Where clips' tokens come from."""
 
-    def read_clips(self, requests: Sequence[ClipRequest]) -> list[Tensor]:
-        """Tokens [B,T,N,D] of the requested clips, one tensor per layer, in the stored dtype, on the CPU or device."""
+    def read_clips(self, requests: Sequence[ClipRequest], device: torch.device) -> list[Tensor]:
+        """Float32 tokens [B,T,N,D] of the requested clips on a device, one new tensor per layer."""
 
 
 class CachedTokens:
     """Tokens read from a cache."""
 
     def __init__(self, cache: FeatureCache, *, layers: Sequence[str], parts: str) -> None:
-        self._cache, self._layers, self._parts = cache, tuple(layers), parts
+        self._cache, self._layers, self._part = cache, tuple(layers), parts
+        self._parts = parts_of(parts)
+        self._buffers: dict[tuple[int, int, str], TokenBatch] = {}
 
-    def read_clips(self, requests: Sequence[ClipRequest]) -> list[Tensor]:
+    def read_clips(self, requests: Sequence[ClipRequest], device: torch.device) -> list[Tensor]:
         """See `TokenSource`."""
-        wanted = None if self._parts == "all" else (self._parts,)
-        clips_B = [
-            self._cache.read(
-                request.video.id, frames=request.frames, layers=self._layers, parts=wanted, view=request.video.view
+        out = self._buffer(len(requests), len(requests[0].frames), device)
+        batch = self._cache.read_batch(requests, self._layers, self._parts, out=out)
+        tokens = [batch.tokens(layer, self._part, device) for layer in self._layers]
+        if device.type == "cuda":
+            # The copies out of the page-locked buffer go on behind our back; it is filled again by the next call.
+            torch.cuda.current_stream(device).synchronize()
+        return tokens
+
+    def _buffer(self, num_clips: int, num_frames: int, device: torch.device) -> TokenBatch:
+        key = (num_clips, num_frames, device.type)
+        if key not in self._buffers:
+            self._buffers[key] = self._cache.new_batch(
+                num_clips, num_frames, self._layers, self._parts, pin_memory=device.type == "cuda"
             )
-            for request in requests
-        ]
-        return [torch.from_numpy(np.stack([self._join(clip, layer) for clip in clips_B])) for layer in self._layers]
-
-    def _join(self, clip: TokenClip, layer: str) -> np.ndarray:
-        """Stored tokens [T,N,D], prefix tokens in front of patch tokens."""
-        parts = [clip.payloads[layer, part] for part in ("prefix", "patch") if (layer, part) in clip.payloads]
-        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        return self._buffers[key]
 
 
-def labelled_videos(cache: FeatureCache, split: str) -> list[LedgerRow]:
-    """The videos of a split that are in the cache and have a label, in the order of the cache.
+def parts_of(parts: str) -> tuple[str, ...] | None:
+    """`all`, `patch` or `prefix` as `FeatureCache.read` takes it."""
+    return None if parts == "all" else (parts,)
+
+
+def labelled_videos(
+    cache: FeatureCache, split: str, *, layers: Sequence[str] | None = None, parts: str = "all"
+) -> list[LedgerRow]:
+    """The videos of a split that have a label and tokens of these layers and parts, in the order of the cache.
 
     Raises:
         UsageError: when there are none.
     """
-    videos = [row for row in cache.ok_videos(split) if row.label is not None]
+    videos = [row for row in cache.ok_videos(split, layers=layers, parts=parts_of(parts)) if row.label is not None]
     if not videos:
         splits = sorted({row.split for row in cache.ok_videos() if row.label is not None})
         raise UsageError(
@@ -110,17 +133,20 @@ def labelled_videos(cache: FeatureCache, split: str) -> list[LedgerRow]:
     return videos
 
 
+def num_missing(cache: FeatureCache, split: str, *, layers: Sequence[str], parts: str) -> int:
+    """Videos of a split that have no tokens of these layers and parts, so that nothing of them is evaluated."""
+    return cache.num_planned(split) - len(cache.ok_videos(split, layers=layers, parts=parts_of(parts)))
+
+
 def choose_eval_split(cache: FeatureCache, asked: str | None) -> str:
     """`asked`, else `val` where the cache has one, else `test`."""
     if asked is not None:
         return asked
-    present = {row.split for row in cache.ok_videos()}
+    present = [split for split in cache.splits if cache.ok_videos(split)]
     for split in ("val", "validation", "test"):
         if split in present:
             return split
-    raise UsageError(
-        f"{cache.path} has no val or test split (it has {', '.join(sorted(present))}); name one with --eval-split"
-    )
+    raise UsageError(f"{cache.path} has no val or test split (it has {', '.join(present)}); name one with --eval-split")
 
 
 def check_parts(cache: FeatureCache, layers: Sequence[str], parts: str) -> tuple[int, int]:
@@ -194,12 +220,11 @@ class ClipLoader:
             ClipRequest(video=row, frames=self._rule.frames(row.num_frames, position=float(position)))
             for row, position in zip(videos, positions, strict=True)
         ]
-        layers = [tokens.to(self._device, non_blocking=True).float() for tokens in self._source.read_clips(requests)]
         labels = [row.label for row in videos]
         if None in labels:
             raise RunError("a video without a label was asked for; use labelled_videos() to choose them")
         return ClipBatch(
-            layers_BTND=layers,
+            layers_BTND=self._source.read_clips(requests, self._device),
             labels_B=torch.tensor(labels, dtype=torch.int64, device=self._device),
             indices_B=torch.from_numpy(np.asarray(indices, dtype=np.int64)),
             video_ids=tuple(row.id for row in videos),

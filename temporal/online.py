@@ -34,11 +34,12 @@ class LiveTokens:
         self._live = LiveEncoder(cache, layers=layers, device=device, root=root, weights=weights)
         self._layers, self._parts = tuple(layers), parts
 
-    def read_clips(self, requests: Sequence[ClipRequest]) -> list[Tensor]:
+    def read_clips(self, requests: Sequence[ClipRequest], device: torch.device) -> list[Tensor]:
         """See `vfz.temporal.clips.TokenSource`."""
         clips = [self._live.pixels(request.video, request.frames) for request in requests]
         tokens = self._live.encode(torch.cat(clips))
-        return [self._select(tokens[layer]).unflatten(0, (len(requests), -1)) for layer in self._layers]
+        selected = [self._select(tokens[layer]) for layer in self._layers]
+        return [tokens_FND.to(device).float().unflatten(0, (len(requests), -1)) for tokens_FND in selected]
 
     def _select(self, tokens: LayerTokens) -> Tensor:
         prefix, patch = tokens.prefix_BPD, tokens.patch_BND

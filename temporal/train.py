@@ -33,6 +33,7 @@ from vfz.temporal.clips import (
     check_parts,
     choose_eval_split,
     labelled_videos,
+    num_missing,
 )
 from vfz.temporal.model import ModelConfig, TemporalModel
 from vfz.temporal.online import LiveTokens
@@ -98,6 +99,7 @@ class Trainer:
                 f"--mixer last uses one layer, {len(layers)} were given ({', '.join(layers)}); give one of them"
             )
         num_tokens, encoder_dim = check_parts(cache, layers, options.parts)
+        self.layers = layers
         if not cache.class_names:
             raise UsageError(f"{cache.path} has no class labels; --task classify needs them")
         self.eval_split = choose_eval_split(cache, options.eval_split)
@@ -145,7 +147,7 @@ class Trainer:
     def _loader(self, source: TokenSource, split: str, rule: ClipRule) -> ClipLoader:
         return ClipLoader(
             source,
-            labelled_videos(self.cache, split),
+            labelled_videos(self.cache, split, layers=self.layers, parts=self.options.parts),
             rule=rule,
             batch_size=self.options.batch_size,
             device=self.device,
@@ -268,7 +270,7 @@ class Trainer:
             core=self.options.core,
             top1=num_right / self.eval_clips.num_clips,
             num_eval_clips=self.eval_clips.num_clips,
-            num_eval_missing=sum(row.split == self.eval_split and row.status != "ok" for row in self.cache.videos),
+            num_eval_missing=num_missing(self.cache, self.eval_split, layers=self.layers, parts=self.options.parts),
             eval_split=self.eval_split,
             train_loss=self.train_loss,
             epoch_seconds=tuple(self.epoch_seconds),

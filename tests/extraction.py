@@ -9,8 +9,7 @@ def all_tokens(path):
     """The stored bytes of every array of every video that can be read, by id."""
     cache = FeatureCache(path, allow_incomplete=True)
     return {
-        row.id: {key: value.tobytes() for key, value in cache.read(row.id).payloads.items()}
-        for row in cache.ok_videos()
+        row.id: {key: value.tobytes() for key, value in cache.read(row.id).arrays.items()} for row in cache.ok_videos()
     }
 
 

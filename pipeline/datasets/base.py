@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
@@ -23,12 +23,15 @@ class VideoRecord:
         path: the file; it need not exist.
         split: `train`, `val`, `test` or whatever the dataset calls it.
         label: index into the dataset's `class_names`, or None where the video has no label.
+        folds: the split it has in each of the dataset's official folds, by name: {"fold1": "train", "fold2": "test"};
+            empty where there is one division only.
     """
 
     id: str
     path: Path
     split: str
     label: int | None
+    folds: Mapping[str, str] = field(default_factory=dict)
 
 
 class VideoDataset(ABC):

@@ -6,23 +6,44 @@ from dataclasses import dataclass
 
 from vfz.pipeline.errors import UnknownNameError
 from vfz.pipeline.stores.base import Checksums, ShardReader, ShardWriter
-from vfz.pipeline.stores.records import Column, ShardData
+from vfz.pipeline.stores.records import Column, ShardData, ShardVideo, StoredVideo
+from vfz.pipeline.stores.webdataset_reader import WebDatasetShardReader
+from vfz.pipeline.stores.webdataset_store import WebDatasetShardWriter
 from vfz.pipeline.stores.zarr_reader import ZarrShardReader
 from vfz.pipeline.stores.zarr_store import ZarrShardWriter
 
-__all__ = ["STORES", "Checksums", "Column", "ShardData", "ShardReader", "ShardWriter", "Store", "get_store"]
+__all__ = [
+    "STORES",
+    "Checksums",
+    "Column",
+    "ShardData",
+    "ShardReader",
+    "ShardVideo",
+    "ShardWriter",
+    "Store",
+    "StoredVideo",
+    "get_store",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """The two halves of a store."""
+    """The two halves of a store, and what its data is called.
+
+    Attributes:
+        suffix: of the data's name under `shards/`; empty for a folder.
+        compresses: whether chunks may be compressed.
+    """
 
     writer: type[ShardWriter]
     reader: type[ShardReader]
+    suffix: str
+    compresses: bool
 
 
 STORES: dict[str, Store] = {
-    "zarr": Store(writer=ZarrShardWriter, reader=ZarrShardReader),
+    "zarr": Store(writer=ZarrShardWriter, reader=ZarrShardReader, suffix="", compresses=True),
+    "webdataset": Store(writer=WebDatasetShardWriter, reader=WebDatasetShardReader, suffix=".tar", compresses=False),
 }
 
 

@@ -1,8 +1,8 @@
 """The contract of a store: how one shard's tokens are written once and read at random.
 
-A shard holds the frames of some videos one after the other. A store knows frames, not videos: which frames are whose is
-in the ledger rows beside the data. Writers keep a few frames in memory, never the shard. Every store passes
-`tests/contracts/store_contract.py`.
+A shard holds the frames of some videos one after the other. It is written video by video and read by frame: which
+frames are whose is in the index beside the data. Writers keep a few frames in memory, never the shard. Every store
+passes `tests/contracts/store_contract.py`.
 
 Shapes: n frames in one call, F frames of a shard, N tokens (P of them for prefix), D channels.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from vfz.pipeline.errors import EncoderError
 from vfz.pipeline.files import storage_errors
-from vfz.pipeline.stores.records import PTS_ARRAY, PTS_KEY, ArraySpec, Column, ShardData
+from vfz.pipeline.stores.records import PTS_ARRAY, PTS_KEY, ArraySpec, Column, ShardData, ShardVideo, StoredVideo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,69 +33,100 @@ Checksums = Literal["never", "first", "always"]
 class ShardWriter(ABC):
     """Writes one shard, front to back. As a context manager it leaves nothing behind unless it was finished.
 
+        with writer_type(new_data_path(cache, "00012", suffix), columns) as writer:
+            writer.begin_video(ShardVideo(id="v1", view=0, split="train", label=3))
+            writer.append(arrays, pts_seconds)  # as often as frames come
+            data = writer.finish()
+
     Args:
-        folder: made by the writer under a name nobody else uses; must not exist.
+        path: the folder or file that is made, under a name nobody else uses; must not exist.
         columns: what is stored per frame, keys unique.
 
     Raises:
         StorageError: here and in every method, when the disk is full or refuses to be written; then call `abort`.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[Column]) -> None:
+    def __init__(self, path: Path, columns: Sequence[Column]) -> None:
         if len({column.key for column in columns}) != len(columns) or not columns:
             raise ValueError(f"columns must be some, and all different: {[column.key for column in columns]}")
-        self.folder = folder
+        self.path = path
         self.columns = tuple(columns)
-        self._tokens = {column.key: column.array for column in columns}
-        self._num_frames = 0
+        self._specs = {spec.key: spec for column in columns for spec in column.arrays}
+        self._videos: list[ShardVideo] = []
+        self._counts: list[int] = []  # frames of each video
+        self._in_video = False  # one was begun and not dropped
         self._finished = False
 
     @property
     def num_frames(self) -> int:
-        """Frames appended and not rolled back."""
-        return self._num_frames
+        """Frames appended and not dropped."""
+        return sum(self._counts)
 
-    def append(self, tokens: Mapping[str, NDArray[Any]], pts_seconds: NDArray[np.float64]) -> None:
-        """Adds n frames.
+    def begin_video(self, video: ShardVideo) -> None:
+        """Frames from now on are this video's.
+
+        Raises:
+            ValueError: when the video before has no frame (drop it), or this one is in the shard already.
+        """
+        self._refuse_when_finished()
+        if self._counts and not self._counts[-1]:
+            raise ValueError(f"video {self._videos[-1].id!r} has no frame: call drop_video()")
+        if any((video.id, video.view) == (other.id, other.view) for other in self._videos):
+            raise ValueError(f"video {video.id!r}, view {video.view}, is in the shard already")
+        with storage_errors(self.path):
+            self._begin_video(video)
+        self._videos.append(video)
+        self._counts.append(0)
+        self._in_video = True
+
+    def append(self, arrays: Mapping[str, NDArray[Any]], pts_seconds: NDArray[np.float64]) -> None:
+        """Adds n frames to the video begun last; nothing can be added after it was dropped.
 
         Args:
-            tokens: [n, N, D] per column key, in the column's dtype.
+            arrays: [n, ...] per array key of every column, in the array's dtype.
             pts_seconds: [n] float64.
 
         Raises:
             EncoderError: for another shape or dtype, or numbers that are not finite; nothing was added then.
+            ValueError: when no video was begun.
         """
-        if tokens.keys() != self._tokens.keys():
-            raise EncoderError(f"tokens of {sorted(tokens)} were given; the shard stores {sorted(self._tokens)}")
+        self._refuse_when_finished()
+        if not self._in_video:
+            raise ValueError("frames of no video: call begin_video() first")
+        if arrays.keys() != self._specs.keys():
+            raise EncoderError(f"tokens of {sorted(arrays)} were given; the shard stores {sorted(self._specs)}")
         num_new = len(pts_seconds)
-        for key, spec in self._tokens.items():
-            _check(tokens[key], spec, num_new)
+        for key, spec in self._specs.items():
+            _check(arrays[key], spec, num_new)
         _check(pts_seconds, PTS_ARRAY, num_new)
-        with storage_errors(self.folder):
-            self._append({**tokens, PTS_KEY: pts_seconds})
-        self._num_frames += num_new
+        with storage_errors(self.path):
+            self._append({**arrays, PTS_KEY: pts_seconds})
+        self._counts[-1] += num_new
 
-    def rollback(self, num_frames: int) -> None:
-        """Forgets every frame from `num_frames` on, as if it had never been appended.
+    def drop_video(self) -> None:
+        """Forgets the video begun last, as if it had never been begun; those before it are complete and stay.
 
         Raises:
-            ValueError: when there are fewer than `num_frames`.
+            ValueError: when none was begun since the last drop.
         """
-        if not 0 <= num_frames <= self._num_frames:
-            raise ValueError(f"cannot roll back to {num_frames} frames: the shard has {self._num_frames}")
-        with storage_errors(self.folder):
-            self._rollback(num_frames)
-        self._num_frames = num_frames
+        self._refuse_when_finished()
+        if not self._in_video:
+            raise ValueError("there is no video to drop")
+        with storage_errors(self.path):
+            self._drop_video(self.num_frames - self._counts[-1])
+        del self._videos[-1], self._counts[-1]
+        self._in_video = False
 
     def finish(self) -> ShardData:
         """Writes what is left and flushes every file and folder to the disk; the shard can then be committed.
 
         Raises:
-            ValueError: when there is no frame; call `abort`.
+            ValueError: when there is no frame, or none of the last video; call `abort` or `drop_video`.
         """
-        if self._num_frames == 0:
-            raise ValueError("a shard without frames has no data: call abort()")
-        with storage_errors(self.folder):
+        self._refuse_when_finished()
+        if not self._counts or not self._counts[-1]:
+            raise ValueError("a shard or video without frames has no data: call abort() or drop_video()")
+        with storage_errors(self.path):
             data = self._finish()
         self._finished = True
         return data
@@ -103,8 +134,7 @@ class ShardWriter(ABC):
     def abort(self) -> None:
         """Deletes everything written; safe to call at any time and more than once."""
         self._close()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        remove_data(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -115,13 +145,27 @@ class ShardWriter(ABC):
         if not self._finished:
             self.abort()
 
+    def _refuse_when_finished(self) -> None:
+        if self._finished:
+            raise ValueError(f"{self.path} is finished: nothing can be added, dropped or finished again")
+
+    @property
+    def _stored_videos(self) -> tuple[StoredVideo, ...]:
+        """What the index says of the videos."""
+        counted = zip(self._videos, self._counts, strict=True)
+        return tuple(StoredVideo(id=video.id, view=video.view, num_frames=count) for video, count in counted)
+
+    @abstractmethod
+    def _begin_video(self, video: ShardVideo) -> None:
+        """Called before the frames of each video; the one before is complete."""
+
     @abstractmethod
     def _append(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Adds frames that are checked, times included."""
 
     @abstractmethod
-    def _rollback(self, num_frames: int) -> None:
-        """Goes back to `num_frames`, which is no more than there are."""
+    def _drop_video(self, num_frames: int) -> None:
+        """Goes back to before the video begun last; `num_frames` are left."""
 
     @abstractmethod
     def _finish(self) -> ShardData:
@@ -138,15 +182,15 @@ class ShardReader(ABC):
     It may be pickled, may cross a fork, and may be closed by one thread while another reads.
 
     Args:
-        folder: the shard's data.
+        path: the shard's data, a folder or a file.
         data: what the shard's index says about it.
         checksums: when chunks are compared with their crc32c.
     """
 
-    def __init__(self, folder: Path, data: ShardData, *, checksums: Checksums = "first") -> None:
+    def __init__(self, path: Path, data: ShardData, *, checksums: Checksums = "first") -> None:
         if checksums not in get_args(Checksums):
             raise ValueError(f"checksums is {checksums!r}; allowed: {', '.join(get_args(Checksums))}")
-        self.folder = folder
+        self.path = path
         self.data = data
         self.checksums = checksums
 
@@ -155,12 +199,12 @@ class ShardReader(ABC):
         """Frames of one array, in any order, repeats allowed.
 
         Args:
-            key: a column's key, or `pts_seconds`.
+            key: of one of the columns' arrays, or `pts_seconds`.
             frames: [n] frame numbers in the shard.
-            out: [n, N, D] (or [n]) in the stored dtype, to be filled; made when None.
+            out: [n, ...] in the stored dtype, to be filled; made when None.
 
         Returns:
-            `out`: [n, N, D] for tokens, [n] for times.
+            `out`: [n, N, D] for tokens (int4: [n, N, ceil(D/2)]), [n, N, G] for scales, [n] for times.
 
         Raises:
             UnknownNameError: when the shard has no such array.
@@ -173,6 +217,14 @@ class ShardReader(ABC):
         """Lets go of open files; a later `read` opens them again."""
 
 
+def remove_data(path: Path) -> None:
+    """Deletes a shard's data, folder or file, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _check(array: NDArray[Any], spec: ArraySpec, num_new: int) -> None:
     """Refuses an array that cannot be stored as `spec`."""
     expected = (num_new, *spec.frame_shape)
@@ -180,13 +232,16 @@ def _check(array: NDArray[Any], spec: ArraySpec, num_new: int) -> None:
         raise EncoderError(
             f"{spec.key}: expected {spec.dtype.name} of shape {expected}, got {array.dtype.name} of shape {array.shape}"
         )
+    if spec.dtype.kind != "f":
+        return
     # Frame by frame: the temporaries stay in the processor's cache.
     for number, frame in enumerate(array if spec.frame_shape else array[None]):
-        if not _all_finite(frame):
+        if not all_finite(frame):
             raise EncoderError(f"{spec.key}: frame {number} of {num_new} holds NaN or infinite numbers")
 
 
-def _all_finite(values: NDArray[Any]) -> bool:
+def all_finite(values: NDArray[Any]) -> bool:
+    """Whether no number of a float array is NaN or infinite."""
     if values.dtype == np.float16 and values.flags.c_contiguous and values.size:
         # An exponent of all ones is Inf or NaN; as integers this is 7 times as fast as np.isfinite on float16.
         return int((values.view(np.uint16) & 0x7FFF).max()) < 0x7C00

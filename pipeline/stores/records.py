@@ -2,7 +2,7 @@
 
 These records are what a store's writer returns, what the shard's index keeps as JSON and what a reader starts from.
 
-Shapes: F frames of a shard, N tokens (P of them for prefix), D channels.
+Shapes: F frames of a shard, N tokens (P of them for prefix), D channels, G groups of channels.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from vfz.pipeline.spec import GROUP_CHANNELS, PRECISIONS, QUANTISED
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Part = Literal["patch", "prefix"]
-Dtype = Literal["float32", "float16"]
+Compression = Literal["none", "zstd", "blosc-zstd"]
+CHUNK_BYTES = 64 * 1024
+"""A chunk is the fewest whole frames that reach this size: small enough to read one frame, large enough for a disk."""
 PTS_KEY = "pts_seconds"
 """The array that every shard has beside its columns: presentation times, float64, one per frame."""
 
@@ -30,16 +34,23 @@ class ArraySpec:
         key: its name in the shard, e.g. `layer_5/patch`.
         frame_shape: shape of one frame, `(N, D)` for tokens, `()` for times.
         dtype: of the stored numbers, little-endian.
+        compression: of its chunks, where the store compresses.
     """
 
     key: str
     frame_shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    compression: Compression = "none"
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one frame."""
+        """Bytes of one frame before compression."""
         return int(np.prod(self.frame_shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Frames of one chunk: the fewest that have `CHUNK_BYTES` before compression."""
+        return -(-CHUNK_BYTES // self.frame_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,36 +62,85 @@ class Column:
         part: `patch` (the grid, row by row) or `prefix` (CLS and registers).
         num_tokens: N, tokens per frame.
         dim: D, channels per token.
-        dtype: of the stored numbers.
+        precision: fp32, fp16, int8 or int4; see `vfz.pipeline.precision`.
+        compression: of its chunks.
     """
 
     layer: str
     part: Part
     num_tokens: int
     dim: int
-    dtype: Dtype
+    precision: str
+    compression: Compression = "none"
 
     def __post_init__(self) -> None:
         if not self.layer.isalnum() or not self.layer.isascii():
             raise ValueError(f"layer {self.layer!r} is no name of a layer: letters and digits only, e.g. 5 or final")
-        if self.part not in get_args(Part) or self.dtype not in get_args(Dtype):
-            raise ValueError(f"column {self.key}: part is {get_args(Part)}, dtype {get_args(Dtype)}, got {self.dtype}")
+        if self.part not in get_args(Part) or self.precision not in PRECISIONS:
+            raise ValueError(f"column {self.key}: part is {get_args(Part)}, precision {PRECISIONS}: {self.precision}")
+        if self.compression not in get_args(Compression):
+            raise ValueError(f"column {self.key}: compression {self.compression!r} is none of {get_args(Compression)}")
         if self.num_tokens < 1 or self.dim < 1:
             raise ValueError(f"column {self.key} has {self.num_tokens} tokens of {self.dim} channels; 1 or more each")
 
     @property
     def key(self) -> str:
-        """Name of its array, e.g. `layer_5/patch`."""
+        """Name of its payload array, e.g. `layer_5/patch`."""
         return f"layer_{self.layer}/{self.part}"
 
     @property
-    def array(self) -> ArraySpec:
-        """Its array."""
-        dtype = np.dtype(self.dtype).newbyteorder("<")
-        return ArraySpec(key=self.key, frame_shape=(self.num_tokens, self.dim), dtype=dtype)
+    def payload(self) -> ArraySpec:
+        """The stored numbers: [N, D], for int4 [N, ceil(D/2)] bytes of two channels each."""
+        stored_dim = -(-self.dim // 2) if self.precision == "int4" else self.dim
+        return self._array(self.key, stored_dim, _PAYLOAD_DTYPES[self.precision])
+
+    @property
+    def scale(self) -> ArraySpec | None:
+        """The scales of a quantised column, float16 [N, G], G = ceil(D / 128); None for floating point."""
+        if self.precision not in QUANTISED:
+            return None
+        return self._array(f"{self.key}_scale", -(-self.dim // GROUP_CHANNELS), "<f2")
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """Its arrays: the payload, and the scales where there are some."""
+        return (self.payload,) if self.scale is None else (self.payload, self.scale)
+
+    def _array(self, key: str, channels: int, dtype: str) -> ArraySpec:
+        shape = (self.num_tokens, channels)
+        return ArraySpec(key=key, frame_shape=shape, dtype=np.dtype(dtype), compression=self.compression)
 
 
+_PAYLOAD_DTYPES = {"fp32": "<f4", "fp16": "<f2", "int8": "i1", "int4": "u1"}
 PTS_ARRAY = ArraySpec(key=PTS_KEY, frame_shape=(), dtype=np.dtype("<f8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardVideo:
+    """A video about to be written: what a reader without vfz finds beside its tokens.
+
+    Attributes:
+        id, view: whose tokens; the pair is unique in a shard.
+        split, label: of the dataset.
+    """
+
+    id: str
+    view: int
+    split: str
+    label: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredVideo:
+    """A video of a finished shard and how many frames it has there."""
+
+    id: str
+    view: int
+    num_frames: int
+
+    def __post_init__(self) -> None:
+        if type(self.id) is not str or type(self.view) is not int or type(self.num_frames) is not int:
+            raise TypeError(f"{self}: the id is text, view and num_frames are whole numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +153,24 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRecord:
-    """How one array is cut: frames per chunk, and crc32c of the stored bytes of each chunk, in order."""
+    """How one array is cut into chunks of whole frames, each with a crc32c.
+
+    Attributes:
+        frames_per_chunk: of every chunk but the last of a run.
+        crc32c: of the stored bytes of each chunk, in order.
+        offsets: where the frames of each video begin in the data, in bytes, for a store that keeps every video apart
+            (chunks then begin anew with each video); empty for one that keeps the frames of a shard in one run.
+    """
 
     frames_per_chunk: int
-    crc32c: tuple[int, ...]
+    crc32c: Sequence[int]
+    offsets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if type(self.frames_per_chunk) is not int or any(type(offset) is not int for offset in self.offsets):
+            raise TypeError(f"chunks of {self.frames_per_chunk!r} frames at {self.offsets}: whole numbers of bytes")
+        if self.frames_per_chunk < 1:
+            raise ValueError(f"chunks of {self.frames_per_chunk} frames; 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,27 +180,32 @@ class ShardData:
     Attributes:
         store: name in `vfz.pipeline.stores.STORES`.
         name: folder or file under the cache's `shards/`.
-        num_frames: F, at least 1.
         columns: what is stored.
-        files: every file by its POSIX path relative to the data folder.
+        videos: whose frames, one after the other.
+        files: every file by its POSIX path relative to the data; `.` where the data is one file.
         chunks: by array key, `pts_seconds` included.
     """
 
     store: str
     name: str
-    num_frames: int
     columns: tuple[Column, ...]
+    videos: tuple[StoredVideo, ...]
     files: Mapping[str, FileRecord]
     chunks: Mapping[str, ChunkRecord]
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1:
-            raise ValueError(f"shard data {self.name} has {self.num_frames} frames; a shard without any has no data")
+        if not self.videos or min(video.num_frames for video in self.videos) < 1:
+            raise ValueError(f"shard data {self.name}: its videos must be some, with frames: {self.videos}")
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"shard data {self.name!r} is not a plain name")
-        keys = [column.key for column in self.columns]
-        if len(set(keys)) != len(keys) or self.chunks.keys() != {*keys, PTS_KEY}:
-            raise ValueError(f"shard data {self.name} has the columns {keys} but the chunks of {sorted(self.chunks)}")
+        keys = [spec.key for spec in self.arrays]
+        if len(set(keys)) != len(keys) or self.chunks.keys() != set(keys):
+            raise ValueError(f"shard data {self.name} has the arrays {keys} but the chunks of {sorted(self.chunks)}")
+
+    @property
+    def num_frames(self) -> int:
+        """F, at least 1."""
+        return sum(video.num_frames for video in self.videos)
 
     @property
     def num_bytes(self) -> int:
@@ -136,16 +215,22 @@ class ShardData:
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """Every array: the columns', then the times."""
-        return (*(column.array for column in self.columns), PTS_ARRAY)
+        return (*(spec for column in self.columns for spec in column.arrays), PTS_ARRAY)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values under the names of the attributes."""
         return {
-            **{name: getattr(self, name) for name in ("store", "name", "num_frames")},
+            "store": self.store,
+            "name": self.name,
             "columns": [asdict(column) for column in self.columns],
+            "videos": [asdict(video) for video in self.videos],
             "files": {path: asdict(record) for path, record in self.files.items()},
             "chunks": {
-                key: {"frames_per_chunk": record.frames_per_chunk, "crc32c": list(record.crc32c)}
+                key: {
+                    "frames_per_chunk": record.frames_per_chunk,
+                    "crc32c": list(record.crc32c),
+                    "offsets": list(record.offsets),
+                }
                 for key, record in self.chunks.items()
             },
         }
@@ -160,11 +245,15 @@ class ShardData:
         return cls(
             store=str(values["store"]),
             name=str(values["name"]),
-            num_frames=int(values["num_frames"]),
             columns=tuple(Column(**column) for column in values["columns"]),
+            videos=tuple(StoredVideo(**video) for video in values["videos"]),
             files={path: FileRecord(**record) for path, record in values["files"].items()},
             chunks={
-                key: ChunkRecord(frames_per_chunk=record["frames_per_chunk"], crc32c=tuple(record["crc32c"]))
+                key: ChunkRecord(
+                    frames_per_chunk=record["frames_per_chunk"],
+                    crc32c=tuple(record["crc32c"]),
+                    offsets=tuple(record["offsets"]),
+                )
                 for key, record in values["chunks"].items()
             },
         )

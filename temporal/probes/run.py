@@ -27,6 +27,7 @@ from vfz.temporal.clips import (
     check_parts,
     choose_eval_split,
     labelled_videos,
+    num_missing,
 )
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.options import ProbeOptions
@@ -111,7 +112,7 @@ def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeRe
         top1=top1,
         standard_error=(top1 * (1 - top1) / num_clips) ** 0.5,
         num_eval_clips=num_clips,
-        num_eval_missing=sum(row.split == eval_split and row.status != "ok" for row in cache.videos),
+        num_eval_missing=num_missing(cache, eval_split, layers=source.layers, parts=source.parts),
         eval_split=eval_split,
         chance=1 / len(cache.class_names),
         chosen=fit.chosen,
@@ -142,11 +143,12 @@ class _FeatureSource:
         self.dim = self._model.config.core_dim if self._model else encoder_dim
         self.rule = ClipRule(num_frames=options.clip_frames or num_frames, stride=options.clip_stride or stride)
         self.num_prefix = cache.layers[layers[-1]].get("prefix", (0, 0))[0] if parts != "patch" else 0
+        self.layers, self.parts = layers, parts
         self._tokens = CachedTokens(cache, layers=layers, parts=parts)
 
     def clips(self, split: str) -> FeatureClips:
         """The features of a split."""
-        videos = labelled_videos(self._cache, split)
+        videos = labelled_videos(self._cache, split, layers=self.layers, parts=self.parts)
         loader = ClipLoader(
             self._tokens,
             videos,

@@ -1,6 +1,5 @@
 """What vfz claims about speed, measured: `make bench`. No bound is asserted; the ratios are the result."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,6 @@ from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.extract import extract
 from vfz.pipeline.live import LiveEncoder
 from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.stores import get_store
-from vfz.pipeline.stores.records import Column
 from vfz.temporal.cores.selective_scan import selective_scan
 from vfz.temporal.options import TrainOptions
 from vfz.temporal.train import train_temporal
@@ -24,7 +21,6 @@ from vfz.temporal.train import train_temporal
 pytestmark = pytest.mark.bench
 
 VIDEO = Path(__file__).parents[1] / "data/videos/bikes.mp4"
-FRAMES, TOKENS, DIM, WINDOW = 1024, 201, 384, 16
 
 
 def test_help_against_importing_what_it_needs(record):
@@ -35,55 +31,6 @@ def test_help_against_importing_what_it_needs(record):
         run("-m", "vfz.cli", "--help"), run("-c", "import click, rich.console, rich.table, rich.progress"), rounds=15
     )
     record("help_seconds", value=shown, unit="s", baseline="importing click and rich", baseline_value=imported)
-
-
-@pytest.fixture
-def shard(tmp_path):
-    """A shard of 1,024 frames of 201 x 384 fp16 tokens, the same tokens in a plain file, and a function that writes."""
-    column = Column(layer="11", part="patch", num_tokens=TOKENS, dim=DIM, dtype="float16")
-    tokens = np.random.default_rng(0).standard_normal((FRAMES, TOKENS, DIM)).astype(np.float16)
-    tokens.tofile(tmp_path / "plain")
-    counter = iter(range(1000))
-
-    def write():
-        writer = get_store("zarr").writer(tmp_path / f"shard{next(counter)}", [column])
-        for start in range(0, FRAMES, 32):
-            writer.append({column.key: tokens[start : start + 32]}, np.arange(start, start + 32) / 6)
-        return writer.folder, writer.finish()
-
-    return tmp_path, tokens, column, write
-
-
-def test_window_reads_against_copying_out_of_a_mapped_file(record, shard):
-    tmp_path, _, column, write = shard
-    reader = get_store("zarr").reader(*write(), checksums="never")
-    plain = np.memmap(tmp_path / "plain", dtype=np.float16, mode="r", shape=(FRAMES, TOKENS, DIM))
-    starts = np.random.default_rng(1).integers(0, FRAMES - WINDOW, 200)
-    out = np.empty((WINDOW, TOKENS, DIM), np.float16)
-
-    def through_vfz():
-        for start in starts:
-            reader.read(column.key, np.arange(start, start + WINDOW), out)
-
-    def through_memmap():
-        for start in starts:
-            np.copyto(out, plain[start : start + WINDOW])
-
-    ours, theirs = (len(starts) / seconds for seconds in seconds_of(through_vfz, through_memmap))
-    record("window_reads", value=ours, unit="windows/s", baseline="np.memmap copy", baseline_value=theirs)
-
-
-def test_writing_against_a_plain_write_with_fsync(record, shard):
-    tmp_path, tokens, _, write = shard
-
-    def plain():
-        with (tmp_path / "copy").open("wb") as file:
-            tokens.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    ours, theirs = (tokens.nbytes / 1e6 / seconds for seconds in seconds_of(write, plain, rounds=5))
-    record("shard_writing", value=ours, unit="MB/s", baseline="ndarray.tofile + fsync", baseline_value=theirs)
 
 
 def test_selective_scan_against_the_plain_loop_under_autograd(record):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("extract", "train-temporal", "probe", "demo")
+COMMANDS = ("extract", "train-temporal", "probe", "cache", "demo")
 
 
 def vfz(*arguments, cwd=None):
@@ -27,7 +27,9 @@ def test_every_command_has_help_with_an_example(command):
     assert f"vfz {command}" in shown.stdout.split("Example:")[1]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["probe", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["extract", "--help"], ["probe", "--help"], ["cache", "verify", "--help"]]
+)
 def test_help_imports_neither_torch_nor_anything_else_that_is_slow(arguments):
     code = (
         "import sys; from vfz.cli.main import main; main(sys.argv[1:]);"

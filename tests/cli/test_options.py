@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from vfz.cli.options import command
 from vfz.pipeline.config import COMMANDS, Options, option
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.maintenance.options import InfoOptions, LsOptions, RepairOptions, VerifyOptions
 from vfz.pipeline.options import ExtractOptions
 from vfz.temporal.options import DemoOptions, ProbeOptions, TrainOptions
 
@@ -100,7 +101,10 @@ def test_a_file_that_cannot_be_understood_is_refused(run, toml, words):
         run(toml=toml)
 
 
-@pytest.mark.parametrize("options_type", [ExtractOptions, TrainOptions, ProbeOptions, DemoOptions])
+@pytest.mark.parametrize(
+    "options_type",
+    [ExtractOptions, TrainOptions, ProbeOptions, DemoOptions, LsOptions, InfoOptions, VerifyOptions, RepairOptions],
+)
 def test_every_option_has_a_helpful_sentence_and_a_default_that_passes_its_own_checks(options_type):
     for field in options_type.option_fields():
         assert field.info.help.endswith((".", ")"))

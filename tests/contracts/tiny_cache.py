@@ -1,49 +1,136 @@
-"""A cache of a few random tokens, made through the public functions, without videos or an encoder."""
+"""A cache of a few random tokens, made through the public functions, without videos or an encoder.
+
+    plans = new_cache(folder, precision="int8")      # header, calibrations, plan; no shard
+    fill_cache(folder, bad=("v3",))                  # every planned shard that is not committed yet
+    add_layer(folder, "23")                          # contents/<n>.json: the layer is there, its tokens are not
+    fill_cache(folder, number=1, layers=("23",))     # a second commit of every shard
+
+Tokens of a video depend on its id, the column and the seed alone: `video_tokens` gives them again.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vfz.pipeline.cache_header import create_cache, fingerprint_of
-from vfz.pipeline.commit import ShardIndex, new_data_folder
+from vfz.pipeline.cache_header import create_cache, fingerprint_of, read_header
+from vfz.pipeline.calibration import Calibration, digest_of, write_calibration
+from vfz.pipeline.commit import (
+    ShardIndex,
+    commit_shard,
+    committed_paths,
+    new_data_path,
+    read_shard_index,
+)
+from vfz.pipeline.contents import Contents, add_columns, read_contents
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.plan import Plan, extend_plans
-from vfz.pipeline.stores import STORES, Column
+from vfz.pipeline.plan import Plan, extend_plans, read_plans
+from vfz.pipeline.spec import QUANTISED
+from vfz.pipeline.stores import Column, ShardVideo, get_store
 
-RECIPE = {"encoder": {"name": "test", "image_size": 32}, "frames": {"fps": 6.0}, "precision": "fp16"}
+DIM = 8
+NUM_TOKENS = {"patch": 4, "prefix": 1}
+
+
+def recipe_of(precision: str = "fp16") -> dict[str, Any]:
+    """A recipe (not a whole one) of that precision."""
+    return {
+        "encoder": {"name": "test", "image_size": 32},
+        "frames": {"fps": 6.0},
+        "storage": {"precision": precision},
+    }
+
+
+def columns_of(precision: str = "fp16", layers: Sequence[str] = ("2", "11"), *, dim: int = DIM) -> tuple[Column, ...]:
+    """Patch and prefix tokens of the layers."""
+    return tuple(
+        Column(layer=layer, part=part, num_tokens=num_tokens, dim=dim, precision=precision)
+        for layer in layers
+        for part, num_tokens in NUM_TOKENS.items()
+    )
+
+
+RECIPE = recipe_of()
 FINGERPRINT = fingerprint_of(RECIPE)
-CONTENTS: dict[str, Any] = {
-    "dataset": "tiny",
-    "class_names": ["left", "right"],
-    "layers": {"11": {"patch": [4, 8], "prefix": [1, 8]}, "2": {"patch": [4, 8], "prefix": [1, 8]}},
-    "dtype": "float16",
-    "splits": ["train", "val"],
-    "views": [0],
-}
-COLUMNS = tuple(
-    Column(layer=layer, part=part, num_tokens=num_tokens, dim=8, dtype="float16")
-    for layer in ("2", "11")
-    for part, num_tokens in (("patch", 4), ("prefix", 1))
-)
+COLUMNS = columns_of()
 
 
-def records(num_videos: int) -> list[VideoRecord]:
-    """`v0`, `v1`, ...: every third one in `val`."""
+def calibration_of(column: Column) -> Calibration:
+    """A calibration whose channels all differ."""
+    channels = np.arange(column.dim)
+    return Calibration(
+        column=column.key,
+        num_frames=16,
+        offset=tuple((channels / 8 - 0.5).tolist()),
+        std=tuple((0.75 + channels / column.dim / 2).tolist()),
+        precision_error=0.0,
+        compression_ratios={},
+    )
+
+
+def contents_of(folder: Path, columns: Sequence[Column] = COLUMNS, *, store: str = "zarr") -> Contents:
+    """Contents of these columns; their calibrations are written to `folder`."""
+    return Contents(
+        dataset="tiny",
+        class_names=("left", "right"),
+        store=store,
+        columns=tuple(columns),
+        calibrations={column.key: write_calibration(folder, calibration_of(column))[1] for column in columns},
+        golden={},
+    )
+
+
+def records(num_videos: int, *, folds: bool = False) -> list[VideoRecord]:
+    """`v0`, `v1`, ...: every third one in `val`; with `folds` also in `fold1` (v0 to v2 are its test split)."""
     return [
-        VideoRecord(id=f"v{n}", path=Path(f"/videos/v{n}.mp4"), split="val" if n % 3 == 2 else "train", label=n % 2)
+        VideoRecord(
+            id=f"v{n}",
+            path=Path(f"/videos/v{n}.mp4"),
+            split="val" if n % 3 == 2 else "train",
+            label=n % 2,
+            folds={"fold1": "test" if n < 3 else "train"} if folds else {},
+        )
         for n in range(num_videos)
     ]
 
 
-def new_cache(folder: Path, num_videos: int = 6, shard_size_videos: int = 2) -> tuple[Plan, ...]:
-    """A cache with its header and plan, and no shard."""
-    create_cache(folder, recipe=RECIPE, contents=CONTENTS, provenance={"host": "here"})
-    return extend_plans(folder / "plan", records(num_videos), shard_size_videos=shard_size_videos)
+def new_cache(
+    folder: Path,
+    num_videos: int = 6,
+    shard_size_videos: int = 2,
+    *,
+    precision: str = "fp16",
+    store: str = "zarr",
+    layers: Sequence[str] = ("2", "11"),
+    dim: int = DIM,
+    folds: bool = False,
+    views: Sequence[int] = (0,),
+) -> tuple[Plan, ...]:
+    """A cache with its header, calibrations and plan, and no shard."""
+    columns = columns_of(precision, layers, dim=dim)
+    create_cache(
+        folder,
+        recipe=recipe_of(precision),
+        provenance={"host": "here"},
+        fill=lambda inside: contents_of(inside, columns, store=store),
+    )
+    return extend_plans(
+        folder / "plan", records(num_videos, folds=folds), shard_size_videos=shard_size_videos, views=views
+    )
+
+
+def add_layer(folder: Path, layer: str) -> Contents:
+    """Makes a layer part of the contents; no shard has its tokens yet."""
+    header = read_header(folder)
+    dim = header.contents.columns[0].dim
+    columns = columns_of(header.precision, (layer,), dim=dim)
+    calibrations = {column.key: write_calibration(folder, calibration_of(column))[1] for column in columns}
+    return add_columns(folder, header, columns, calibrations=calibrations, golden={})
 
 
 def num_frames_of(video_id: str) -> int:
@@ -51,26 +138,89 @@ def num_frames_of(video_id: str) -> int:
     return 3 + int(video_id[1:])
 
 
-def video_tokens(video_id: str, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Tokens per column key, and times, of a video."""
-    rng = np.random.default_rng([int(video_id[1:]), seed])
+def video_tokens(
+    video_id: str, seed: int = 0, *, columns: Sequence[Column] = COLUMNS
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Tokens per column key (float16 numbers, so that fp16 and fp32 store them as they are), and times, of a video."""
     num_frames = num_frames_of(video_id)
-    tokens = {
-        column.key: rng.standard_normal((num_frames, column.num_tokens, column.dim)).astype(np.float16)
-        for column in COLUMNS
-    }
+    tokens = {}
+    for column in columns:
+        rng = np.random.default_rng([int(video_id[1:]), seed, zlib.crc32(column.key.encode())])
+        tokens[column.key] = rng.standard_normal((num_frames, column.num_tokens, column.dim)).astype(np.float16)
     return tokens, np.arange(num_frames) / 6
 
 
-def prepare_shard(folder: Path, plan: Plan, shard: str, *, bad: Sequence[str] = (), seed: int = 0) -> ShardIndex:
-    """Writes the data of a shard; the videos in `bad` have failed. Not committed."""
+def stored_arrays(tokens: dict[str, np.ndarray], columns: Sequence[Column]) -> dict[str, np.ndarray]:
+    """Tokens per column key to what a shard stores of them, by array key."""
+    arrays: dict[str, np.ndarray] = {}
+    for column in columns:
+        if column.precision not in QUANTISED:
+            arrays[column.key] = tokens[column.key].astype(column.payload.dtype)
+            continue
+        import torch
+
+        from vfz.pipeline.precision import to_stored
+
+        tokens_FND = torch.from_numpy(tokens[column.key]).float()
+        stored = to_stored(tokens_FND, column.precision, calibration_of(column).stats)
+        arrays[column.key] = stored.payload.numpy()
+        arrays[f"{column.key}_scale"] = stored.scale.numpy()
+    return arrays
+
+
+def expected_tokens(video_id: str, column: Column, seed: int = 0) -> np.ndarray:
+    """Float32 tokens [F, N, D] as they come back from storage."""
+    tokens = video_tokens(video_id, seed, columns=(column,))[0]
+    if column.precision not in QUANTISED:
+        return tokens[column.key].astype(np.float32)
+    import torch
+
+    from vfz.pipeline.precision import expand
+
+    arrays = stored_arrays(tokens, (column,))
+    payload, scale = (torch.from_numpy(arrays[spec.key]) for spec in column.arrays)
+    stats = calibration_of(column).stats
+    return expand(payload, scale, precision=column.precision, stats=stats, dim=column.dim).numpy()
+
+
+def prepare_shard(
+    folder: Path,
+    plan: Plan,
+    shard: str,
+    *,
+    bad: Sequence[str] = (),
+    seed: int = 0,
+    number: int = 0,
+    layers: Sequence[str] | None = None,
+) -> ShardIndex:
+    """Writes the data of a shard; the videos in `bad` have failed. Not committed.
+
+    Args:
+        folder: the cache, of any precision and store.
+        plan, shard: whose videos.
+        bad: ids of videos that fail.
+        seed: of the tokens.
+        number: 0, or that of a later commit: of the videos that were ok in commit 0.
+        layers: what is stored; None means all layers of the contents.
+    """
+    header = read_header(folder)
+    contents = read_contents(folder, header)
+    columns = [column for column in contents.columns if layers is None or column.layer in layers]
+    videos = plan.shards[shard]
+    if number:
+        first = read_shard_index(committed_paths(folder)[shard, 0])
+        was_ok = {row.key for row in first.rows if row.status == "ok"}
+        videos = tuple(video for video in videos if video.key in was_ok)
     rows = []
-    with STORES["zarr"].writer(new_data_folder(folder, shard), COLUMNS) as writer:
-        for video in plan.shards[shard]:
+    store = get_store(contents.store)
+    with store.writer(new_data_path(folder, shard, store.suffix), columns) as writer:
+        for video in videos:
             ok = video.id not in bad
             frame_start = writer.num_frames if ok else 0
             if ok:
-                writer.append(*video_tokens(video.id, seed))
+                tokens, pts_seconds = video_tokens(video.id, seed, columns=columns)
+                writer.begin_video(ShardVideo(id=video.id, view=video.view, split=video.split, label=video.label))
+                writer.append(stored_arrays(tokens, columns), pts_seconds)
             rows.append(
                 LedgerRow(
                     id=video.id,
@@ -86,15 +236,34 @@ def prepare_shard(folder: Path, plan: Plan, shard: str, *, bad: Sequence[str] = 
                     source_digest="0" * 64,
                     source_path=video.path,
                     duration_seconds=1.0 if ok else 0.0,
+                    folds=video.folds,
                 )
             )
         data = writer.finish() if writer.num_frames else None
     return ShardIndex(
         shard=shard,
-        number=0,
+        number=number,
         plan=plan.number,
-        fingerprint=FINGERPRINT,
-        calibration_digest=None,
+        fingerprint=header.fingerprint,
+        calibration_digest=digest_of(columns, contents),
         data=data,
         rows=tuple(rows),
+        column_keys=tuple(column.key for column in columns),
     )
+
+
+def fill_cache(
+    folder: Path,
+    *,
+    bad: Sequence[str] = (),
+    seed: int = 0,
+    number: int = 0,
+    layers: Sequence[str] | None = None,
+) -> None:
+    """Commits every planned shard that has no commit of that number yet; arguments as in `prepare_shard`."""
+    for plan in read_plans(folder / "plan"):
+        for shard in plan.shards:
+            if (shard, number) not in committed_paths(folder):
+                commit_shard(
+                    folder, prepare_shard(folder, plan, shard, bad=bad, seed=seed, number=number, layers=layers)
+                )

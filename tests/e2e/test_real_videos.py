@@ -88,5 +88,5 @@ def test_a_dataset_without_one_good_video_ends_with_code_3(tmp_path, nothing_goo
     (tmp_path / "clips/train/a" / nothing_good).write_text("not a video")
     ran = vfz("extract", "--dataset", "folder", "--root", "clips", *ENCODER, cwd=tmp_path)
     assert ran.returncode == 3
-    assert "none of the first 1 videos can be decoded; first: text.mp4" in ran.stderr
+    assert "none of 1 videos drawn at random can be decoded; first: text.mp4" in ran.stderr
     assert list((tmp_path / "caches").iterdir()) == []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import multiprocessing
-import pickle
+import os
 import shutil
 import subprocess
 import sys
@@ -12,11 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.tiny_cache import CONTENTS, FINGERPRINT, RECIPE, new_cache, prepare_shard, video_tokens
+from contracts.tiny_cache import (
+    FINGERPRINT,
+    RECIPE,
+    columns_of,
+    contents_of,
+    expected_tokens,
+    fill_cache,
+    new_cache,
+    num_frames_of,
+    prepare_shard,
+    records,
+    stored_arrays,
+    video_tokens,
+)
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.cache_header import create_cache
-from vfz.pipeline.commit import commit_shard
+from vfz.pipeline.catalog import write_catalog
+from vfz.pipeline.commit import ShardIndex, commit_shard
 from vfz.pipeline.errors import (
     CacheError,
     CacheFormatError,
@@ -24,7 +38,9 @@ from vfz.pipeline.errors import (
     UnknownNameError,
     UsageError,
 )
+from vfz.pipeline.plan import extend_plans
 from vfz.pipeline.sealed import sealed_bytes
+from vfz.pipeline.stores import STORES
 
 TESTS = Path(__file__).parents[1]
 
@@ -33,9 +49,8 @@ TESTS = Path(__file__).parents[1]
 def template(tmp_path_factory) -> Path:
     """Six videos in three shards; v3 failed. Made once: a shard is some forty flushes to the disk."""
     cache = tmp_path_factory.mktemp("template") / "cache"
-    (plan,) = new_cache(cache)
-    for shard in plan.shards:
-        commit_shard(cache, prepare_shard(cache, plan, shard, bad=("v3",)))
+    new_cache(cache)
+    fill_cache(cache, bad=("v3",))
     return cache
 
 
@@ -49,7 +64,9 @@ def test_the_attributes_describe_the_cache(folder):
     cache = FeatureCache(folder)
     assert cache.fingerprint == FINGERPRINT
     assert cache.recipe == RECIPE
-    assert cache.contents == CONTENTS
+    assert cache.contents == contents_of(folder)
+    assert (cache.precision, cache.store, cache.splits, cache.views) == ("fp16", "zarr", ("train", "val"), (0,))
+    assert cache.calibrations.keys() == {column.key for column in columns_of()}
     assert list(cache.layers) == ["2", "11"]
     assert cache.layers["2"] == {"patch": (4, 8), "prefix": (1, 8)}
     assert cache.class_names == ("left", "right")
@@ -57,6 +74,7 @@ def test_the_attributes_describe_the_cache(folder):
     assert [row.id for row in cache.ok_videos()] == ["v0", "v1", "v2", "v4", "v5"]
     assert [row.id for row in cache.ok_videos("val")] == ["v2", "v5"]
     assert cache.ok_videos(view=1) == []
+    assert (cache.num_planned(), cache.num_planned("train"), cache.num_planned(view=1)) == (6, 4, 0)
     data = [path for path in (folder / "shards").rglob("*") if path.is_file() and path.parent != folder / "shards"]
     assert cache.num_bytes == sum(path.stat().st_size for path in data)
     with pytest.raises(UnknownNameError, match="did you mean train"):
@@ -89,11 +107,50 @@ def test_any_frames_of_a_video_are_read(folder, frames, expected):
         together = clip.tokens(layer, part="all")
         assert together.dtype == np.float32
         np.testing.assert_array_equal(together, np.concatenate([prefix, patch], axis=1))
+        np.testing.assert_array_equal(clip.expand(layer, "all").numpy(), together)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [((0, 0.5), [0, 1, 2]), ((0.5, 100), [3, 4, 5, 6]), ((1 / 6, 2 / 6), [1]), ((-5, 0.01), [0])],
+)
+def test_frames_are_chosen_by_their_times(folder, seconds, expected):
+    clip = FeatureCache(folder).read("v4", seconds=seconds, layers=(2,))
+    assert clip.frame_numbers.tolist() == expected
+    np.testing.assert_array_equal(clip.tokens(2), video_tokens("v4")[0]["layer_2/patch"][expected])
+
+
+@pytest.mark.parametrize("store", sorted(STORES))
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_every_store_and_precision_gives_back_what_was_stored(tmp_path, store, precision):
+    folder = tmp_path / "cache"
+    new_cache(folder, num_videos=3, precision=precision, store=store, dim=130)
+    fill_cache(folder)
+    cache = FeatureCache(folder)
+    assert (cache.precision, cache.store) == (precision, store)
+    columns = {(column.layer, column.part): column for column in columns_of(precision, dim=130)}
+    clip = cache.read("v1", [2, 0, 3])
+    stored = stored_arrays(video_tokens("v1", columns=tuple(columns.values()))[0], tuple(columns.values()))
+    assert clip.arrays.keys() == stored.keys()
+    for key, array in stored.items():
+        assert clip.arrays[key].dtype == array.dtype
+        np.testing.assert_array_equal(clip.arrays[key], array[[2, 0, 3]])
+    for (layer, part), column in columns.items():
+        np.testing.assert_array_equal(clip.tokens(layer, part), expected_tokens("v1", column)[[2, 0, 3]])
+    expected = [expected_tokens("v1", columns["11", part])[[2, 0, 3]] for part in ("prefix", "patch")]
+    np.testing.assert_array_equal(clip.tokens(11, "all"), np.concatenate(expected, axis=1))
+
+    batch = cache.read_batch([("v1", [2, 0]), ("v2", [1, 1])], layers=(11,))
+    assert batch.arrays.keys() == {key for key in stored if key.startswith("layer_11/")}
+    tokens_BTND = batch.tokens(11, "patch").numpy()
+    np.testing.assert_array_equal(tokens_BTND[0], expected_tokens("v1", columns["11", "patch"])[[2, 0]])
+    np.testing.assert_array_equal(tokens_BTND[1], expected_tokens("v2", columns["11", "patch"])[[1, 1]])
+    assert batch.tokens(11, "all").shape == (2, 2, 5, 130)
 
 
 def test_layers_and_parts_can_be_chosen(folder):
     clip = FeatureCache(folder).read("v0", layers=(11,), parts=("patch",))
-    assert clip.payloads.keys() == {("11", "patch")}
+    assert clip.arrays.keys() == {"layer_11/patch"}
     np.testing.assert_array_equal(clip.tokens(11, part="all"), clip.tokens(11))
     for layer, part in ((2, "patch"), (11, "prefix"), (2, "all")):
         with pytest.raises(UnknownNameError, match="layer and part of this clip"):
@@ -110,6 +167,13 @@ def test_what_cannot_be_read_is_refused_in_one_clear_line(folder):
         (UsageError, "frames 0 to 2; 1 to 3 requested", {"video_id": "v0", "frames": [1, 3]}),
         (UsageError, "frames 0 to 2; -1 to -1 requested", {"video_id": "v0", "frames": [-1]}),
         (UsageError, "whole numbers", {"video_id": "v0", "frames": [0.5]}),
+        (UsageError, "exclude each other", {"video_id": "v0", "frames": [0], "seconds": (0, 1)}),
+        (
+            UsageError,
+            r"no frame from 4 up to 5 s; its 3 frames lie at 0\.000 to 0\.333",
+            {"video_id": "v0", "seconds": (4, 5)},
+        ),
+        (UsageError, "no frame from 0.1 up to 0.1", {"video_id": "v0", "seconds": (0.1, 0.1)}),
         (UsageError, "views \\[0\\], not in view 1", {"video_id": "v0", "view": 1}),
     ]
     for error, message, arguments in cases:
@@ -130,17 +194,13 @@ def test_an_incomplete_cache_is_refused_unless_asked_for(folder):
 
 
 def test_a_cache_without_a_plan_is_incomplete(tmp_path):
-    create_cache(tmp_path / "cache", recipe=RECIPE, contents=CONTENTS, provenance={})
+    create_cache(tmp_path / "cache", recipe=RECIPE, provenance={}, fill=contents_of)
     with pytest.raises(CacheIncompleteError, match="no video is planned"):
         FeatureCache(tmp_path / "cache")
     assert FeatureCache(tmp_path / "cache", allow_incomplete=True).videos == []
 
 
 def test_a_video_tried_again_counts_by_its_latest_plan(folder):
-    from contracts.tiny_cache import records
-
-    from vfz.pipeline.plan import extend_plans
-
     plan = extend_plans(folder / "plan", records(6), shard_size_videos=2, again={("v3", 0)})[1]
     waiting = {row.id: row for row in FeatureCache(folder, allow_incomplete=True).videos}["v3"]
     assert (waiting.status, waiting.attempts, waiting.shard) == ("pending", 1, "00003")
@@ -179,7 +239,8 @@ def test_an_edited_header_is_refused(folder, old, new):
 def test_a_fingerprint_of_another_recipe_is_refused(folder):
     content = json.loads((folder / "vfz.json").read_bytes())
     del content["digest"], content["format_version"]
-    (folder / "vfz.json").write_bytes(sealed_bytes({**content, "recipe": {"other": 1}}))
+    recipe = {**content["recipe"], "other": 1}
+    (folder / "vfz.json").write_bytes(sealed_bytes({**content, "recipe": recipe}))
     with pytest.raises(CacheFormatError, match="not that of the recipe"):
         FeatureCache(folder)
 
@@ -222,41 +283,100 @@ def _num_open_files() -> int:
 
 def test_few_shards_are_open_at_a_time(folder):
     cache = FeatureCache(folder)
-    cache._max_open_shards = 2
+    cache._shards.max_open = 2
     num_before = _num_open_files()
     for video_id in ("v0", "v2", "v4", "v0", "v5", "v2") * 3:
         np.testing.assert_array_equal(cache.read(video_id).payload(2), video_tokens(video_id)[0]["layer_2/patch"])
-        assert _num_open_files() - num_before <= 2 * 5
+        assert _num_open_files() - num_before <= 2 * 5  # per shard four columns and the times
     cache.close()
     assert _num_open_files() == num_before
     assert cache.read("v0").pts_seconds.size == 3
 
 
-def _read_in_child(cache: FeatureCache, connection) -> None:
-    connection.send_bytes(cache.read("v5").payload(11).tobytes())
+def test_a_shard_quantised_with_another_calibration_is_refused(tmp_path):
+    new_cache(tmp_path / "cache", num_videos=2, precision="int8")
+    fill_cache(tmp_path / "cache")
+    path = tmp_path / "cache/shards/00000.0.index.json"
+    content = json.loads(path.read_bytes())
+    del content["digest"], content["format_version"]
+    path.write_bytes(sealed_bytes({**content, "calibration_digest": "0" * 64}))
+    with pytest.raises(
+        CacheFormatError, match=r"the calibration of layer_2/patch.* is not the one this shard was quant"
+    ):
+        FeatureCache(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, when other tests left threads
-def test_a_cache_in_use_works_in_a_worker_process(folder, method):
+def test_a_quantised_cache_without_its_calibration_is_refused_at_once(tmp_path):
+    for precision in ("int8", "fp16"):
+        folder = tmp_path / precision
+        new_cache(folder, num_videos=2, precision=precision)
+        fill_cache(folder)
+        (folder / "calibration/layer_2.patch.json").unlink()
+    with pytest.raises(CacheFormatError, match=r"layer_2\.patch\.json"):
+        FeatureCache(tmp_path / "int8")
+    cache = FeatureCache(tmp_path / "fp16")
+    assert cache.read("v0").tokens(2).shape == (3, 4, 8), "floating point needs none"
+    with pytest.raises(CacheFormatError, match=r"layer_2\.patch\.json"):
+        cache.calibrations  # noqa: B018
+
+
+def test_official_folds_choose_videos(tmp_path):
+    new_cache(tmp_path / "cache", folds=True)
+    fill_cache(tmp_path / "cache")
+    cache = FeatureCache(tmp_path / "cache")
+    assert [row.id for row in cache.ok_videos("test", fold="fold1")] == ["v0", "v1", "v2"]
+    assert [row.id for row in cache.ok_videos("val")] == ["v2", "v5"]
+    assert len(cache.ok_videos(fold="fold1")) == 6
+    assert cache.videos[0].folds == {"fold1": "test"}
+    with pytest.raises(UnknownNameError, match=r"split of fold fold1 of .* 'val'"):
+        cache.ok_videos("val", fold="fold1")
+    with pytest.raises(UnknownNameError, match="did you mean fold1"):
+        cache.ok_videos("val", fold="fold2")
+
+
+def test_a_shard_that_is_replaced_while_the_cache_is_open_is_not_mixed_with_the_old_one(folder):
     cache = FeatureCache(folder)
-    cache.read("v5")
-    context = multiprocessing.get_context(method)
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_read_in_child, args=(cache, theirs))
-    process.start()
-    assert ours.poll(30)
-    assert ours.recv_bytes() == video_tokens("v5")[0]["layer_11/patch"].tobytes()
-    process.join(30)
-    assert process.exitcode == 0
+    assert cache.read("v0").pts_seconds.size == 3
+    (folder / "shards/00002.0.index.json").unlink()
+    (plan,) = new_cache(folder)
+    commit_shard(folder, prepare_shard(folder, plan, "00002", bad=("v4",)))
+    with pytest.raises(CacheError, match=r"shard 00002 was replaced since .* was opened: open the cache again"):
+        cache.read("v5")
+    assert FeatureCache(folder).read("v5").pts_seconds.size == num_frames_of("v5")
 
 
-def test_a_pickled_cache_reads(folder):
-    cache = FeatureCache(folder)
-    cache.read("v5")
-    again = pickle.loads(pickle.dumps(cache))  # noqa: S301
-    assert again.ledger_digest == cache.ledger_digest
-    np.testing.assert_array_equal(again.read("v5").payload(2), cache.read("v5").payload(2))
+def test_names_that_are_no_utf8_are_kept(tmp_path):
+    strange = [os.fsdecode(b"caf\xe9"), "\0null", 'quote"', "ok"]
+    made = [dataclasses.replace(record, id=name) for record, name in zip(records(4), strange, strict=True)]
+    folder = tmp_path / "cache"
+    new_cache(folder, num_videos=1)
+    plan = extend_plans(folder / "plan", made, shard_size_videos=8)[1]
+    rows = [
+        dataclasses.replace(video.pending_row("00001", attempts=1), status="failed", reason=f"bad {video.id}")
+        for video in plan.shards["00001"]
+    ]
+    fill_cache_of_rows(folder, plan, rows)
+    for _ in range(2):
+        cache = FeatureCache(folder, allow_incomplete=True)
+        assert [row.id for row in cache.videos][1:] == strange
+        assert cache.videos[1].reason == f"bad {strange[0]}"
+        with pytest.raises(CacheError, match="has no tokens: failed: bad"):
+            cache.read(strange[0])
+        write_catalog(folder)
+
+
+def fill_cache_of_rows(folder, plan, rows):
+    index = ShardIndex(
+        shard="00001",
+        number=0,
+        plan=plan.number,
+        fingerprint=FINGERPRINT,
+        calibration_digest=None,
+        data=None,
+        rows=tuple(rows),
+        column_keys=tuple(column.key for column in columns_of()),
+    )
+    commit_shard(folder, index)
 
 
 FULL_DISK = """

@@ -7,23 +7,36 @@ import os
 from pathlib import Path
 
 import pytest
-from contracts.tiny_cache import CONTENTS, FINGERPRINT, RECIPE
+from contracts.tiny_cache import COLUMNS, FINGERPRINT, RECIPE, add_layer, contents_of, new_cache
 
 import vfz.pipeline.cache_header
 from vfz.pipeline.cache_header import create_cache, read_header
+from vfz.pipeline.contents import Contents, add_columns, contents_paths, read_contents
 from vfz.pipeline.errors import CacheFormatError, StorageError
+from vfz.pipeline.sealed import sealed_bytes
 
 
-def _create(folder: Path, **changes) -> bool:
-    return create_cache(folder, **{"recipe": RECIPE, "contents": CONTENTS, "provenance": {}, "golden": None, **changes})
+def _create(folder: Path, *, also=lambda _: None, **changes) -> bool:
+    def fill(inside: Path) -> Contents:
+        also(inside)
+        return contents_of(inside)
+
+    return create_cache(folder, **{"recipe": RECIPE, "provenance": {}, "fill": fill, **changes})
+
+
+def _other(number: int) -> dict:
+    return {**RECIPE, "number": number}
 
 
 def test_the_header_reads_back(tmp_path):
-    assert _create(tmp_path / "cache", provenance={"host": "a"}, golden=lambda inside: (inside / "a").write_text("b"))
+    assert _create(
+        tmp_path / "cache", provenance={"host": "a"}, also=lambda inside: (inside / "golden/a").write_text("b")
+    )
     header = read_header(tmp_path / "cache")
-    assert (header.recipe, header.contents, header.provenance) == (RECIPE, CONTENTS, {"host": "a"})
+    assert (header.recipe, header.provenance, header.precision) == (RECIPE, {"host": "a"}, "fp16")
+    assert header.contents == contents_of(tmp_path / "cache")
     assert header.fingerprint == FINGERPRINT
-    assert [column.key for column in header.columns] == [
+    assert [column.key for column in header.contents.columns] == [
         f"layer_{layer}/{part}" for layer in (2, 11) for part in ("patch", "prefix")
     ]
     assert (tmp_path / "cache/golden/a").read_text() == "b"
@@ -32,17 +45,17 @@ def test_the_header_reads_back(tmp_path):
 def test_a_cache_that_is_there_is_kept(tmp_path):
     assert _create(tmp_path / "cache")
     before = (tmp_path / "cache/vfz.json").read_bytes()
-    assert not _create(tmp_path / "cache", recipe={"other": 1}, golden=lambda _: pytest.fail("not needed"))
+    assert not _create(tmp_path / "cache", recipe=_other(1), also=lambda _: pytest.fail("not needed"))
     assert (tmp_path / "cache/vfz.json").read_bytes() == before
 
 
 def test_a_cache_that_appears_meanwhile_is_kept(tmp_path):
-    def slow_golden(inside: Path) -> None:
-        (inside / "mine").touch()
-        _create(tmp_path / "cache", recipe={"first": 1})
+    def slowly(inside: Path) -> None:
+        (inside / "golden/mine").touch()
+        _create(tmp_path / "cache", recipe=_other(1))
 
-    assert not _create(tmp_path / "cache", golden=slow_golden)
-    assert read_header(tmp_path / "cache").recipe == {"first": 1}
+    assert not _create(tmp_path / "cache", also=slowly)
+    assert read_header(tmp_path / "cache").recipe == _other(1)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
@@ -55,18 +68,19 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
 
 
 def test_an_error_while_creating_leaves_nothing(tmp_path):
-    def golden(inside: Path) -> None:
-        (inside / "half").touch()
+    def break_off(inside: Path) -> None:
+        (inside / "golden/half").touch()
         raise RuntimeError("no such video")
 
     with pytest.raises(RuntimeError, match="no such video"):
-        _create(tmp_path / "cache", golden=golden)
+        _create(tmp_path / "cache", also=break_off)
     assert list(tmp_path.iterdir()) == []
 
 
 def _create_in_child(folder: Path, number: int, barrier, results) -> None:
     barrier.wait(30)
-    results.put((number, _create(folder, recipe={"number": number}, golden=lambda p: (p / str(number)).touch())))
+    created = _create(folder, recipe=_other(number), also=lambda inside: (inside / f"golden/{number}").touch())
+    results.put((number, created))
 
 
 def test_of_several_processes_creating_a_cache_one_wins(tmp_path):
@@ -82,17 +96,54 @@ def test_of_several_processes_creating_a_cache_one_wins(tmp_path):
     for process in processes:
         process.join(30)
     (winner,) = (number for number, won in outcomes.items() if won)
-    assert read_header(tmp_path / "cache").recipe == {"number": winner}
+    assert read_header(tmp_path / "cache").recipe == _other(winner)
     assert [path.name for path in (tmp_path / "cache/golden").iterdir()] == [str(winner)]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-@pytest.mark.parametrize("missing", ["dataset", "class_names", "layers", "dtype", "splits", "views"])
-def test_contents_must_say_everything(tmp_path, missing):
-    contents = {name: value for name, value in CONTENTS.items() if name != missing}
-    with pytest.raises(TypeError, match=f"contents.{missing} is None"):
-        _create(tmp_path / "cache", contents=contents)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("store", None, "fields"),
+        ("layers", {}, "layers is empty"),
+        ("layers.2.patch.num_tokens", 0, "has 0 tokens"),
+        ("layers.2.patch.extra", 1, "expected"),
+        ("layers.2.cls", {"num_tokens": 1, "dim": 8, "compression": "none", "calibration_sha256": None}, "part is"),
+        ("golden", {"../../etc/passwd": "0"}, "outside golden"),
+    ],
+)
+def test_contents_that_make_no_sense_are_refused_with_the_file_and_the_reason(tmp_path, path, value, message):
+    new_cache(tmp_path / "cache")
+    header = read_header(tmp_path / "cache")
+    contents = header.contents.to_dict()
+    *parents, last = path.split(".")
+    target = contents
+    for name in parents:
+        target = target[name]
+    target[last] = value
+    if value is None:
+        del target[last]
+    record = {"recipe": RECIPE, "fingerprint": FINGERPRINT, "provenance": {}, "contents": contents}
+    (tmp_path / "cache/vfz.json").write_bytes(sealed_bytes(record))
+    with pytest.raises(CacheFormatError, match=rf"vfz\.json is damaged: .*{message}"):
+        read_header(tmp_path / "cache")
+
+
+def test_contents_grow_by_files_that_are_written_once(tmp_path):
+    folder = tmp_path / "cache"
+    new_cache(folder)
+    before = (folder / "vfz.json").read_bytes()
+    assert add_layer(folder, "23").layers.keys() == {"2", "11", "23"}
+    assert add_layer(folder, "5").layers.keys() == {"2", "5", "11", "23"}
+    header = read_header(folder)
+    contents = read_contents(folder, header)
+    assert list(contents.layers) == ["2", "5", "11", "23"]
+    assert add_columns(folder, header, COLUMNS, calibrations={}, golden={}) == contents, "they are there"
+    assert [path.name for path in contents_paths(folder)] == ["1.json", "2.json"]
+    assert (folder / "vfz.json").read_bytes() == before
+    (folder / "contents/1.json").unlink()
+    with pytest.raises(CacheFormatError, match="one is missing"):
+        read_contents(folder, header)
 
 
 @pytest.mark.parametrize(

@@ -212,22 +212,23 @@ def test_too_many_failures_end_the_run_and_keep_what_was_finished(folder, folder
     assert all_tokens(path)
 
 
-def test_golden_frames_are_kept_with_the_tokens_they_gave(folder):
-    from vfz.pipeline.encoder import load_encoder
-
-    report = extract(dataclasses.replace(folder, precision="fp32"))
-    with np.load(f"{report.cache}/golden/frames.npz", allow_pickle=False) as golden:
-        import torch
-
-        pixels = torch.from_numpy(golden["pixels_GCHW"])
-        assert pixels.shape == (16, 3, 64, 64)
-        encoder = load_encoder("demo", layers=("3",), image_size=64, batch_size=8)
-        assert np.array_equal(encoder.encode(pixels)["3"].patch_BND.numpy(), golden["layer_3/patch"])
-        assert len(set(golden["video_ids"])) == 4
-
-
 def test_a_cache_that_is_not_complete_is_refused_by_readers(synthetic_options, synthetic_cache, tmp_path):
     shutil.copytree(synthetic_cache.path, tmp_path / "cache")
     next((tmp_path / "cache" / "shards").glob("*.index.json")).unlink()
     with pytest.raises(CacheIncompleteError, match=r"16 of 48 videos are pending.*vfz extract"):
         FeatureCache(tmp_path / "cache")
+
+
+def test_golden_frames_are_kept_with_the_tokens_they_gave(folder):
+    import torch
+
+    from vfz.pipeline.encoder import load_encoder
+    from vfz.pipeline.golden import read_golden
+
+    cache = FeatureCache(extract(dataclasses.replace(folder, precision="fp32")).cache)
+    golden = read_golden(cache.path, cache.contents)
+    assert golden.pixels_GCHW.shape == (16, 3, 64, 64)
+    assert len(set(golden.video_ids)) > 1
+    encoder = load_encoder("demo", layers=("3",), image_size=64, batch_size=8)
+    tokens = encoder.encode(torch.from_numpy(golden.pixels_GCHW))["3"].patch_BND
+    assert np.array_equal(tokens.numpy(), golden.arrays["layer_3/patch"])

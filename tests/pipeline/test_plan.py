@@ -26,6 +26,21 @@ def test_a_plan_reads_back_equal(tmp_path):
     assert read_plans(tmp_path) == plans == (make_plan(records(5), shard_size_videos=2),)
 
 
+def test_a_plan_keeps_the_official_folds(tmp_path):
+    (plan,) = extend_plans(tmp_path, records(4, folds=True), shard_size_videos=4)
+    assert [video.folds["fold1"] for video in read_plans(tmp_path)[0].shards["00000"]] == ["test"] * 3 + ["train"]
+    assert plan.shards["00000"][0].pending_row("00000", attempts=0).folds == {"fold1": "test"}
+
+
+def test_a_shard_holds_one_view_only_and_a_view_may_come_later(tmp_path):
+    extend_plans(tmp_path, records(3), shard_size_videos=2, views=(0, 1))
+    first, second = extend_plans(tmp_path, records(3), shard_size_videos=2, views=(0, 1, 2))
+    views = {shard: {video.view for video in videos} for shard, videos in first.shards.items()}
+    assert views == {"00000": {0}, "00001": {0}, "00002": {1}, "00003": {1}}
+    assert _ids(second) == {"00004": ["v0", "v1"], "00005": ["v2"]}
+    assert {video.view for videos in second.shards.values() for video in videos} == {2}
+
+
 def test_new_videos_go_to_the_next_plan_in_new_shards(tmp_path):
     extend_plans(tmp_path, records(3), shard_size_videos=2)
     first = (tmp_path / "0.json").read_bytes()

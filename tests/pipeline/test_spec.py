@@ -56,7 +56,12 @@ def test_a_recipe_survives_the_trip_through_json():
         ("encoder", {"mean": (0.4, 0.5, 0.5)}),
         ("frames", {"fps": 12.0}),
         ("frames", {"end_seconds": 3.0}),
+        ("views", {"seed": 1}),
+        ("views", {"horizontal_flip": True}),
         ("storage", {"precision": "fp32"}),
+        ("storage", {"precision_version": 2}),
+        ("storage", {"converted_from": "fp32"}),
+        ("storage", {"precision": "int8", "calibration_frames": 48, "calibration_seed": 0}),
     ],
 )
 def test_whatever_decides_a_number_changes_the_fingerprint(part, values):
@@ -85,3 +90,24 @@ def test_a_recipe_with_a_field_too_many_or_too_few_is_refused():
 def test_an_impossible_window_is_refused(values):
     with pytest.raises(UsageError):
         changed("frames", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"precision": "fp8"}, "'fp8' is not one of fp32, fp16, int8, int4"),
+        ({"converted_from": "bf16"}, "'bf16' is not one of"),
+        ({"precision": "int4"}, "int4 with None calibration frames"),
+        ({"calibration_frames": 48}, "fp16 with 48 calibration frames"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        changed("storage", **values)
+
+
+def test_the_stores_that_the_command_line_offers_are_the_registered_ones():
+    from vfz.pipeline.spec import STORE_NAMES
+    from vfz.pipeline.stores import STORES
+
+    assert tuple(STORES) == STORE_NAMES

@@ -3,11 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from contracts.tiny_cache import add_layer, fill_cache, new_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.clips import CachedTokens, ClipLoader, ClipRule, check_parts, labelled_videos
+from vfz.temporal.clips import (
+    CachedTokens,
+    ClipLoader,
+    ClipRule,
+    check_parts,
+    choose_eval_split,
+    labelled_videos,
+    num_missing,
+)
 
 CPU = torch.device("cpu")
 
@@ -15,7 +25,7 @@ CPU = torch.device("cpu")
 def loader(cache, *, seed=0, batch_size=8, split="train", rule=None, parts="all", layers=("5", "11")):
     return ClipLoader(
         CachedTokens(cache, layers=layers, parts=parts),
-        labelled_videos(cache, split),
+        labelled_videos(cache, split, layers=layers, parts=parts),
         rule=rule or ClipRule(num_frames=4),
         batch_size=batch_size,
         device=CPU,
@@ -96,3 +106,47 @@ def test_a_layer_or_part_that_is_not_cached_is_refused(vit_cache, synthetic_cach
 def test_a_split_that_is_not_there_is_refused(vit_cache):
     with pytest.raises(UsageError, match=r"'trian'.*train"):
         labelled_videos(vit_cache, "trian")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_batches_are_the_clips_themselves_bit_by_bit_and_stay_when_the_next_is_read(tmp_path, precision):
+    new_cache(tmp_path / "cache", num_videos=10, shard_size_videos=4, precision=precision)
+    fill_cache(tmp_path / "cache")
+    cache = FeatureCache(tmp_path / "cache")
+    rule = ClipRule(num_frames=4)
+    for parts in ("all", "patch", "prefix"):
+        batches = list(loader(cache, batch_size=3, parts=parts, layers=("2", "11"), rule=rule).in_order())
+        assert [len(batch.video_ids) for batch in batches] == [3, 3, 1]
+        for batch in batches:
+            for number, video_id in enumerate(batch.video_ids):
+                num_frames = 3 + int(video_id[1:])
+                clip = cache.read(video_id, rule.frames(num_frames))
+                for layer, tokens_BTND in zip(("2", "11"), batch.layers_BTND, strict=True):
+                    assert tokens_BTND.dtype == torch.float32
+                    np.testing.assert_array_equal(tokens_BTND[number].numpy(), clip.tokens(layer, parts))
+
+
+def test_videos_that_lack_a_layer_are_left_out_and_counted_where_it_is_used(tmp_path):
+    new_cache(tmp_path / "cache", num_videos=9)
+    fill_cache(tmp_path / "cache", bad=("v2",))
+    add_layer(tmp_path / "cache", "23")
+    fill_cache(tmp_path / "cache", number=1, layers=("23",), bad=("v5", "v0"))
+    cache = FeatureCache(tmp_path / "cache")
+
+    def names(layer):
+        return [row.id for row in labelled_videos(cache, "val", layers=(layer,), parts="patch")]
+
+    assert (names("11"), names("23")) == (["v5", "v8"], ["v8"])
+    assert num_missing(cache, "val", layers=("11",), parts="all") == 1
+    assert num_missing(cache, "val", layers=("11", "23"), parts="all") == 2
+    (batch,) = loader(cache, split="val", layers=("23",), rule=ClipRule(num_frames=2)).in_order()
+    assert batch.video_ids == ("v8",)
+
+
+def test_the_evaluated_split_is_val_where_it_has_videos(tmp_path):
+    new_cache(tmp_path / "cache", num_videos=3)
+    fill_cache(tmp_path / "cache", bad=("v2",))
+    cache = FeatureCache(tmp_path / "cache")
+    assert choose_eval_split(cache, "train") == "train"
+    with pytest.raises(UsageError, match=r"no val or test split \(it has train\)"):
+        choose_eval_split(cache, None)

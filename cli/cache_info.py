@@ -1,0 +1,126 @@
+"""`vfz cache ls` and `vfz cache info`: options in, tables out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from vfz.cli.options import Session, command
+from vfz.pipeline.maintenance.options import InfoOptions, LsOptions
+
+if TYPE_CHECKING:
+    from vfz.pipeline.maintenance.info import CacheInfo
+
+STATUSES = ("ok", "failed", "missing", "pending")
+
+
+@command(LsOptions, name="cache.ls", example="vfz cache ls\nvfz cache ls /scratch/caches", argument="folder")
+def ls_command(options: LsOptions, session: Session) -> None:
+    """One line for every cache in a folder; one that cannot be opened is listed with its error."""
+    from vfz.cli.console import human_bytes, print_json, table
+    from vfz.pipeline.maintenance.info import list_caches
+
+    caches = list_caches(options.folder)
+    if session.json:
+        print_json({"caches": [dataclasses.asdict(cache) for cache in caches]})
+        return
+    rows = [
+        (cache.name, f"cannot be opened: {cache.error}", *[""] * 6)
+        if cache.error
+        else (
+            cache.name,
+            cache.dataset,
+            cache.encoder + (" (RANDOM WEIGHTS)" if cache.random_weights else ""),
+            ",".join(cache.layers),
+            cache.precision,
+            cache.store,
+            _counts(cache.counts),
+            human_bytes(cache.num_bytes),
+        )
+        for cache in caches
+    ]
+    columns = ["cache", "dataset", "encoder", "layers", "precision", "store", "videos", "size"]
+    if not rows:
+        click.echo(f"no cache in {options.folder}/; make one with vfz extract")
+        return
+    table(f"{len(rows)} caches in {options.folder}", columns, rows, header=True)
+
+
+@command(InfoOptions, name="cache.info", example="vfz cache info\nvfz cache info caches/mine --json", argument="cache")
+def info_command(options: InfoOptions, session: Session) -> None:
+    """What a cache is, what it holds, what that costs, and how to open it in Python. Reads no tokens."""
+    from vfz.cli.console import print_json, show, table
+    from vfz.pipeline.find import find_cache
+    from vfz.pipeline.maintenance.info import describe_cache
+
+    info = describe_cache(find_cache(options.cache, how="as CACHE"))
+    if session.json:
+        print_json(dataclasses.asdict(info))
+        return
+    show(info.name, _identity(info))
+    table("layers", _COLUMNS, _column_rows(info))
+    table("videos", ["split", "once per view"], [(split, _counts(found)) for split, found in info.counts.items()])
+    if info.failures:
+        table("without tokens", ["reason", "videos"], list(info.failures.items()))
+    show("provenance", _provenance(info))
+    click.echo(f"\nopen it in Python\n{info.python}")
+
+
+def _identity(info: CacheInfo) -> dict[str, object]:
+    from vfz.cli.console import human_bytes
+
+    encoder, frames = info.recipe["encoder"], info.recipe["frames"]
+    random = "RANDOM WEIGHTS: seeded noise, for testing only" if info.random_weights else ""
+    return {
+        "path": info.path,
+        "fingerprint": info.fingerprint,
+        "dataset": f"{info.dataset}, {info.num_classes} classes",
+        "encoder": f"{encoder['name']}, {encoder.get('image_size')} px, {encoder.get('autocast')}",
+        "weights": random
+        or f"{info.provenance.get('weights_source')}, sha256 {encoder.get('weights_sha256', '')[:12]}",
+        "licence of the weights": info.provenance.get("weights_license") or "not known",
+        "frames": f"{frames.get('fps')} per second from {frames.get('start_seconds', 0)} s to "
+        f"{'the end' if frames.get('end_seconds') is None else str(frames['end_seconds']) + ' s'}",
+        "views": ", ".join(map(str, info.views)),
+        "stored as": f"{info.precision}, {info.store}",
+        "size": f"{human_bytes(info.num_bytes)} in {info.num_shards} shards",
+        "video": f"{info.num_frames} frames of {info.hours:.2f} hours",
+    }
+
+
+_COLUMNS = ["layer", "part", "per frame", "codec", "payload", "scales", "per token", "error", "ratio by codec"]
+
+
+def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
+    """Cells that say what they are: plain lines have no header."""
+    from vfz.cli.console import human_bytes
+
+    return [
+        (
+            f"layer {column.layer}",
+            column.part,
+            f"{column.num_tokens} x {column.dim}",
+            column.compression,
+            human_bytes(column.payload_bytes),
+            f"scales {human_bytes(column.scale_bytes)}",
+            f"{column.bytes_per_token:.0f} B/token",
+            "error ?" if column.precision_error is None else f"error {column.precision_error:.2g}",
+            ", ".join(f"{codec} {ratio:.2f}" for codec, ratio in column.compression_ratios.items()) or "-",
+        )
+        for column in info.columns
+    ]
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts.get(status, 0)} {status}" for status in STATUSES)
+
+
+def _provenance(info: CacheInfo) -> dict[str, object]:
+    """A line per entry; entries of their own on one line."""
+    return {
+        name: ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        for name, value in info.provenance.items()
+    }

@@ -1,0 +1,1 @@
+"""Looking after caches that are there: what they hold, whether they are whole, mending them, making others of them."""

@@ -1,0 +1,172 @@
+"""The cache that a conversion reads: what it holds, its stored numbers block by block, and a sample of its tokens.
+
+Every chunk is compared with its crc32c each time it is read, since a conversion is often the last time that the old
+cache is read at all. Memory holds one block of frames, however long a video is, and 48 frames of one column while that
+is calibrated.
+
+Shapes: n frames of a block, M sample frames, N tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vfz.pipeline.cache_header import CacheHeader, read_header
+from vfz.pipeline.calibration import Calibration, digest_of, read_calibrations
+from vfz.pipeline.commit import SHARDS, ShardIndex, committed_shards
+from vfz.pipeline.contents import Contents, read_contents
+from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.plan import Plan, read_plans
+from vfz.pipeline.precision import PRECISION_VERSION, expand
+from vfz.pipeline.spec import CALIBRATION_FRAMES, CALIBRATION_SEED
+from vfz.pipeline.stores import ShardReader, get_store
+from vfz.pipeline.stores.records import PTS_KEY, Column
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SAMPLE_FRAMES_PER_VIDEO = 3
+"""As an extraction takes of a video (`vfz.pipeline.sample`, which decodes videos and is not imported here)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SourceCache:
+    """A cache that is converted.
+
+    Attributes:
+        path: its folder.
+        header, contents, plans: what is in it.
+        calibrations: by column key.
+        commits: all there are now, by shard and number; one may come in while this cache is open, for another call.
+    """
+
+    path: Path
+    header: CacheHeader
+    contents: Contents
+    plans: tuple[Plan, ...]
+    calibrations: Mapping[str, Calibration]
+    commits: tuple[ShardIndex, ...]
+
+    @contextmanager
+    def reader(self, index: ShardIndex) -> Iterator[SourceReader]:
+        """The data of a commit, which has some.
+
+        Raises:
+            CacheFormatError: in the block, when the data is damaged; says which shard.
+        """
+        if index.data is None:
+            raise ValueError(f"shard {index.shard}: commit {index.number} stores nothing")
+        data = index.data
+        store_reader = get_store(data.store).reader(self.path / SHARDS / data.name, data, checksums="always")
+        try:
+            yield SourceReader(store_reader, self.calibrations)
+        except CacheFormatError as error:
+            raise CacheFormatError(f"shard {index.shard} of {self.path}: {error}") from error
+        finally:
+            store_reader.close()
+
+    def sample(self, column: Column) -> torch.Tensor | None:
+        """Up to 48 frames of a column, float32 [M, N, D], from videos drawn by seed 0; None when no video has any.
+
+        Three frames per video, evenly spread over it; more where there are few videos. Only view 0, as long as there
+        is one.
+
+        Raises:
+            CacheFormatError: when the data is damaged.
+        """
+        found = {
+            (video.id, video.view): (index, start, video.num_frames)
+            for index in self.commits
+            if index.data is not None and column.key in index.column_keys
+            for video, start in zip(index.data.videos, _starts(index), strict=True)
+        }
+        if not found:
+            return None
+        first_view = min(view for _, view in found)
+        ids = sorted(video_id for video_id, view in found if view == first_view)
+        per_video = max(SAMPLE_FRAMES_PER_VIDEO, -(-CALIBRATION_FRAMES // len(ids)))
+        tokens: list[torch.Tensor] = []
+        for number in np.random.default_rng(CALIBRATION_SEED).permutation(len(ids)):
+            index, start, num_frames = found[ids[number], first_view]
+            frames = np.unique(np.linspace(0, num_frames - 1, per_video).round().astype(np.int64))
+            with self.reader(index) as reader:
+                tokens.append(reader.tokens(column, reader.arrays(column, start + frames)))
+            if sum(map(len, tokens)) >= CALIBRATION_FRAMES:
+                break
+        return torch.cat(tokens)[:CALIBRATION_FRAMES]
+
+
+class SourceReader:
+    """Reads one commit of a source cache."""
+
+    def __init__(self, reader: ShardReader, calibrations: Mapping[str, Calibration]) -> None:
+        self._reader, self._calibrations = reader, calibrations
+
+    def pts_seconds(self, frames: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[n] presentation times."""
+        return self._reader.read(PTS_KEY, frames)
+
+    def arrays(self, column: Column, frames: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """The stored arrays [n, ...] of a column by array key."""
+        return {spec.key: self._reader.read(spec.key, frames) for spec in column.arrays}
+
+    def tokens(self, column: Column, arrays: Mapping[str, NDArray[Any]]) -> torch.Tensor:
+        """What stored arrays of a column stand for, float32 [n, N, D]."""
+        return expand_arrays(column, arrays, self._calibrations.get(column.key))
+
+
+def expand_arrays(column: Column, arrays: Mapping[str, NDArray[Any]], calibration: Calibration | None) -> torch.Tensor:
+    """Stored arrays of a column, by array key, to float32 [n, N, D]."""
+    return expand(
+        torch.from_numpy(arrays[column.payload.key]),
+        None if column.scale is None else torch.from_numpy(arrays[column.scale.key]),
+        precision=column.precision,
+        stats=calibration.stats if calibration else None,
+        dim=column.dim,
+    )
+
+
+def open_source(path: Path) -> SourceCache:
+    """Reads everything about a cache but its tokens.
+
+    Raises:
+        CacheFormatError: when the folder is no cache, it is damaged, or another version of vfz rounded its tokens.
+    """
+    header = read_header(path)
+    storage = header.recipe["storage"]
+    known = PRECISION_VERSION[header.precision]
+    if storage["precision_version"] != known:
+        raise CacheFormatError(
+            f"{path} stores {header.precision} of version {storage['precision_version']}, this vfz reads version "
+            f"{known}: convert it with the vfz that made it"
+        )
+    # In this order: what a commit names was there before it, also in a cache that is being extended.
+    commits = committed_shards(path, header.fingerprint)
+    contents, plans = read_contents(path, header), read_plans(path / "plan")
+    for index in commits:
+        columns = [column for column in contents.columns if column.key in index.column_keys]
+        if index.calibration_digest != digest_of(columns, contents):
+            raise CacheFormatError(
+                f"{path}: shard {index.shard} was quantised with another calibration than the cache has; "
+                "restore calibration/ and shards/ from one copy"
+            )
+    return SourceCache(
+        path=path,
+        header=header,
+        contents=contents,
+        plans=plans,
+        calibrations=read_calibrations(path, contents),
+        commits=commits,
+    )
+
+
+def _starts(index: ShardIndex) -> list[int]:
+    """Where in the shard each stored video begins."""
+    return [row.frame_start for row in index.rows if row.status == "ok"]

@@ -1,0 +1,260 @@
+"""The cache that a conversion writes: its recipe and folder, and what comes before its first shard.
+
+Made once under a hidden name and renamed into place, as every cache; found again when the same command is run again.
+Its plans are the source's, byte for byte. Columns that the source gained meanwhile are added to it.
+
+Where the precision stays, calibrations are the source's files, byte for byte. Where it changes, columns are calibrated
+on tokens of the source, and `precision_error` is that of both roundings together, taken as independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vfz.pipeline.cache_header import GOLDEN, CacheHeader, create_cache, precision_of, read_header
+from vfz.pipeline.calibration import Calibration, calibrate, read_calibrations, write_calibration
+from vfz.pipeline.contents import Contents, add_columns, read_contents, sorted_columns
+from vfz.pipeline.errors import CacheIncompleteError, CacheMismatchError, UsageError
+from vfz.pipeline.golden import FRAMES_FILE, read_golden, write_golden_tokens
+from vfz.pipeline.maintenance.convert_options import ConvertOptions
+from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays
+from vfz.pipeline.plan import read_plans, write_plan
+from vfz.pipeline.precision import PRECISION_VERSION, to_stored
+from vfz.pipeline.spec import CALIBRATION_FRAMES, CALIBRATION_SEED, PRECISIONS, QUANTISED, StorageSpec
+from vfz.pipeline.stores import Column, get_store
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetCache:
+    """A cache made by conversion.
+
+    Attributes:
+        path: its folder.
+        header, contents: what is in it.
+        calibrations: by column key.
+    """
+
+    path: Path
+    header: CacheHeader
+    contents: Contents
+    calibrations: Mapping[str, Calibration]
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """What it stores, by column key."""
+        return {column.key: column for column in self.contents.columns}
+
+    def stored(self, column: Column, arrays: Mapping[str, Any], source: SourceCache) -> dict[str, Any]:
+        """Stored arrays of a source's column, as this cache stores them; the same ones where the precision stays."""
+        target = self.columns[column.key]
+        if target.precision == column.precision:
+            return dict(arrays)
+        tokens = expand_arrays(column, arrays, source.calibrations.get(column.key))
+        return _stored_arrays(target, tokens, self.calibrations[column.key])
+
+
+def converted_recipe(source: SourceCache, precision: str) -> dict[str, Any]:
+    """The source's recipe with another precision, as plain JSON values; the same recipe where the precision stays.
+
+    Raises:
+        UsageError: when the precision is higher than the source's, or this would be the second conversion.
+    """
+    recipe = dict(source.header.recipe)
+    before = precision_of(recipe)
+    if precision == before:
+        return recipe
+    if PRECISIONS.index(precision) < PRECISIONS.index(before):
+        lower = ", ".join(PRECISIONS[PRECISIONS.index(before) :])
+        raise UsageError(
+            f"--precision {precision}: {source.path} stores {before}, and what that rounded off cannot be given back; "
+            f"choose from {lower}, or extract again"
+        )
+    if origin := recipe["storage"]["converted_from"]:
+        path = source.header.provenance.get("converted_from", {}).get("path", "the original")
+        raise UsageError(
+            f"--precision {precision}: {source.path} was itself converted from {origin}; tokens rounded again would "
+            f"pass for those of one conversion: convert the {origin} cache ({path}), or extract again"
+        )
+    quantised = precision in QUANTISED
+    storage = StorageSpec(
+        precision=precision,
+        precision_version=PRECISION_VERSION[precision],
+        calibration_seed=CALIBRATION_SEED if quantised else None,
+        calibration_frames=CALIBRATION_FRAMES if quantised else None,
+        converted_from=before,
+    )
+    return {**recipe, "storage": asdict(storage)}
+
+
+def open_target(source: SourceCache, folder: Path, recipe: Mapping[str, Any], options: ConvertOptions) -> TargetCache:
+    """The cache that `options` ask for, made where it is not there, with everything but shards.
+
+    Raises:
+        CacheMismatchError: when the folder holds a cache that is no conversion of the source.
+        CacheIncompleteError: when the source has no tokens yet.
+        StorageError: when the disk is full.
+    """
+    store = options.store or source.contents.store
+    create_cache(
+        folder,
+        recipe=recipe,
+        provenance=_provenance(source),
+        fill=lambda inside: _fill(inside, source, precision_of(recipe), store, options.compression),
+    )
+    header = read_header(folder)
+    contents = read_contents(folder, header)
+    _check_same_conversion(folder, header, contents, source, recipe, store)
+    for plan in source.plans:
+        if write_plan(folder / "plan", plan) != plan:
+            raise CacheMismatchError(_other_videos(folder, source))
+    if len(read_plans(folder / "plan")) > len(source.plans):
+        raise CacheMismatchError(_other_videos(folder, source))
+    contents = _grow(folder, header, contents, source, options.compression)
+    return TargetCache(path=folder, header=header, contents=contents, calibrations=read_calibrations(folder, contents))
+
+
+def _provenance(source: SourceCache) -> dict[str, Any]:
+    """The source's own, which verifying and online reading go by, and where the tokens come from."""
+    return {
+        **source.header.provenance,
+        "converted_from": {
+            "path": str(source.path.absolute()),
+            "fingerprint": source.header.fingerprint,
+            "precision": source.header.precision,
+            "store": source.contents.store,
+            "vfz": version("vfz"),
+            "before": source.header.provenance.get("converted_from"),
+        },
+    }
+
+
+def _check_same_conversion(
+    folder: Path, header: CacheHeader, contents: Contents, source: SourceCache, recipe: Mapping[str, Any], store: str
+) -> None:
+    origin = header.provenance.get("converted_from") or {}
+    if header.recipe != recipe or origin.get("fingerprint") != source.header.fingerprint:
+        raise CacheMismatchError(
+            f"{folder} is there and was not converted from {source.path}; give another --name or --out"
+        )
+    if contents.store != store:
+        raise CacheMismatchError(f"{folder} is there as a {contents.store} cache; give another --name or --out")
+    if contents.class_names != source.contents.class_names:
+        raise CacheMismatchError(f"{folder} has other classes than {source.path}; give another --name or --out")
+
+
+def _other_videos(folder: Path, source: SourceCache) -> str:
+    return f"{folder} holds other videos than {source.path}, of the same recipe; give another --name or --out"
+
+
+def _fill(folder: Path, source: SourceCache, precision: str, store: str, compression: str) -> Contents:
+    """Puts in what comes before the first shard; columns without any tokens yet are left for later."""
+    found = [_calibrate(folder, column, source, precision, store, compression) for column in source.contents.columns]
+    columns = [column for column in found if column is not None]
+    if not columns:
+        raise CacheIncompleteError(
+            f"{source.path} has no tokens of any video yet, so there is nothing to convert; extract some first"
+        )
+    return Contents(
+        dataset=source.contents.dataset,
+        class_names=source.contents.class_names,
+        store=store,
+        columns=sorted_columns([column.column for column in columns]),
+        calibrations={column.column.key: column.digest for column in columns},
+        golden=_golden_frames(folder, source) | _golden_tokens(folder, source, columns),
+    )
+
+
+def _grow(folder: Path, header: CacheHeader, contents: Contents, source: SourceCache, compression: str) -> Contents:
+    """Adds the columns that the source gained."""
+    known = {column.key for column in contents.columns}
+    found = [
+        _calibrate(folder, column, source, header.precision, contents.store, compression)
+        for column in source.contents.columns
+        if column.key not in known
+    ]
+    columns = [column for column in found if column is not None]
+    if not columns:
+        return contents
+    golden = _golden_tokens(folder, source, columns)
+    grown = add_columns(
+        folder,
+        header,
+        tuple(column.column for column in columns),
+        calibrations={column.column.key: column.digest for column in columns},
+        golden=golden,
+    )
+    for name in golden.keys() - grown.golden.keys():  # another process added the same columns first
+        (folder / GOLDEN / name).unlink()
+    return grown
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibrated:
+    """A column of the new cache, its calibration, and the SHA-256 of the file that holds it."""
+
+    column: Column
+    calibration: Calibration
+    digest: str
+
+
+def _calibrate(
+    folder: Path, column: Column, source: SourceCache, precision: str, store: str, compression: str
+) -> _Calibrated | None:
+    """A column as the new cache stores it; None while no video of the source has tokens of it."""
+    tokens_MND = source.sample(column)
+    if tokens_MND is None:
+        return None
+    chosen, calibration = calibrate(
+        replace(column, precision=precision, compression="none"),
+        tokens_MND,
+        requested_compression=compression,
+        compresses=get_store(store).compresses,
+    )
+    before = source.calibrations.get(column.key)
+    if before is not None and precision == column.precision:
+        calibration = before
+    elif before is not None:
+        both = before.precision_error, calibration.precision_error
+        error = None if both[0] is None or both[1] is None else math.hypot(both[0], both[1])
+        calibration = replace(calibration, precision_error=error)
+    written, digest = write_calibration(folder, calibration)
+    return _Calibrated(column=chosen, calibration=written, digest=digest)
+
+
+def _golden_frames(folder: Path, source: SourceCache) -> dict[str, str]:
+    """Copies the pixels; returns the SHA-256 of the file by its name."""
+    if FRAMES_FILE not in source.contents.golden:
+        return {}
+    (folder / GOLDEN / FRAMES_FILE).write_bytes((source.path / GOLDEN / FRAMES_FILE).read_bytes())
+    return {FRAMES_FILE: source.contents.golden[FRAMES_FILE]}
+
+
+def _golden_tokens(folder: Path, source: SourceCache, columns: list[_Calibrated]) -> dict[str, str]:
+    """Stores the golden tokens of some columns anew; returns the SHA-256 of the file by its name."""
+    if FRAMES_FILE not in source.contents.golden:
+        return {}
+    golden = read_golden(source.path, source.contents).arrays
+    by_key = {column.key: column for column in source.contents.columns}
+    arrays: dict[str, Any] = {}
+    for new in columns:
+        old = by_key[new.column.key]
+        stored = {spec.key: golden[spec.key] for spec in old.arrays if spec.key in golden}
+        if stored and old.precision != new.column.precision:
+            tokens = expand_arrays(old, stored, source.calibrations.get(old.key))
+            stored = _stored_arrays(new.column, tokens, new.calibration)
+        arrays |= stored
+    return write_golden_tokens(folder, arrays) if arrays else {}
+
+
+def _stored_arrays(column: Column, tokens: Any, calibration: Calibration) -> dict[str, Any]:
+    """float32 tokens [n, N, D] as a column stores them, by array key."""
+    stored = to_stored(tokens, column.precision, calibration.stats)
+    arrays = {column.payload.key: stored.payload.numpy()}
+    if column.scale is not None and stored.scale is not None:
+        arrays[column.scale.key] = stored.scale.numpy()
+    return arrays

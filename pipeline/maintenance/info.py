@@ -1,0 +1,241 @@
+"""`vfz cache info` and `vfz cache ls`: what a cache is, what it holds and how to open it. Reads no tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.calibration import Calibration, read_calibrations
+from vfz.pipeline.commit import committed_shards
+from vfz.pipeline.errors import CacheError, CacheIncompleteError, UsageError
+from vfz.pipeline.find import DEFAULT_FOLDER
+from vfz.pipeline.ledger import LedgerRow
+from vfz.pipeline.stores import Column, ShardData
+from vfz.pipeline.stores.records import ArraySpec
+
+NUM_REASONS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnInfo:
+    """One part of one layer.
+
+    Attributes:
+        layer, part, num_tokens, dim: of the column; tokens per frame.
+        compression: codec of its chunks.
+        payload_bytes, scale_bytes: on disk, in all shards; compressed where it is.
+        bytes_per_token: both together, by token.
+        precision_error: relative error of the stored tokens in the calibration sample; None where it is not known.
+        compression_ratios: stored bytes in parts of uncompressed ones in that sample, by codec.
+    """
+
+    layer: str
+    part: str
+    num_tokens: int
+    dim: int
+    compression: str
+    payload_bytes: int
+    scale_bytes: int
+    bytes_per_token: float
+    precision_error: float | None
+    compression_ratios: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheInfo:
+    """What `describe_cache` tells.
+
+    Attributes:
+        path, name, fingerprint: which cache; name is that of its folder.
+        dataset, num_classes: what it was made from.
+        recipe, provenance: of `vfz.json`; provenance is where the encoder's weights came from, their licence, versions.
+        random_weights: its tokens are those of seeded noise.
+        precision, store: how tokens are stored.
+        columns: every part of every layer.
+        views: that some video is planned in.
+        counts: videos (once per view) by split, and in each by status.
+        failures: reasons and how many videos have each, most frequent first.
+        num_frames, hours: of the videos that are ok, in view 0 the latter.
+        num_shards, num_bytes: committed, and their data on disk.
+        python: lines that open it and read a clip.
+    """
+
+    path: str
+    name: str
+    fingerprint: str
+    dataset: str
+    num_classes: int
+    recipe: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    random_weights: bool
+    precision: str
+    store: str
+    columns: tuple[ColumnInfo, ...]
+    views: tuple[int, ...]
+    counts: Mapping[str, Mapping[str, int]]
+    failures: Mapping[str, int]
+    num_frames: int
+    hours: float
+    num_shards: int
+    num_bytes: int
+    python: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSummary:
+    """One line of `vfz cache ls`.
+
+    Attributes:
+        path, name: which cache.
+        dataset, encoder, layers, precision, store: what it holds.
+        random_weights: its tokens are those of seeded noise.
+        counts: videos (once per view) by status.
+        num_bytes: of the data on disk.
+        error: why it cannot be opened; the rest is empty then. Empty for one that can.
+    """
+
+    path: str
+    name: str
+    dataset: str = ""
+    encoder: str = ""
+    layers: tuple[str, ...] = ()
+    precision: str = ""
+    store: str = ""
+    random_weights: bool = False
+    counts: Mapping[str, int]
+    num_bytes: int = 0
+    error: str = ""
+
+
+def describe_cache(path: str | Path) -> CacheInfo:
+    """Everything there is to know about a cache without reading its tokens.
+
+    Raises:
+        CacheFormatError: when the folder is no cache, or damaged so that it cannot be opened.
+    """
+    path = Path(path)
+    cache = FeatureCache(path, allow_incomplete=True)
+    stored = [index.data for index in committed_shards(path, cache.fingerprint) if index.data is not None]
+    calibrations = read_calibrations(path, cache.contents)
+    rows = list(cache.videos)
+    return CacheInfo(
+        path=str(path),
+        name=path.resolve().name,
+        fingerprint=cache.fingerprint,
+        dataset=cache.contents.dataset,
+        num_classes=len(cache.class_names),
+        recipe=cache.recipe,
+        provenance=cache.provenance,
+        random_weights=bool(cache.recipe["encoder"].get("random_weights")),
+        precision=cache.precision,
+        store=cache.store,
+        columns=tuple(_column_info(column, stored, calibrations.get(column.key)) for column in cache.contents.columns),
+        views=cache.views,
+        counts=_count_by_split(cache),
+        failures=_count_reasons(rows),
+        num_frames=sum(row.num_frames for row in rows),
+        hours=sum(row.duration_seconds for row in rows if row.view == 0) / 3600,
+        num_shards=len({row.shard for row in rows if row.status != "pending"}),
+        num_bytes=cache.num_bytes,
+        python=_python(cache),
+    )
+
+
+def list_caches(folder: str | Path | None = None) -> tuple[CacheSummary, ...]:
+    """Every cache in a folder, by name; one that cannot be opened comes with its error.
+
+    Raises:
+        UsageError: when there is no such folder.
+    """
+    folder = DEFAULT_FOLDER if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; name the one that holds your caches")
+    found = sorted(header.parent for header in folder.glob("*/vfz.json") if not header.parent.name.startswith("."))
+    return tuple(_summary(path) for path in found)
+
+
+def _summary(path: Path) -> CacheSummary:
+    """One cache; opens no index of a shard where the catalogue is up to date."""
+    empty = CacheSummary(path=str(path), name=path.name, counts={})
+    try:
+        cache = FeatureCache(path, allow_incomplete=True)
+    except (CacheError, UsageError) as error:
+        return replace(empty, error=str(error))
+    total: Counter[str] = Counter()
+    for of_split in _count_by_split(cache).values():
+        total.update(of_split)
+    return replace(
+        empty,
+        dataset=cache.contents.dataset,
+        encoder=str(cache.recipe["encoder"]["name"]),
+        layers=tuple(cache.layers),
+        precision=cache.precision,
+        store=cache.store,
+        random_weights=bool(cache.recipe["encoder"].get("random_weights")),
+        counts=dict(total),
+        num_bytes=cache.num_bytes,
+    )
+
+
+def _column_info(column: Column, stored: Sequence[ShardData], calibration: Calibration | None) -> ColumnInfo:
+    having = [data for data in stored if column.key in data.chunks]
+    payload_bytes = sum(_array_bytes(data, column.payload) for data in having)
+    scale_bytes = sum(_array_bytes(data, column.scale) for data in having if column.scale is not None)
+    num_tokens = column.num_tokens * sum(data.num_frames for data in having)
+    return ColumnInfo(
+        layer=column.layer,
+        part=column.part,
+        num_tokens=column.num_tokens,
+        dim=column.dim,
+        compression=column.compression,
+        payload_bytes=payload_bytes,
+        scale_bytes=scale_bytes,
+        bytes_per_token=(payload_bytes + scale_bytes) / num_tokens if num_tokens else 0.0,
+        precision_error=calibration.precision_error if calibration else None,
+        compression_ratios=dict(calibration.compression_ratios) if calibration else {},
+    )
+
+
+def _array_bytes(data: ShardData, spec: ArraySpec) -> int:
+    """What an array takes on disk: its own file where it has one, else its numbers, which are plain then."""
+    files = [record.num_bytes for name, record in data.files.items() if name.startswith(f"{spec.key}/c/")]
+    return sum(files) if files else data.num_frames * spec.frame_bytes
+
+
+def _count_by_split(cache: FeatureCache) -> dict[str, dict[str, int]]:
+    """Rows by split and status, counted in the table: rows one by one would take seconds where there are many."""
+    table = cache.table()
+    pairs = zip(table.column("split").to_pylist(), table.column("status").to_pylist(), strict=True)
+    counts: dict[str, dict[str, int]] = {}
+    for (split, status), count in sorted(Counter(pairs).items()):
+        counts.setdefault(split, {})[status] = count
+    return counts
+
+
+def _count_reasons(rows: Iterable[LedgerRow]) -> dict[str, int]:
+    """The most frequent reasons; that each names another file does not make them different."""
+    reasons = Counter(row.reason.replace(row.source_path, "FILE") for row in rows if row.reason)
+    return dict(reasons.most_common(NUM_REASONS))
+
+
+def _python(cache: FeatureCache) -> str:
+    """Opens the cache and reads the last layer of the first video that has it."""
+    try:
+        FeatureCache(cache.path)
+        extra = ""
+    except CacheIncompleteError:
+        extra = ", allow_incomplete=True"
+    lines = ["from vfz.pipeline.cache import FeatureCache", f"cache = FeatureCache({str(cache.path)!r}{extra})"]
+    layer = list(cache.layers)[-1]
+    for view in cache.views:
+        readable = cache.ok_videos(view=view, layers=(layer,))
+        if len(readable):
+            where = f"{readable[0].id!r}, layers=({layer!r},)" + (f", view={view}" if view else "")
+            lines.append(f"clip = cache.read({where})")
+            lines.append(f"tokens = clip.tokens({layer!r}, 'all')  # float32 [T, N, D]; clip.pts_seconds [T]")
+            break
+    return "\n".join(lines)

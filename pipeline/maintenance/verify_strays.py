@@ -1,0 +1,142 @@
+"""Files of a cache's folder that nobody names, and what they are.
+
+A run that was killed leaves data without an index, a lock that nobody holds and temporary files: they do no harm but
+take space, and `vfz cache repair` removes them. A run that is at work has the same files; the lock tells the two apart,
+and where there is none (temporary files live for milliseconds) an hour does. Whatever else lies there is not vfz's.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from vfz.pipeline.cache_header import GOLDEN
+from vfz.pipeline.calibration import CALIBRATION
+from vfz.pipeline.catalog import CATALOG_FILES
+from vfz.pipeline.commit import SHARDS, committed_paths, read_shard_index
+from vfz.pipeline.contents import CONTENTS
+from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.lease import LOCK_SUFFIX, lock_is_held, writer_is_gone
+from vfz.pipeline.maintenance.verify_report import Problem, Remedy
+from vfz.pipeline.maintenance.verify_state import PLAN, CacheState
+
+MIN_AGE_SECONDS = 3600.0
+"""A file without a lock that is younger may belong to a process at work."""
+_DATA_NAME = re.compile(r"([0-9]{5,})-[0-9a-f]+(\.tar)?")
+_FOLDERS = (CONTENTS, CALIBRATION, GOLDEN, PLAN, SHARDS)
+
+
+def find_strays(state: CacheState) -> Iterator[Problem]:
+    """Everything that nobody names.
+
+    Data inside a commit's own folder is not looked at.
+
+    Args:
+        state: as `read_state` gave it.
+    """
+    named = {*state.named, *CATALOG_FILES}
+    data = data_names(state.path)
+    unknown = () if state.contents is not None else (CALIBRATION, GOLDEN)  # the contents would name what is in them
+    for path in _entries(state.path):
+        name = path.relative_to(state.path).as_posix()
+        if name in named or name in _FOLDERS or path.parent.name in unknown:
+            continue
+        if path.parent.name == SHARDS and path.name in data:
+            continue
+        try:
+            problem = _problem(path, name)
+        except FileNotFoundError:
+            continue  # its writer has just finished
+        if problem is not None:
+            yield problem
+    folder = state.path.resolve()
+    for path in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by a process that was making this cache
+        yield _temporary(path, f"../{path.name}")
+
+
+def data_names(cache_folder: Path, *, dropped: Collection[tuple[str, int]] = (), shard: str | None = None) -> set[str]:
+    """Names of the data under `shards/` that commits name; damaged indexes are passed over.
+
+    Args:
+        cache_folder: the cache.
+        dropped: commits that are left out.
+        shard: the only one that is looked at; None for all.
+    """
+    names = set()
+    for commit, path in committed_paths(cache_folder).items():
+        if commit not in dropped and shard in {None, commit[0]}:
+            try:
+                data = read_shard_index(path).data
+            except CacheFormatError:
+                continue
+            if data is not None:
+                names.add(data.name)
+    return names
+
+
+def is_orphan(data: Path) -> bool:
+    """Whether nobody writes data under `shards/` any more and no commit names it.
+
+    In this order: a writer that has ended since the names were last looked at has committed before it ended.
+    """
+    return writer_is_gone(data) and data.name not in data_names(data.parent.parent, shard=data.name.partition("-")[0])
+
+
+def is_data_name(name: str) -> bool:
+    """Whether an entry of `shards/` is called as the data of a shard is."""
+    return _DATA_NAME.fullmatch(name) is not None
+
+
+def _entries(cache_folder: Path) -> Iterator[Path]:
+    """What lies in the cache: the folders it is made of entry by entry, anything else as a whole."""
+    for path in sorted(cache_folder.iterdir()):
+        yield path
+        if path.name in _FOLDERS and path.is_dir():
+            yield from sorted(path.iterdir())
+
+
+def _problem(path: Path, name: str) -> Problem | None:
+    """What an entry that nobody names is.
+
+    Raises:
+        FileNotFoundError: when it is gone meanwhile.
+    """
+    if path.name.startswith(".") and path.name.endswith(".tmp"):
+        return _temporary(path, name)
+    if path.parent.name == SHARDS:
+        if path.name.endswith(LOCK_SUFFIX):
+            if lock_is_held(path):
+                return None  # told of with its data
+            return _note(name, "a lock that no process holds", "remove")
+        if match := _DATA_NAME.fullmatch(path.name):
+            return _data(path, name, match[1])
+    if path.parent.name == CALIBRATION and path.suffix == ".json":
+        return _aged(path, name, "the calibration of a column that no contents name: left by a run that was stopped")
+    if path.parent.name == GOLDEN and path.suffix == ".npz":
+        return _aged(path, name, "golden tokens that no contents name: left by a run that was stopped")
+    return _note(name, "nothing of vfz's has this name; move it away if you do not know it", "none")
+
+
+def _data(path: Path, name: str, shard: str) -> Problem | None:
+    if not writer_is_gone(path):
+        return _note(name, "data that is being written now by a living process", "none", shard)
+    if not is_orphan(path) or not path.exists():
+        return None  # committed or given up meanwhile
+    return _note(name, "data that no readable index names, and whose writer is gone", "remove", shard)
+
+
+def _temporary(path: Path, name: str) -> Problem:
+    return _aged(path, name, "a temporary file")
+
+
+def _aged(path: Path, name: str, what: str) -> Problem:
+    age_seconds = time.time() - path.stat().st_mtime
+    if age_seconds < MIN_AGE_SECONDS:
+        return _note(name, f"{what}; younger than an hour, so its writer may be at work", "none")
+    return _note(name, f"{what}; {age_seconds / 3600:.0f} hours old", "remove")
+
+
+def _note(name: str, text: str, remedy: Remedy, shard: str | None = None) -> Problem:
+    return Problem(file=name, text=text, severity="note", remedy=remedy, shard=shard)

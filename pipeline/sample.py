@@ -1,0 +1,80 @@
+"""A few frames of a dataset, drawn by a seed: what calibration and golden frames are made from.
+
+Videos are drawn without repetition; one that cannot be decoded is passed over, since extraction will record it and
+these frames only have to come from good ones. Frames of one video lie apart, since neighbours are nearly the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.errors import DecodeError, TooManyFailuresError
+from vfz.pipeline.frames import prepared_frames
+from vfz.pipeline.preprocess import Preprocess
+from vfz.pipeline.spec import FrameSpec
+
+FRAMES_PER_VIDEO = 3
+STEP_FRAMES = 8
+MAX_FAILURES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSample:
+    """M frames in view 0.
+
+    Attributes:
+        pixels_MCHW: uint8, before normalisation.
+        video_ids: [M].
+        pts_seconds: [M].
+    """
+
+    pixels_MCHW: torch.Tensor
+    video_ids: tuple[str, ...]
+    pts_seconds: tuple[float, ...]
+
+
+def draw_sample(
+    records: Sequence[VideoRecord], frames: FrameSpec, preprocess: Preprocess, *, num_frames: int, seed: int
+) -> FrameSample:
+    """`num_frames` frames of videos drawn by `seed`, fewer where the videos do not have so many.
+
+    Raises:
+        TooManyFailuresError: when none of the first 64 drawn can be decoded: something is wrong with all.
+    """
+    per_video = max(FRAMES_PER_VIDEO, -(-num_frames // len(records)))
+    by_id = sorted(records, key=lambda record: record.id)
+    pixels: list[torch.Tensor] = []
+    ids: list[str] = []
+    times: list[float] = []
+    reasons: list[str] = []
+    for number in np.random.default_rng(seed).permutation(len(by_id)):
+        record = by_id[number]
+        try:
+            found = list(islice(prepared_frames(record.path, frames, preprocess), 0, per_video * STEP_FRAMES))
+        except (DecodeError, OSError) as error:
+            reasons.append(str(error))
+            if not pixels and len(reasons) == MAX_FAILURES:
+                break
+            continue
+        step = min(STEP_FRAMES, max(1, len(found) // per_video))
+        for frame in found[::step][:per_video]:
+            pixels.append(frame.pixels_CHW)
+            ids.append(record.id)
+            times.append(frame.pts_seconds)
+        if len(pixels) >= num_frames:
+            break
+    if not pixels:
+        raise TooManyFailuresError(
+            f"none of {len(reasons)} videos drawn at random can be decoded; first: {reasons[0]}; no cache was made"
+        )
+    return FrameSample(
+        pixels_MCHW=torch.stack(pixels[:num_frames]),
+        video_ids=tuple(ids[:num_frames]),
+        pts_seconds=tuple(times[:num_frames]),
+    )

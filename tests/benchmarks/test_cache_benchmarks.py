@@ -1,0 +1,107 @@
+"""What the cache claims: speed of windows and writing, bytes moved, size and error of precisions, opening, accuracy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.cache_open import measure_opening
+from benchmarks.precision_accuracy import accuracy_changes
+from benchmarks.precision_error import precision_rows
+from benchmarks.store_reads import moved_rows, window_rows, writing_rows
+from timing import seconds_of
+
+from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.extract import extract
+from vfz.pipeline.options import ExtractOptions
+
+pytestmark = pytest.mark.bench
+
+VIDEO = Path(__file__).parents[1] / "data/videos/bikes.mp4"
+
+stores = pytest.mark.parametrize("store", ["zarr", "webdataset"])
+
+
+@stores
+@pytest.mark.parametrize("dim", [384, 1024])
+@pytest.mark.parametrize(("precision", "goal"), [("fp16", "at least 0.9"), ("int8", "at least 1.4")])
+def test_windows_against_copying_out_of_a_mapped_file(record, tmp_path, store, dim, precision, goal):
+    for row in window_rows(store, tmp_path, dim=dim, precision=precision):
+        record(**row._asdict(), goal=goal if ",never]" in row.name else "")
+
+
+@stores
+@pytest.mark.parametrize(("precision", "goal"), [("fp16", "at least 0.9"), ("int8", "at least 1.4")])
+def test_batches_of_a_cache_against_copying_out_of_a_mapped_file(record, tmp_path, store, precision, goal):
+    """16 clips of 16 frames of 196 x 384 patch tokens (ViT-S/16, random weights), into buffers that are used again."""
+    video = tmp_path / "clips/train/a/bikes.mp4"
+    video.parent.mkdir(parents=True)
+    video.symlink_to(VIDEO)
+    options = ExtractOptions(
+        dataset="folder", root=tmp_path / "clips", encoder="vit_small_patch16_224", random_weights=True,
+        layers=("11",), parts=("patch",), fps=25, precision=precision, store=store, out=tmp_path,
+    )  # fmt: skip
+    cache = FeatureCache(extract(options).cache, checksums="never")
+    row = cache.ok_videos()[0]
+    shape = (row.num_frames, *cache.layers["11"]["patch"])
+    np.ones(shape, np.float16).tofile(tmp_path / "plain")
+    plain = np.memmap(tmp_path / "plain", np.float16, mode="r", shape=shape)
+    starts = np.random.default_rng(0).integers(0, row.num_frames - 16, 16)
+    clips = [(row.id, range(start, start + 16)) for start in starts]
+    buffers = cache.new_batch(16, 16)
+    plain_buffer = np.zeros((16, 16, *shape[1:]), np.float16)
+
+    def through_memmap():
+        for place, start in zip(plain_buffer, starts, strict=True):
+            np.copyto(place, plain[start : start + 16])
+
+    ours, theirs = seconds_of(lambda: cache.read_batch(clips, out=buffers), through_memmap, rounds=25)
+    record(
+        f"read_batch[{store},{precision}]",
+        value=16 / ours,
+        unit="windows/s",
+        baseline="np.memmap copy of float16",
+        baseline_value=16 / theirs,
+        goal=goal,
+    )
+
+
+@stores
+def test_bytes_that_leave_the_disk_for_a_part(record, tmp_path, store):
+    for row in moved_rows(store, tmp_path):
+        record(**row._asdict(), goal="at most 1.1")
+
+
+@stores
+def test_writing_against_a_plain_write_with_fsync(record, tmp_path, store):
+    for row in writing_rows(store, tmp_path):
+        record(**row._asdict(), goal="at least 0.5" if "writing" in row.name else "")
+
+
+def test_error_and_size_of_the_precisions(record):
+    for row in precision_rows():
+        name = f"{row.precision}, {row.name}"
+        record(f"error[{name}]", value=row.error, unit="", baseline="the limit", baseline_value=row.limit, goal="<= 1")
+        goal = {"int8": "at most 0.51", "int4": "at most 0.27"}[row.precision]
+        record(f"bytes[{name}]", value=row.bytes_ratio, unit="", baseline="fp16", baseline_value=1, goal=goal)
+
+
+def test_opening_240000_videos(record):
+    opening = measure_opening()
+    for name, value, unit, limit in (
+        ("opening[seconds]", opening.seconds, "s", 2),
+        ("opening[memory]", opening.peak_mb, "MB", 500),
+    ):
+        record(name, value=value, unit=unit, baseline="the limit", baseline_value=limit, goal="at most 1")
+
+
+def test_what_precision_costs_in_accuracy(record, tmp_path):
+    limits = {"int8": 0.5, "int4": 2.0}
+    for change in accuracy_changes(tmp_path):
+        record(
+            f"accuracy lost[{change.precision}, {change.name}, +- {change.standard_error_points:.2f} s.e.]",
+            value=-change.change_points,
+            unit=f"points of {change.fp16_percent:.1f}%",
+            baseline="the limit",
+            baseline_value=limits[change.precision],
+            goal="at most 1",
+        )

@@ -1,0 +1,242 @@
+"""`vfz cache ls | info | verify | repair` as a user types them: exit codes, lines, JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from contracts.built_cache import build, grow
+from contracts.damaged_cache import Originals, data_path, flip
+
+from vfz.cli.main import main
+from vfz.pipeline.commit import committed_paths, read_shard_index
+from vfz.pipeline.maintenance.info import describe_cache, list_caches
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    return Originals(tmp_path_factory.mktemp("originals"))
+
+
+@pytest.fixture
+def cache(originals, tmp_path):
+    (tmp_path / "caches").mkdir()
+    return originals.copy(tmp_path / "caches" / "built", "zarr", "int8")
+
+
+@pytest.fixture
+def vfz(capsys, monkeypatch, tmp_path):
+    """Runs a command in an empty folder; gives its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main(list(map(str, arguments)))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+# --- verify ---
+
+
+def test_an_intact_cache_exits_with_0(vfz, cache):
+    code, out, err = vfz("cache", "verify")
+    assert code == 0
+    assert "intact" in out
+    assert "error" not in err
+
+
+def test_a_damaged_cache_exits_with_1_and_one_line_per_problem(vfz, cache):
+    flip(cache / "shards/00001.0.index.json", 99)
+    flip(cache / "golden/frames.npz", 99)
+    code, out, err = vfz("cache", "verify", cache)
+    assert code == 1
+    assert any("damage: shards/00001.0.index.json (shard 00001)" in line for line in out.splitlines())
+    assert any("damage: golden/frames.npz" in line for line in out.splitlines())
+    assert err.splitlines()[-1].startswith("vfz: error: ")
+    assert "vfz cache repair" in err
+
+
+def test_notes_alone_exit_with_0(vfz, cache):
+    (cache / "notes.txt").touch()
+    code, out, _ = vfz("cache", "verify", cache)
+    assert code == 0
+    assert "note: notes.txt" in out
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_json_is_one_object_and_nothing_else(vfz, cache, damaged):
+    if damaged:
+        flip(data_path(cache, "00000") / "layer_5/patch/c/0/0/0", 9)
+    code, out, _ = vfz("cache", "verify", cache, "--json")
+    found = json.loads(out)
+    assert code == int(damaged)
+    assert found["intact"] is not damaged
+    assert found["num_commits"] == 8
+    assert {problem["array"] for problem in found["problems"]} == ({"layer_5/patch"} if damaged else set())
+
+
+def test_against_another_recipe_exits_with_1_and_the_difference(vfz, cache, originals, tmp_path):
+    other = originals.copy(tmp_path / "other", "zarr", "fp16")
+    code, out, err = vfz("cache", "verify", cache, "--against", other)
+    assert code == 1
+    assert "storage.precision: A int8, B fp16" in out
+    assert "not interchangeable" in err
+    same = shutil.copytree(cache, tmp_path / "same")
+    assert vfz("cache", "verify", cache, "--against", same)[0] == 0
+
+
+def test_the_encoder_is_verified_on_demand(vfz, vit_cache):
+    code, out, _ = vfz("cache", "verify", vit_cache.path, "--encoder", "--device", "cpu", "--json")
+    assert code == 0
+    found = json.loads(out)["encoder"]
+    assert found["passed"]
+    assert len(found["columns"]) == 4
+    code, out, _ = vfz("cache", "verify", vit_cache.path, "--encoder", "--device", "cpu")
+    assert code == 0
+    assert "layer_11/prefix" in out
+    assert "16 of 16 golden frames" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["verify"], ["no cache in caches/", "vfz extract", "as CACHE"]),
+        (["verify", "nowhere"], ["nowhere is not a folder"]),
+        (["verify", "nowhere", "--weights", "w"], ["--encoder"]),
+        (["repair", "nowhere"], ["nowhere is not a folder"]),
+        (["info", "nowhere"], ["nowhere is not a folder"]),
+        (["ls", "nowhere"], ["no folder nowhere"]),
+        (["verfy"], ["'verfy'", "did you mean verify", "vfz cache --help"]),
+    ],
+)
+def test_a_wrong_request_gets_one_clear_line(vfz, arguments, words):
+    code, out, err = vfz("cache", *arguments)
+    assert code in {1, 2}
+    assert out == ""
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+# --- repair ---
+
+
+def test_repair_says_what_it_does_and_a_dry_run_does_not_do_it(vfz, cache):
+    flip(cache / "shards/00001.0.index.json", 99)
+    code, out, _ = vfz("cache", "repair", "--dry-run")
+    assert code == 0
+    assert "would drop" in out
+    assert vfz("cache", "verify")[0] == 1
+    code, out, _ = vfz("cache", "repair")
+    assert code == 0
+    assert "would" not in out
+    assert "run the same vfz extract again" in out
+    assert vfz("cache", "verify")[0] == 0
+    assert "nothing to repair" in vfz("cache", "repair")[1]
+
+
+def test_what_cannot_be_repaired_exits_with_1(vfz, cache):
+    (cache / "golden/frames.npz").unlink()
+    code, out, err = vfz("cache", "repair", "--json")
+    assert code == 1
+    assert json.loads(out)["not_repaired"][0]["file"] == "golden/frames.npz"
+    assert "cannot be repaired" in err
+
+
+# --- info ---
+
+
+def test_the_python_that_info_prints_runs(vfz, cache):
+    _, out, _ = vfz("cache", "info", cache)
+    lines = out.split("open it in Python\n")[1]
+    namespace = {}
+    exec(lines, namespace)  # noqa: S102 - what a user does with it
+    assert namespace["tokens"].shape[1:] == (2, 8)
+    namespace["cache"].close()
+
+
+def test_info_of_an_incomplete_cache_opens_it_too(tmp_path):
+    path = build(tmp_path / "cache", leave_out=("00001",))
+    info = describe_cache(path)
+    assert "allow_incomplete=True" in info.python
+    namespace = {}
+    exec(info.python, namespace)  # noqa: S102
+    namespace["cache"].close()
+    assert info.counts["train"]["pending"] == 2
+
+
+def test_the_python_of_a_cache_that_lacks_a_layer_in_some_videos_runs_too(tmp_path):
+    path = build(tmp_path / "cache")
+    grow(path)
+    for shard in ("00000", "00001", "00002"):
+        (path / f"shards/{shard}.1.index.json").unlink()
+    namespace = {}
+    exec(describe_cache(path).python, namespace)  # noqa: S102
+    assert namespace["tokens"].shape[1:] == (2, 8)
+    namespace["cache"].close()
+
+
+def test_info_adds_up(cache):
+    info = describe_cache(cache)
+    assert {split: sum(counts.values()) for split, counts in info.counts.items()} == {"train": 8, "val": 4}
+    assert sum(counts.get("ok", 0) for counts in info.counts.values()) == 8
+    assert info.failures == {"no picture in it": 2, "no file FILE": 2}
+    assert info.views == (0, 1)
+    assert info.random_weights
+    stored = [read_shard_index(path).data for path in committed_paths(cache).values()]
+    assert info.num_bytes == sum(data.num_bytes for data in stored)
+    first = info.columns[0]
+    assert (first.layer, first.part, first.num_tokens, first.dim) == ("2", "patch", 4, 160)
+    assert first.bytes_per_token == (first.payload_bytes + first.scale_bytes) / (4 * info.num_frames)
+    assert 0 < first.precision_error < 0.02
+
+
+def test_sizes_by_column_of_a_tar_are_those_of_its_numbers(originals, tmp_path):
+    info = describe_cache(originals.copy(tmp_path / "tar", "webdataset", "int8"))
+    column = info.columns[0]
+    assert column.payload_bytes == info.num_frames * 4 * 160
+    assert column.scale_bytes == info.num_frames * 4 * 2 * 2
+    assert column.bytes_per_token == 164
+
+
+def test_info_shows_identity_sizes_and_random_weights(vfz, cache):
+    _, out, err = vfz("cache", "info", cache)
+    for word in ("RANDOM WEIGHTS", "built_patch16_8.for_tests", "int8, zarr", "layer 5", "B/token", "no picture in it"):
+        assert word in out
+    assert err == ""
+    assert json.loads(vfz("cache", "info", cache, "--json")[1])["precision"] == "int8"
+
+
+# --- ls ---
+
+
+def test_ls_lists_every_cache_and_the_error_of_a_broken_one(vfz, cache, originals):
+    broken = originals.copy(cache.parent / "broken", "webdataset", "fp32")
+    flip(broken / "vfz.json", 99)
+    build(cache.parent / "partial", leave_out=("00000",), views=(0,))
+    (cache.parent / ".hidden").mkdir()
+    code, out, _ = vfz("cache", "ls")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert lines.keys() == {"broken", "built", "partial"}
+    assert "cannot be opened" in lines["broken"]
+    assert "8 ok, 2 failed, 2 missing, 0 pending" in lines["built"]
+    assert "3 pending" in lines["partial"]
+    assert [summary.name for summary in list_caches(cache.parent)] == ["broken", "built", "partial"]
+    assert len(json.loads(vfz("cache", "ls", cache.parent, "--json")[1])["caches"]) == 3
+
+
+def test_ls_of_an_empty_folder_says_so(vfz, tmp_path):
+    (tmp_path / "caches").mkdir()
+    code, out, _ = vfz("cache", "ls")
+    assert code == 0
+    assert "no cache in caches/" in out
+
+
+def test_options_come_from_a_table_of_a_config_file(vfz, cache, tmp_path):
+    (tmp_path / "c.toml").write_text(f'[cache.repair]\ncache = "{cache}"\ndry-run = true\n[extract]\nfps = 3\n')
+    flip(cache / "shards/00001.0.index.json", 99)
+    _, out, _ = vfz("cache", "repair", "--config", tmp_path / "c.toml")
+    assert "would drop" in out
