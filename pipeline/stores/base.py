@@ -213,6 +213,19 @@ class ShardReader(ABC):
         """
 
     @abstractmethod
+    def read_into(self, frames: NDArray[np.int64], outs: Mapping[str, NDArray[Any]]) -> None:
+        """The same frames of several arrays.
+
+        Args:
+            frames: [n] frame numbers in the shard.
+            outs: by array key, as `out` of `read`; filled one after the other.
+
+        Raises:
+            UnknownNameError, UsageError: as `read`.
+            CacheFormatError: as `read`; names the array.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Lets go of open files; a later `read` opens them again."""
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.pipeline.errors import CacheFormatError, UnknownNameError, UsageError
 from vfz.pipeline.stores.base import Checksums, ShardReader
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -44,9 +45,24 @@ class MappedShardReader(ShardReader):
 
     def read(self, key: str, frames: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `ShardReader.read`."""
-        spec = self._specs.get(key)
-        if spec is None:
-            raise UnknownNameError("array", key, self._specs)
+        frames, window = self._checked(frames)
+        if out is None:
+            spec = self._spec(key)
+            out = np.empty((len(frames), *spec.frame_shape), spec.dtype)
+        self._fill(key, frames, window, out)
+        return out
+
+    def read_into(self, frames: NDArray[np.int64], outs: Mapping[str, NDArray[Any]]) -> None:
+        """See `ShardReader.read_into`; the frames are looked at once for all arrays."""
+        frames, window = self._checked(frames)
+        for key, out in outs.items():
+            try:
+                self._fill(key, frames, window, out)
+            except CacheFormatError as error:
+                raise CacheFormatError(f"{key}: {error}") from error
+
+    def _checked(self, frames: NDArray[np.int64]) -> tuple[NDArray[np.int64], slice | None]:
+        """The frames, all in range, and the window they are, if they are one."""
         frames = np.asarray(frames, dtype=np.int64)
         window = as_slice(frames)
         lowest, highest = (window.start, window.stop - 1) if window else (frames.min(), frames.max())
@@ -54,14 +70,21 @@ class MappedShardReader(ShardReader):
             raise UsageError(
                 f"{self.path}: frames {lowest} to {highest} requested; the shard has frames 0 to {self._num_frames - 1}"
             )
+        return frames, window
+
+    def _fill(self, key: str, frames: NDArray[np.int64], window: slice | None, out: NDArray[Any]) -> None:
+        spec = self._spec(key)
         shape = (len(frames), *spec.frame_shape)
-        if out is None:
-            out = np.empty(shape, spec.dtype)
-        elif out.shape != shape or out.dtype != spec.dtype:
+        if out.shape != shape or out.dtype != spec.dtype:
             raise UsageError(f"{key}: out is {out.dtype} {out.shape}; {spec.dtype} {shape} is needed")
         if len(frames):
             self._opened(spec).read(frames, window, out)
-        return out
+
+    def _spec(self, key: str) -> ArraySpec:
+        spec = self._specs.get(key)
+        if spec is None:
+            raise UnknownNameError("array", key, self._specs)
+        return spec
 
     def close(self) -> None:
         """Forgets the open files; they are unmapped when the last read of them is done."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores.compression import decode
-from vfz.pipeline.stores.mapped import RESTORE
+from vfz.pipeline.stores.mapped import RESTORE, copy_frames
 from vfz.pipeline.stores.zarr_store import CRC_BYTES
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class PlainArray:
 
     def _copy_window(self, window: slice, out: NDArray[Any]) -> None:
         if self._frames_per_chunk == 1:
-            np.copyto(out, self._chunks[window, 0])
+            copy_frames(out, self._chunks[window, 0])
             return
         number, frame = 0, window.start
         while frame < window.stop:  # chunk by chunk: 64 KiB or more each

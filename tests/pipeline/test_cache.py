@@ -270,7 +270,7 @@ def test_damage_is_reported_with_shard_video_and_layer(folder):
     path.write_bytes(content)
     cache = FeatureCache(folder)
     assert cache.read("v4", parts=("patch",)).frame_numbers.size == 7
-    with pytest.raises(CacheFormatError, match=r"video 'v4', layer_11/prefix, shard 00002: .*crc32c"):
+    with pytest.raises(CacheFormatError, match=r"video 'v4', shard 00002: layer_11/prefix: .*crc32c"):
         cache.read("v4")
     shutil.rmtree(path.parents[4])
     with pytest.raises(CacheFormatError, match="shard 00002: cannot read"):
