@@ -30,6 +30,8 @@ PIPE_BYTES = 1024**2
 START_SECONDS = 120.0
 """How long a process may take to come up, on a machine that reads Python from a slow network disk."""
 TICK_SECONDS = 0.25
+DYING_SECONDS = 2.0
+"""How long a process that has closed its output may take to end; then it is killed."""
 PRINTED_BYTES = 4096
 """How much of the end of what a process prints is kept, for the reason of its death."""
 
@@ -132,7 +134,7 @@ class DecodeProcess:
             self._wait_for_output(limit_seconds)
             num_bytes = os.readv(self._output, [view])
             if not num_bytes:
-                raise ProcessDiedError(self._reap())
+                raise ProcessDiedError(self._reap(patience_seconds=DYING_SECONDS))
             view = view[num_bytes:]
 
     def _wait_for_output(self, limit_seconds: float) -> None:
@@ -157,9 +159,11 @@ class DecodeProcess:
         if not text:
             self._poll.unregister(self._stdout)
 
-    def _reap(self) -> str:
-        """Waits for the child, whose output has ended, and closes its pipes; returns why it died."""
-        self.kill()  # it may have closed its output and live on
+    def _reap(self, *, patience_seconds: float = 0.0) -> str:
+        """Ends the child and closes its pipes; returns why it died, which it is left some time to do by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_seconds)
+        self.kill()
         code = self._process.wait()
         lines = (self._printed + self._stdout.read()).decode(errors="replace").strip().splitlines()
         with self._writing:

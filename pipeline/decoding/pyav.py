@@ -218,11 +218,11 @@ def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _upright_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """uint8 RGB [H, W, 3], turned and mirrored as the display matrix says (to quarter turns)."""
+    """uint8 RGB [H, W, 3] without gaps, turned and mirrored as the display matrix says (to quarter turns)."""
     pixels_HWC = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     side_data: Any = frame.side_data  # typed otherwise than it behaves
     if SideDataType.DISPLAYMATRIX not in side_data:
-        return pixels_HWC
+        return np.ascontiguousarray(pixels_HWC)  # PyAV hands out FFmpeg's rows, which are padded for most widths
     # x' = a x + c y and y' = b x + d y, of columns x and rows y, in 16.16 fixed point.
     a, b, _, c, d = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), dtype=np.int32)[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):

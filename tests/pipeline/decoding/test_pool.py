@@ -69,6 +69,17 @@ def test_videos_come_in_the_order_given_with_the_decoders_own_frames(num_workers
             assert not stream.missing
 
 
+@pytest.mark.parametrize("size", [(240, 320), (256, 340), (240, 427), (63, 127), (3, 5)], ids=str)
+def test_frames_of_any_size_come_through(tmp_path, size):
+    """Most widths are no multiple of what FFmpeg pads its rows to."""
+    path = write_video(tmp_path / "a.mkv", range(5), codec="ffv1", pix_fmt="bgr0", size=size)
+    with open_pool() as pool:
+        frames = [frame for stream in pool.videos([source(path)]) for frame in stream]
+        for ours, theirs in zip(frames, decode_frames(path, 25), strict=True):
+            assert ours.pixels_HWC.shape == (*size, 3)
+            assert np.array_equal(ours.pixels_HWC, theirs.pixels_HWC)
+
+
 def test_many_short_videos_lose_and_double_nothing(clips):
     paths = clips * 8
     with open_pool(num_workers=2, buffer_frames=4) as pool:
