@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vfz.temporal.cores.spatial import check_heads
 from vfz.temporal.readouts.base import Readout
+from vfz.temporal.readouts.time_embedding import resize_time
 
 _INIT_STD = 0.02
 
@@ -55,7 +56,7 @@ class AttentionReadout(Readout):
         num_queries: int = 1,
         num_frames: int | None = None,
     ) -> None:
-        super().__init__(protocol)
+        super().__init__(dim, protocol=protocol)
         check_heads(readout_dim, num_heads)
         self.num_heads = num_heads
         self.input_norm = nn.LayerNorm(dim)
@@ -81,7 +82,7 @@ class AttentionReadout(Readout):
         """
         x_RTND = self.input_norm(x_RTND)
         if self.temporal_posenc is not None:
-            x_RTND = x_RTND + _resize_time(self.temporal_posenc, x_RTND.shape[1])
+            x_RTND = x_RTND + resize_time(self.temporal_posenc.squeeze(2), x_RTND.shape[1]).unsqueeze(2)
         x_RSD = x_RTND.flatten(1, 2)
         num_queries = self.query.shape[0]
         pooled_RQP = self._attend_folded(x_RSD) if num_queries <= self.query.shape[2] else self._attend(x_RSD)
@@ -113,11 +114,3 @@ class AttentionReadout(Readout):
         pooled_RQHD = pooled_RAD.unflatten(1, (num_queries, num_heads))
         value_HdD = self.value_proj.weight.unflatten(0, (num_heads, head_dim))
         return torch.einsum("rqhd,hpd->rqhp", pooled_RQHD, value_HdD).flatten(2) + self.value_proj.bias
-
-
-def _resize_time(posenc_1T1D: Tensor, num_frames: int) -> Tensor:
-    """Linear interpolation of a time embedding to another number of frames."""
-    if posenc_1T1D.shape[1] == num_frames:
-        return posenc_1T1D
-    posenc_1DT = posenc_1T1D.squeeze(2).mT
-    return F.interpolate(posenc_1DT, size=num_frames, mode="linear", align_corners=False).mT.unsqueeze(2)

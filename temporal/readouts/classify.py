@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vfz.pipeline.errors import UsageError
 from vfz.temporal.readouts.attention import AttentionReadout
+from vfz.temporal.readouts.base import frames_of_clip
 
 
 class ClassifyReadout(AttentionReadout):
@@ -39,20 +39,18 @@ class ClassifyReadout(AttentionReadout):
         num_heads: int = 12,
         num_frames: int | None = None,
     ) -> None:
-        if protocol == "clip" and num_frames is None:
-            raise UsageError("the clip protocol needs num_frames, the frames of a training clip; pass num_frames=16")
         super().__init__(
             dim,
             num_classes,
             protocol=protocol,
             readout_dim=readout_dim,
             num_heads=num_heads,
-            num_frames=num_frames if protocol == "clip" else None,
+            num_frames=frames_of_clip(num_frames) if protocol == "clip" else None,
         )
 
-    def forward(self, x_BTND: Tensor) -> Tensor:
+    def answer(self, tokens_BTND: Tensor, **inputs: Tensor) -> Tensor:  # noqa: ARG002 - it has no inputs
         """Logits `[B, T, classes]` when streaming, `[B, classes]` for a clip."""
         if self.protocol == "clip":
-            return self.read(x_BTND).squeeze(1)
-        frames_R1ND = x_BTND.flatten(0, 1).unsqueeze(1)
-        return self.read(frames_R1ND).view(*x_BTND.shape[:2], -1)
+            return self.read(tokens_BTND).squeeze(1)
+        frames_R1ND = tokens_BTND.flatten(0, 1).unsqueeze(1)
+        return self.read(frames_R1ND).view(*tokens_BTND.shape[:2], -1)
