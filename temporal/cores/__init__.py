@@ -5,13 +5,18 @@ A new core is one file with a `TemporalCore`, one line below and one subclass of
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from vfz.pipeline.errors import UsageError
+from vfz.temporal.cores.attention import AttentionCore
 from vfz.temporal.cores.base import TemporalCore
 from vfz.temporal.cores.gmmix import GMMixCore
+from vfz.temporal.cores.gru import GruCore
 from vfz.temporal.cores.identity import IdentityCore
 from vfz.temporal.cores.m import MCore
+from vfz.temporal.cores.mingru import MinGruCore
 from vfz.temporal.cores.mmix import MMixCore
 from vfz.temporal.cores.rvm_rnn import RvmRnnCore
 from vfz.temporal.registry import Registry
@@ -24,10 +29,19 @@ CORES.register("m", MCore)
 CORES.register("mmix", MMixCore)
 CORES.register("gmmix", GMMixCore)
 CORES.register("rvm_rnn", RvmRnnCore)
+CORES.register("gru", GruCore)
+CORES.register("mingru", MinGruCore)
+CORES.register("attention", AttentionCore)
 
 
 def build_core(
-    name: str, *, dim: int, num_layers: int = 4, num_heads: int | None = None, **kwargs: Any
+    name: str,
+    *,
+    dim: int,
+    num_layers: int = 4,
+    num_heads: int | None = None,
+    checkpointing: bool = False,
+    **kwargs: Any,
 ) -> TemporalCore[Any]:
     """The core called `name`, with fresh weights.
 
@@ -38,11 +52,14 @@ def build_core(
         num_heads: attention heads; cores without attention take no notice. None stands for 16 where that divides
             `dim`, else the largest of 12, 8, 6, 4, 2, 1 that does; for `rvm_rnn` of width 384, 768 or 1024 it stands
             for the published 8, 12 or 16.
-        **kwargs: what the core's constructor takes besides (`gate_hidden_dim`, `dropout`, `drop_path`).
+        checkpointing: computes activations again in the backward pass instead of keeping them: the same numbers, less
+            memory, one more forward pass. `identity` has nothing to recompute.
+        **kwargs: what the core's constructor takes besides (`gate_hidden_dim`, `dropout`, `drop_path`, `window`).
 
     Raises:
         UnknownNameError: when no core has that name.
-        UsageError: when `dim` or `num_layers` is below 1, or `num_heads` does not divide `dim`.
+        UsageError: when `dim` or `num_layers` is below 1, `num_heads` does not divide `dim`, or the core takes no
+            such further argument.
     """
     core_class = CORES.get(name)
     for what, size in (("dim", dim), ("num_layers", num_layers)):
@@ -50,4 +67,15 @@ def build_core(
             raise UsageError(f"{what} is {size}; a core needs at least 1")
     heads = core_class.default_num_heads(dim) if num_heads is None else num_heads
     sizes = {"num_layers": num_layers, "num_heads": heads}
-    return core_class(dim, **{size: sizes[size] for size in core_class.sizes}, **kwargs)
+    _check_arguments(name, core_class, kwargs)
+    core = core_class(dim, **{size: sizes[size] for size in core_class.sizes}, **kwargs)
+    core.checkpointing = checkpointing
+    return core
+
+
+def _check_arguments(name: str, core_class: type[TemporalCore[Any]], kwargs: Mapping[str, Any]) -> None:
+    """Refuses arguments that the core's constructor does not have."""
+    known = sorted(inspect.signature(core_class).parameters.keys() - {"dim", "num_layers", "num_heads"})
+    if unknown := sorted(kwargs.keys() - set(known)):
+        taken = f"takes {', '.join(known)}" if known else "has no options"
+        raise UsageError(f"core {name} has no option {', '.join(unknown)}; it {taken}")

@@ -3,31 +3,43 @@
 A core turns the token maps of a clip into token maps that know the past. It never sees the future, so the same weights
 serve training on whole clips (`forward`) and live video (`step`), and a video of any length can be fed in pieces.
 
+Activation checkpointing (arXiv 1604.06174) lives here for all of them: each core hands its repeated part (a layer, or
+for a recurrence a frame) to `_run_layers` or `_recomputed`, and only what passes between these parts is kept for the
+backward pass. That costs one more forward pass and leaves every number as it was, dropout included.
+
 Shape suffixes: B batch, T time, N tokens of a frame, D channels.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 StateT = TypeVar("StateT")
+LayerStateT = TypeVar("LayerStateT")
+ResultT = TypeVar("ResultT")
 
 
 class TemporalCore(nn.Module, ABC, Generic[StateT]):
     """Base of all cores. `tests/contracts/core_contract.py` is the executable form of what it promises.
 
     The state is a tensor or a nested tuple of tensors, described by each core. Its size does not depend on how many
-    frames have passed unless the core says so. None stands for the zero state before the first frame. A state that was
-    returned may be passed on any number of times: it is never written to.
+    frames have passed, or grows up to a bound that the core states. None stands for the zero state before the first
+    frame. A state that was returned may be passed on any number of times: it is never written to.
 
     Attributes:
         dim: D, channels of the input and of the output.
+        checkpointing: whether activations are computed again in the backward pass instead of being kept. May be changed
+            at any time; without gradients it has no effect.
         sizes: which of `num_layers` and `num_heads` the constructor takes.
     """
 
+    checkpointing: bool = False
     sizes: ClassVar[tuple[str, ...]] = ("num_layers",)
 
     def __init__(self, dim: int) -> None:
@@ -58,6 +70,26 @@ class TemporalCore(nn.Module, ABC, Generic[StateT]):
         """
         y_BTND, state = self(x_BND.unsqueeze(1), state)
         return y_BTND.squeeze(1), state
+
+    def _run_layers(
+        self,
+        layers: Iterable[Callable[[Tensor, LayerStateT | None], tuple[Tensor, LayerStateT]]],
+        x_BTND: Tensor,
+        state: Sequence[LayerStateT] | None,
+    ) -> tuple[Tensor, tuple[LayerStateT, ...]]:
+        """Runs layers one after the other, each with its own part of the state; returns the new parts."""
+        new_state = []
+        for number, layer in enumerate(layers):
+            x_BTND, layer_state = self._recomputed(layer, x_BTND, None if state is None else state[number])
+            new_state.append(layer_state)
+        return x_BTND, tuple(new_state)
+
+    def _recomputed(self, function: Callable[..., ResultT], *args: Any) -> ResultT:
+        """`function(*args)`; with `checkpointing`, what it keeps for the backward pass is computed again there."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return function(*args)
+        result: ResultT = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True)
+        return result
 
     @staticmethod
     def default_num_heads(dim: int) -> int:

@@ -7,6 +7,8 @@ The best of the paper's recurrent cores on dense tasks; the gate adds 2 D^2 weig
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -56,15 +58,19 @@ class GMMixCore(TemporalCore[tuple[MambaState, ...]]):
         self, x_BTND: Tensor, state: tuple[MambaState, ...] | None = None
     ) -> tuple[Tensor, tuple[MambaState, ...]]:
         """See `TemporalCore.forward`."""
-        new_state = []
-        layers = zip(self.spatial_blocks, self.mamba_blocks, self.gates, strict=True)
-        for layer, (spatial_block, mamba_block, gate) in enumerate(layers):
-            z_BTND = spatial_block(x_BTND)
-            h_BTND, layer_state = mamba_block(z_BTND, None if state is None else state[layer])
-            u_BTND = torch.sigmoid(gate(torch.cat([z_BTND, h_BTND], dim=-1)))
-            x_BTND = z_BTND + u_BTND * (h_BTND - z_BTND)
-            new_state.append(layer_state)
-        return self.output_norm(x_BTND), tuple(new_state)
+        blocks = zip(self.spatial_blocks, self.mamba_blocks, self.gates, strict=True)
+        y_BTND, new_state = self._run_layers((partial(_mix_gated, *layer) for layer in blocks), x_BTND, state)
+        return self.output_norm(y_BTND), new_state
+
+
+def _mix_gated(
+    spatial_block: nn.Module, mamba_block: nn.Module, gate: nn.Module, x_BTND: Tensor, state: MambaState | None
+) -> tuple[Tensor, MambaState]:
+    """One layer."""
+    z_BTND = spatial_block(x_BTND)
+    h_BTND, state = mamba_block(z_BTND, state)
+    u_BTND = torch.sigmoid(gate(torch.cat([z_BTND, h_BTND], dim=-1)))
+    return z_BTND + u_BTND * (h_BTND - z_BTND), state
 
 
 def _build_gate(dim: int, hidden_dim: int | None) -> nn.Module:

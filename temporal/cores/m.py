@@ -31,8 +31,5 @@ class MCore(TemporalCore[tuple[MambaState, ...]]):
         self, x_BTND: Tensor, state: tuple[MambaState, ...] | None = None
     ) -> tuple[Tensor, tuple[MambaState, ...]]:
         """See `TemporalCore.forward`."""
-        new_state = []
-        for layer, mamba_block in enumerate(self.mamba_blocks):
-            x_BTND, layer_state = mamba_block(x_BTND, None if state is None else state[layer])
-            new_state.append(layer_state)
-        return self.output_norm(x_BTND), tuple(new_state)
+        y_BTND, new_state = self._run_layers(self.mamba_blocks, x_BTND, state)
+        return self.output_norm(y_BTND), new_state

@@ -104,7 +104,8 @@ class Mamba(nn.Module):
         # As an image of height 1: torch's CPU kernels are four times slower for the same depthwise convolution in 1-D.
         weight_E11W = self.conv1d.weight.unsqueeze(2)
         y_SE1T = F.conv2d(padded_STE.mT.unsqueeze(2), weight_E11W, self.conv1d.bias, groups=self.inner_dim)
-        return y_SE1T.squeeze(2).mT, padded_STE[:, padded_STE.shape[1] - num_carried :]
+        # A copy, since a view would keep the inputs of all frames alive for as long as the state is.
+        return y_SE1T.squeeze(2).mT, padded_STE[:, padded_STE.shape[1] - num_carried :].clone()
 
 
 class MambaBlock(nn.Module):
@@ -118,8 +119,8 @@ class MambaBlock(nn.Module):
 
     def forward(self, x_BTND: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """Returns the block's output `[B, T, N, D]` and the state, whose S is B * N."""
-        num_videos, num_frames, num_tokens, dim = x_BTND.shape
-        u_STD = self.norm(x_BTND).transpose(1, 2).reshape(num_videos * num_tokens, num_frames, dim)
+        num_videos, _, num_tokens, _ = x_BTND.shape
+        u_STD = self.norm(x_BTND).transpose(1, 2).flatten(0, 1)
         y_STD, state = self.mamba(u_STD, state)
         y_BTND = y_STD.unflatten(0, (num_videos, num_tokens)).transpose(1, 2)
         return x_BTND + self.dropout(y_BTND), state

@@ -5,6 +5,8 @@ Attention adds N per token to the cost of `m`; along time it stays linear.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from vfz.temporal.cores.base import TemporalCore
@@ -44,8 +46,14 @@ class MMixCore(TemporalCore[tuple[MambaState, ...]]):
         self, x_BTND: Tensor, state: tuple[MambaState, ...] | None = None
     ) -> tuple[Tensor, tuple[MambaState, ...]]:
         """See `TemporalCore.forward`."""
-        new_state = []
-        for layer, (spatial_block, mamba_block) in enumerate(zip(self.spatial_blocks, self.mamba_blocks, strict=True)):
-            x_BTND, layer_state = mamba_block(spatial_block(x_BTND), None if state is None else state[layer])
-            new_state.append(layer_state)
-        return self.output_norm(x_BTND), tuple(new_state)
+        layers = (partial(_mix, *blocks) for blocks in zip(self.spatial_blocks, self.mamba_blocks, strict=True))
+        y_BTND, new_state = self._run_layers(layers, x_BTND, state)
+        return self.output_norm(y_BTND), new_state
+
+
+def _mix(
+    spatial_block: nn.Module, mamba_block: nn.Module, x_BTND: Tensor, state: MambaState | None
+) -> tuple[Tensor, MambaState]:
+    """One layer."""
+    mixed: tuple[Tensor, MambaState] = mamba_block(spatial_block(x_BTND), state)
+    return mixed

@@ -55,13 +55,17 @@ class RvmRnnCore(TemporalCore[Tensor]):
         from_input = torch.cat([self.input_update(x_BTND), self.input_reset(x_BTND)], dim=-1).unbind(dim=1)
         state_weight = torch.cat([self.state_update.weight, self.state_reset.weight])
         states = []
-        for x_BND, gates_from_input in zip(x_BTND.unbind(dim=1), from_input, strict=True):
-            gates = torch.sigmoid(gates_from_input + F.linear(s_BND, state_weight))
-            update_BND, reset_BND = gates.chunk(2, dim=-1)
-            h_BND = self.transformer(x_BND, reset_BND * self.state_layer_norm(s_BND))
-            s_BND = s_BND + update_BND * (h_BND - s_BND)
+        for x_BND, input_gates in zip(x_BTND.unbind(dim=1), from_input, strict=True):
+            s_BND = self._recomputed(self._next_state, x_BND, input_gates, state_weight, s_BND)
             states.append(s_BND)
         return self.output_norm(torch.stack(states, dim=1)), s_BND
+
+    def _next_state(self, x_BND: Tensor, input_gates: Tensor, state_weight: Tensor, s_BND: Tensor) -> Tensor:
+        """One frame of the recurrence; `input_gates` is [W1 x, W3 x], `state_weight` [W2; W4]."""
+        gates = torch.sigmoid(input_gates + F.linear(s_BND, state_weight))
+        update_BND, reset_BND = gates.chunk(2, dim=-1)
+        h_BND: Tensor = self.transformer(x_BND, reset_BND * self.state_layer_norm(s_BND))
+        return s_BND + update_BND * (h_BND - s_BND)
 
     @staticmethod
     def default_num_heads(dim: int) -> int:

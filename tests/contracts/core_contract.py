@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from peak_memory import peak_bytes
 
 from vfz.temporal.cores import build_core
 
@@ -17,15 +18,25 @@ def flatten_state(state):
 
 
 class CoreContract:
-    """Reusable tests of a `TemporalCore`. `name` is the core's registered name, `kwargs` further arguments."""
+    """Reusable tests of a `TemporalCore`.
+
+    `name` is the core's registered name, `kwargs` further arguments. `frames_until_constant` is after how many frames
+    the state has its final size in memory: 1 unless the core's documentation says that it grows up to a bound.
+    `has_activations` is False for a core that keeps nothing for the backward pass but its input.
+    """
 
     name: str
     kwargs: ClassVar[dict] = {}
+    frames_until_constant: ClassVar[int] = 1
+    has_activations: ClassVar[bool] = True
+
+    def build(self, *, dim=DIM, num_layers=2, **kwargs):
+        return build_core(self.name, dim=dim, num_layers=num_layers, num_heads=4, **self.kwargs, **kwargs)
 
     @pytest.fixture
     def core(self):
         torch.manual_seed(0)
-        return build_core(self.name, dim=DIM, num_layers=2, num_heads=4, **self.kwargs).eval()
+        return self.build().eval()
 
     @pytest.fixture
     def tokens(self):
@@ -109,15 +120,52 @@ class CoreContract:
 
     def test_a_state_dict_makes_the_same_core(self, core, tokens):
         torch.manual_seed(1)
-        other = build_core(self.name, dim=DIM, num_layers=2, num_heads=4, **self.kwargs).eval()
+        other = self.build().eval()
         other.load_state_dict(core.state_dict())
         assert torch.equal(other(tokens)[0], core(tokens)[0])
 
     @torch.no_grad()
     def test_a_long_stream_keeps_a_state_of_constant_size(self, core, tokens):
-        _, state = core.step(tokens[:, 0])
-        shapes = [leaf.shape for leaf in flatten_state(state)]
-        for t in range(100):
+        state, sizes = None, []
+        for t in range(self.frames_until_constant + 100):
             y, state = core.step(tokens[:, t % NUM_FRAMES], state)
-        assert [leaf.shape for leaf in flatten_state(state)] == shapes
+            sizes.append(sum(leaf.untyped_storage().nbytes() for leaf in flatten_state(state)))
+        assert sizes[: self.frames_until_constant] == sorted(sizes[: self.frames_until_constant])
+        assert set(sizes[self.frames_until_constant - 1 :]) == {sizes[-1]}
         assert all(leaf.isfinite().all() for leaf in [y, *flatten_state(state)])
+
+    @pytest.mark.parametrize("training", [False, True], ids=["dropout off", "dropout on"])
+    def test_checkpointing_changes_no_output_state_or_gradient(self, core, tokens, training):
+        core.train(training)
+        tokens.requires_grad_()
+
+        def run(checkpointing):
+            core.checkpointing = checkpointing
+            core.zero_grad()
+            tokens.grad = None
+            torch.manual_seed(2)
+            first, state = core(tokens[:, :3])
+            rest, state = core(tokens[:, 3:], state)
+            y = torch.cat([first, rest], 1)
+            (y.sin().sum() + sum(leaf.square().sum() for leaf in flatten_state(state))).backward()
+            grads = [parameter.grad.clone() for parameter in core.parameters()]
+            return [y, *flatten_state(state), tokens.grad, *grads]
+
+        for without, with_checkpointing in zip(run(False), run(True), strict=True):
+            torch.testing.assert_close(without, with_checkpointing, rtol=1e-6, atol=1e-7)
+
+    def test_checkpointing_takes_less_memory(self):
+        tokens = torch.randn(1, 16, 8, 32, requires_grad=True)
+        cores = [self.build(dim=32, num_layers=4, checkpointing=checkpointing) for checkpointing in (False, True)]
+        without, with_checkpointing = (peak_bytes(lambda core=core: core(tokens)[0].sum().backward()) for core in cores)
+        if self.has_activations:
+            assert with_checkpointing < 0.75 * without
+        else:
+            assert with_checkpointing == without
+
+    def test_checkpointing_works_under_bf16_autocast(self, core, tokens):
+        core.checkpointing = True
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, _ = core(tokens)
+        y.float().square().sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in core.parameters())

@@ -12,6 +12,7 @@ from vfz.temporal.cores import CORES, build_core
 
 class TestIdentity(CoreContract):
     name = "identity"
+    has_activations = False
 
     # The one core without memory: nothing of the past can reach a later frame, everything else holds.
     def test_a_frame_does_not_see_earlier_frames(self, core, tokens):
@@ -29,13 +30,38 @@ class RemembersContract(CoreContract):
         assert tokens.grad[:, 0].abs().sum() > 0
 
 
-class TestM(RemembersContract):
-    name = "m"
+class TokenwiseContract(RemembersContract):
+    """For the cores in which every token position is its own sequence over time."""
 
     def test_a_token_does_not_see_other_tokens_of_the_frame(self, core, tokens):
         changed = tokens.clone()
         changed[:, :, 0] += torch.randn_like(changed[:, :, 0])
         torch.testing.assert_close(core(tokens)[0][:, :, 1:], core(changed)[0][:, :, 1:], rtol=0, atol=1e-6)
+
+
+class TestM(TokenwiseContract):
+    name = "m"
+
+
+class TestGru(TokenwiseContract):
+    name = "gru"
+
+
+class TestMinGru(TokenwiseContract):
+    name = "mingru"
+
+
+class TestAttention(TokenwiseContract):
+    name = "attention"
+    frames_until_constant = 64
+
+
+class TestAttentionInAWindow(TokenwiseContract):
+    """Seven frames are more than the window here, so the cache is full in most tests."""
+
+    name = "attention"
+    kwargs: ClassVar[dict] = {"window": 4}
+    frames_until_constant = 4
 
 
 class TestMMix(RemembersContract):
@@ -71,6 +97,13 @@ def test_an_unknown_core_offers_the_nearest_name():
 def test_heads_that_do_not_divide_the_channels_are_refused_in_one_line():
     with pytest.raises(UsageError, match="5 attention heads do not divide 16 channels; use one of 1, 2, 4, 8, 16"):
         build_core("gmmix", dim=16, num_heads=5)
+
+
+def test_an_option_that_a_core_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(UsageError, match="core m has no option window; it takes dropout"):
+        build_core("m", dim=8, window=4)
+    with pytest.raises(UsageError, match="core identity has no option dropout; it has no options"):
+        build_core("identity", dim=8, dropout=0.0)
 
 
 @pytest.mark.parametrize("sizes", [{"dim": 0}, {"dim": 8, "num_layers": 0}])
