@@ -1,25 +1,62 @@
-"""Layer mixers: what `last` returns, and which requests are refused."""
+"""Every registered mixer keeps the contract; what is special about each."""
 
 import pytest
 import torch
+from contracts.mixer_contract import NUM_LAYERS, MixerContract
 
-from vfz.pipeline.errors import UnknownNameError, UsageError
-from vfz.temporal.mixers import build_mixer
-
-
-def test_last_returns_the_last_layer_untouched():
-    layers = [torch.randn(2, 3, 4, 8) for _ in range(3)]
-    assert build_mixer("last", dim=8, num_layers=3)(layers) is layers[-1]
+from vfz.pipeline.errors import UnknownNameError
+from vfz.temporal.mixers import MIXERS, build_mixer
 
 
-def test_another_number_of_layers_than_built_for_is_refused():
-    with pytest.raises(UsageError, match="got 2 layers and was built for 3"):
-        build_mixer("last", dim=8, num_layers=3)([torch.zeros(1, 1, 8)] * 2)
+class TestLast(MixerContract):
+    name = "last"
+    mixed_layers = (NUM_LAYERS - 1,)
+
+    def test_it_returns_the_last_layer_untouched(self, mixer, layers):
+        assert mixer(layers) is layers[-1]
 
 
-def test_a_mixer_of_no_layers_is_refused():
-    with pytest.raises(UsageError, match="num_layers is 0"):
-        build_mixer("last", dim=8, num_layers=0)
+class TestMean(MixerContract):
+    name = "mean"
+
+    def test_in_training_the_scale_of_a_layer_is_taken_out_before_its_mlp(self, layers):
+        mixer = self.build().train()
+        scaled = [3.0 * layer + 5.0 for layer in layers]
+        added, added_to_scaled = (mixer(x) - torch.stack(x).mean(0) for x in (layers, scaled))
+        torch.testing.assert_close(added_to_scaled, added, rtol=0, atol=1e-4)
+        mixer.eval()
+        added, added_to_scaled = (mixer(x) - torch.stack(x).mean(0) for x in (layers, scaled))
+        assert not torch.allclose(added_to_scaled, added, atol=1e-2)
+
+    def test_prefix_tokens_are_in_no_statistics(self, layers):
+        mixer = self.build(num_prefix=2).train()
+        for layer in layers:
+            layer[..., :2, :] = 1e6
+        mixer(layers)
+        assert all(block.bn.running_mean.abs().max() < 1 for block in mixer.blocks)
+
+    def test_of_two_layers_it_is_the_mean_of_what_each_gives_alone(self, layers):
+        mixer = build_mixer("mean", dim=16, num_layers=2).eval()
+        alone = [block(layer) for block, layer in zip(mixer.blocks, layers[:2], strict=True)]
+        torch.testing.assert_close(mixer(layers[:2]), (alone[0] + alone[1]) / 2)
+
+
+class TestCrossAttention(MixerContract):
+    name = "xattn"
+
+    def test_it_tells_the_layers_apart(self, layers):
+        mixer = self.build()
+        with torch.no_grad():
+            mixer.layer_embed.normal_()
+        assert not torch.allclose(mixer(layers), mixer([layers[1], layers[0], layers[2]]), atol=1e-4)
+
+    @pytest.mark.parametrize(("dim", "heads"), [(384, 8), (12, 6), (20, 4), (9, 3), (7, 1)])
+    def test_heads_are_8_where_that_divides_the_channels(self, dim, heads):
+        assert build_mixer("xattn", dim=dim, num_layers=1).attn.num_heads == heads
+
+
+def test_every_registered_mixer_is_held_to_the_contract():
+    assert {cls.name for cls in MixerContract.__subclasses__()} == set(MIXERS.names())
 
 
 def test_an_unknown_mixer_is_refused_by_name():
