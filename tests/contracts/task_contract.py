@@ -1,0 +1,266 @@
+"""What every task must do. Subclass `TaskContract`, set its attributes, and all of it is tested."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from vfz.temporal.tasks import build_task
+
+NUM_CLIPS, NUM_FRAMES, NUM_THINGS = 6, 5, 3
+GARBAGE = 77.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """A `TargetBatch` made by hand. Labels are all there, and no frame is padding, unless they are given."""
+
+    labels_B: torch.Tensor  # noqa: N815
+    frame_mask_BT: torch.Tensor  # noqa: N815
+    targets: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def truth(*, num_clips=NUM_CLIPS, num_frames=NUM_FRAMES, labels=None, frame_mask=None, **targets):
+    return Truth(
+        labels_B=torch.zeros(num_clips, dtype=torch.int64) if labels is None else torch.as_tensor(labels),
+        frame_mask_BT=torch.ones(num_clips, num_frames, dtype=torch.bool) if frame_mask is None else frame_mask,
+        targets=targets,
+    )
+
+
+def some(*shape, seed=0):
+    """True for about two thirds of a shape."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.67
+
+
+def uniform(*shape, low=0.0, high=1.0, seed=0):
+    return low + (high - low) * torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padded(num_clips=NUM_CLIPS, num_frames=NUM_FRAMES):
+    """The last frame of every other clip is padding."""
+    mask = torch.ones(num_clips, num_frames, dtype=torch.bool)
+    mask[::2, -1] = False
+    return mask
+
+
+def mapped(outputs, function):
+    """A function of a tensor, or of each tensor of a mapping."""
+    if isinstance(outputs, torch.Tensor):
+        return function(outputs)
+    return {name: function(value) for name, value in outputs.items()}
+
+
+def part(batch, rows):
+    return Truth(
+        labels_B=batch.labels_B[rows],
+        frame_mask_BT=batch.frame_mask_BT[rows],
+        targets={name: value[rows] for name, value in batch.targets.items()},
+    )
+
+
+class TaskContract:
+    """Reusable tests of a `Task`.
+
+    Attributes:
+        task: the registered name.
+        kwargs: of `build_task`, besides `protocol`.
+        protocols: those the task is tested in.
+        perfect_metrics: what `compute()` says of perfect outputs, counts aside.
+        minimum: the loss of perfect outputs; None where it is only known to be the least.
+        masks: the targets that say what is valid.
+    """
+
+    task: str
+    kwargs: ClassVar[dict] = {}
+    protocols: ClassVar[tuple] = ("streaming",)
+    perfect_metrics: ClassVar[dict]
+    minimum: float | None = 0.0
+    masks: ClassVar[tuple] = ()
+
+    def batch(self):
+        """A batch with something valid and something not."""
+        raise NotImplementedError
+
+    def perfect(self, batch, protocol):
+        """Outputs that are the truth."""
+        raise NotImplementedError
+
+    def invalid(self, batch, protocol):
+        """Bool, as large as `perfect`'s outputs without the last dimension of vectors: what nothing may depend on."""
+        raise NotImplementedError
+
+    def hide(self, batch):
+        """The same batch with nothing valid."""
+        targets = {n: torch.zeros_like(v) if n in self.masks else v for n, v in batch.targets.items()}
+        return replace(batch, labels_B=torch.full_like(batch.labels_B, -1), targets=targets)
+
+    @pytest.fixture
+    def protocol(self):
+        return self.protocols[0]
+
+    @pytest.fixture
+    def built(self, protocol):
+        return build_task(self.task, protocol=protocol, **self.kwargs)
+
+    def wrong(self, batch, protocol, seed=3):
+        """Outputs some way off the truth, that take gradients."""
+        generator = torch.Generator().manual_seed(seed)
+        return mapped(
+            self.perfect(batch, protocol),
+            lambda t: (t + 0.3 * torch.randn(t.shape, generator=generator)).requires_grad_(),
+        )
+
+    def spoil(self, outputs, batch, protocol, value):
+        invalid = self.invalid(batch, protocol)
+
+        def put(t):
+            mask = invalid.reshape(*invalid.shape, *[1] * (t.dim() - invalid.dim()))
+            return torch.where(mask, value, t.detach()).requires_grad_()
+
+        return mapped(outputs, put)
+
+    def metrics_of(self, task, outputs, batch):
+        metrics = task.new_metrics()
+        metrics.update(outputs, batch)
+        return metrics.compute()
+
+    def test_perfect_outputs_have_the_least_loss(self, built, protocol):
+        batch = self.batch()
+        best = float(built.loss(self.perfect(batch, protocol), batch).detach())
+        if self.minimum is not None:
+            assert best == pytest.approx(self.minimum, abs=1e-3)
+        for seed in range(5):
+            assert best < float(built.loss(self.wrong(batch, protocol, seed), batch).detach())
+
+    def test_perfect_outputs_have_perfect_metrics(self, built, protocol):
+        batch = self.batch()
+        metrics = self.metrics_of(built, self.perfect(batch, protocol), batch)
+        assert {k: v for k, v in metrics.items() if not k.startswith("num_")} == pytest.approx(
+            self.perfect_metrics, abs=1e-5
+        )
+
+    def test_wrong_outputs_have_a_worse_headline(self, built, protocol):
+        batch = self.batch()
+        worse = self.metrics_of(built, self.wrong(batch, protocol), batch)[built.headline]
+        best = self.perfect_metrics[built.headline]
+        assert worse < best if built.higher_is_better else worse > best
+
+    def test_the_counts_are_reported(self, built, protocol):
+        batch = self.batch()
+        metrics = self.metrics_of(built, self.wrong(batch, protocol), batch)
+        assert [name for name in metrics if name.startswith("num_")]
+        assert all(value > 0 for name, value in metrics.items() if name.startswith("num_"))
+
+    def test_the_loss_is_a_finite_scalar_with_finite_gradients(self, built, protocol):
+        batch = self.batch()
+        outputs = self.wrong(batch, protocol)
+        loss = built.loss(outputs, batch)
+        assert loss.shape == ()
+        loss.backward()
+        assert loss.isfinite()
+        mapped(outputs, lambda t: self._check_gradient(t.grad))
+        for parameter in built.parameters():
+            assert parameter.grad.isfinite().all()
+            assert parameter.grad.abs().sum() > 0
+
+    def _check_gradient(self, gradient):
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
+
+    def test_outputs_of_any_size_have_a_finite_loss_and_gradient(self, built, protocol):
+        batch = self.batch()
+        for scale in (0.0, -1e4, 1e4):
+            outputs = mapped(self.perfect(batch, protocol), lambda t, s=scale: (t.detach() * s).requires_grad_())
+            loss = built.loss(outputs, batch)
+            loss.backward()
+            assert loss.isfinite()
+            mapped(outputs, lambda t: self._check_finite(t.grad))
+
+    def _check_finite(self, gradient):
+        assert gradient.isfinite().all()
+
+    @pytest.mark.parametrize("value", [GARBAGE, float("nan")])
+    def test_what_is_not_valid_reaches_neither_loss_nor_gradient_nor_metrics(self, built, protocol, value):
+        batch = self.batch()
+        outputs = self.wrong(batch, protocol)
+        spoiled = self.spoil(outputs, batch, protocol, value)
+        loss, same = built.loss(outputs, batch), built.loss(spoiled, batch)
+        same.backward()
+        assert float(same.detach()) == float(loss.detach())
+        invalid = self.invalid(batch, protocol)
+        assert invalid.any()
+        mapped(spoiled, lambda t: self._check_zero(t.grad[invalid]))
+        assert self.metrics_of(built, spoiled, batch) == self.metrics_of(built, outputs, batch)
+
+    def _check_zero(self, gradient):
+        assert (gradient == 0).all()
+
+    def test_nothing_valid_is_a_loss_of_zero_that_has_a_graph(self, built, protocol):
+        batch = self.hide(self.batch())
+        outputs = self.wrong(batch, protocol)
+        loss = built.loss(outputs, batch)
+        loss.backward()
+        assert float(loss.detach()) == 0
+        assert int(built.num_valid(batch)) == 0
+        mapped(outputs, lambda t: self._check_zero(t.grad))
+        for parameter in built.parameters():
+            assert (parameter.grad == 0).all()
+
+    def test_nothing_valid_has_no_metrics_rather_than_zeros(self, built, protocol):
+        batch = self.hide(self.batch())
+        metrics = self.metrics_of(built, self.wrong(batch, protocol), batch)
+        assert all(value == 0 if name.startswith("num_") else value != value for name, value in metrics.items())
+
+    def test_losses_of_parts_add_up_by_their_numbers(self, built, protocol):
+        batch = self.batch()
+        outputs = self.wrong(batch, protocol)
+        total = 0.0
+        for rows in (slice(0, 1), slice(1, None)):
+            weight = float(built.num_valid(part(batch, rows)))
+            total += weight * float(built.loss(mapped(outputs, lambda t, r=rows: t[r]), part(batch, rows)).detach())
+        whole = float(built.loss(outputs, batch).detach())
+        assert total / float(built.num_valid(batch)) == pytest.approx(whole, rel=1e-5)
+
+    def test_states_of_parts_add_up_to_the_metrics_of_the_whole(self, built, protocol):
+        batch = self.batch()
+        outputs = self.wrong(batch, protocol)
+        state = 0.0
+        for rows in (slice(0, 2), slice(2, None)):
+            metrics = built.new_metrics()
+            metrics.update(mapped(outputs, lambda t, r=rows: t[r]), part(batch, rows))
+            state = state + metrics.state()
+        merged = built.new_metrics()
+        merged.load_state(state)
+        assert state.dtype == torch.float64
+        assert merged.compute() == pytest.approx(self.metrics_of(built, outputs, batch), rel=1e-12)
+
+    def test_a_state_of_another_size_is_refused(self, built):
+        with pytest.raises(ValueError, match="these metrics keep"):
+            built.new_metrics().load_state(torch.zeros(99))
+
+    def test_half_precision_outputs_are_taken(self, built, protocol):
+        batch = self.batch()
+        outputs = self.wrong(batch, protocol)
+        rough = mapped(outputs, lambda t: t.detach().bfloat16())
+        loss = built.loss(rough, batch)
+        assert loss.dtype == torch.float32
+        exact = float(built.loss(outputs, batch).detach())
+        assert float(loss.detach()) == pytest.approx(exact, rel=0.1, abs=0.05)
+        self.metrics_of(built, rough, batch)
+
+    def test_the_constant_predictor_answers_as_a_readout_does(self, built, protocol):
+        batch = self.batch()
+        predict = built.constant_predictor([part(batch, slice(0, 3)), part(batch, slice(3, None))])
+        outputs = predict(batch)
+        perfect = self.perfect(batch, protocol)
+        if isinstance(perfect, torch.Tensor):
+            assert outputs.shape == perfect.shape
+        else:
+            assert {k: v.shape for k, v in outputs.items()} == {k: v.shape for k, v in perfect.items()}
+        metrics = self.metrics_of(built, outputs, batch)
+        assert all(value == value for value in metrics.values())
+        headline, best = metrics[built.headline], self.perfect_metrics[built.headline]
+        assert headline < best if built.higher_is_better else headline > best
