@@ -203,6 +203,14 @@ class FeatureCache:
         """
         return self._reader.read_clip(video_id, view, self._select(layers, parts), frames=frames, seconds=seconds)
 
+    def pts_seconds(self, video_id: str, view: int = 0) -> NDArray[np.float64]:
+        """Presentation times [F] of all cached frames of one video, in seconds; no tokens are read.
+
+        Raises:
+            UnknownNameError, CacheError, CacheFormatError: as `read`.
+        """
+        return self._reader.read_times(video_id, view, self._columns)
+
     def new_batch(
         self,
         batch_size: int,

@@ -91,6 +91,14 @@ class ClipReader:
             pts_seconds=pts_seconds,
         )
 
+    def read_times(self, video_id: str, view: int, columns: Columns) -> NDArray[np.float64]:
+        """Presentation times of all frames of one video; see `FeatureCache.pts_seconds`."""
+        clip = self._locate(video_id, view, None)
+        shard, keys = self._lookup.shard(clip.position), _array_keys(columns)
+        # Every commit of a shard has the same times; the video may lack some columns, not all.
+        there = (key for key in keys if self._shards.find(shard, key, clip.video) is not None)
+        return self._times(clip, next(there, next(iter(keys))))
+
     def read_batch(
         self, clips: Sequence[tuple[str, Frames] | ClipLike], columns: Columns, out: TokenBatch | None
     ) -> TokenBatch:
@@ -138,9 +146,7 @@ class ClipReader:
             UsageError: when there are none; says where they lie.
         """
         start, end = seconds
-        pts_seconds = np.empty(len(clip.frame_numbers))
-        place = self._place(self._lookup.shard(clip.position), column_key, clip)
-        self._copy(clip, {place: [PTS_KEY]}, {PTS_KEY: pts_seconds})
+        pts_seconds = self._times(clip, column_key)
         inside = (pts_seconds >= start) & (pts_seconds < end)
         if not inside.any():
             raise UsageError(
@@ -148,6 +154,13 @@ class ClipReader:
                 f"at {pts_seconds.min():.3f} to {pts_seconds.max():.3f} s"
             )
         return clip._replace(frame_numbers=clip.frame_numbers[inside])
+
+    def _times(self, clip: _LocatedClip, column_key: str) -> NDArray[np.float64]:
+        """Times [T] of a clip, from the commit that has that column."""
+        pts_seconds = np.empty(len(clip.frame_numbers))
+        place = self._place(self._lookup.shard(clip.position), column_key, clip)
+        self._copy(clip, {place: [PTS_KEY]}, {PTS_KEY: pts_seconds})
+        return pts_seconds
 
     def _places(self, clip: _LocatedClip, keys: _ArrayKeys) -> _Places:
         """Where the arrays of a clip and its times are.

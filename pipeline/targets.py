@@ -13,9 +13,10 @@ The arrays, videos one after another along frames (V videos, F frames of all of 
     depth_metres        [F, h, w] float16   depth, along the camera's z axis (not along the ray)
     world_from_camera   [F, 4, 4] float32   pose: camera coordinates -> world coordinates, metres
     intrinsics          [V, 4] float32      fx, fy, cx, cy, normalised as coordinates are (fx in frame widths)
+    frame_sizes         [V, 2] int64        height and width of the frames in pixels; may be left out
 
 Object o and point p are the same thing in all frames of a video. A task that a dataset knows nothing of has size 0
-(O, P, or h and w).
+(O, P, or h and w). Where `frame_sizes` is left out, the videos themselves are asked when sizes are needed.
 
 Conventions. Image coordinates are normalised to the full frame: (0, 0) is the outer corner of the top left pixel and
 (1, 1) that of the bottom right one, so pixel (row i, column j) of an h x w picture has its centre at x = (j + 0.5) / w,
@@ -57,7 +58,9 @@ _SCHEMA: dict[str, tuple[tuple[str | int, ...], type[np.generic]]] = {
     "depth_metres": (("F", "h", "w"), np.float16),
     "world_from_camera": (("F", 4, 4), np.float32),
     "intrinsics": (("V", 4), np.float32),
+    "frame_sizes": (("V", 2), np.int64),
 }
+_OPTIONAL = {"frame_sizes"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +76,7 @@ class VideoTargets:
     depth_metres: NDArray[np.float16]
     world_from_camera: NDArray[np.float32]
     intrinsics: NDArray[np.float32]
+    frame_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +98,7 @@ class Targets:
     depth_metres: NDArray[np.float16]
     world_from_camera: NDArray[np.float32]
     intrinsics: NDArray[np.float32]
+    frame_sizes: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -103,8 +108,8 @@ class Targets:
     def _check_shapes(self) -> None:
         num_videos, num_frames = len(self.video_ids), len(self.times_seconds)
         sizes: dict[str | int, int] = {"V": num_videos, "V+1": num_videos + 1, "F": num_frames}
-        for name, (shape, kind) in _SCHEMA.items():
-            array = getattr(self, name)
+        for name, array in self._arrays().items():
+            shape, kind = _SCHEMA[name]
             if not np.issubdtype(array.dtype, kind):
                 raise DatasetError(f"targets: {name} is {array.dtype}, expected {kind.__name__}")
             if array.ndim != len(shape):
@@ -131,8 +136,8 @@ class Targets:
             raise DatasetError("targets: times_seconds must ascend within a video")
 
     def _check_values(self) -> None:
-        for name, (_, kind) in _SCHEMA.items():
-            if issubclass(kind, np.floating) and not np.isfinite(getattr(self, name)).all():
+        for name, array in self._arrays().items():
+            if issubclass(_SCHEMA[name][1], np.floating) and not np.isfinite(array).all():
                 raise DatasetError(f"targets: {name} holds numbers that are not finite")
         boxes = self.boxes_cxcywh[self.boxes_visible]
         if boxes.size and (boxes.min() < 0 or boxes.max() > 1 or boxes[:, 2:].min() <= 0):
@@ -146,6 +151,13 @@ class Targets:
             raise DatasetError("targets: the last row of world_from_camera must be 0 0 0 1")
         if self.labels.size and self.labels.min() < -1:
             raise DatasetError("targets: labels must be class indices, or -1 where a video has none")
+        if self.frame_sizes is not None and self.frame_sizes.size and self.frame_sizes.min() < 1:
+            raise DatasetError("targets: frame_sizes must be heights and widths of at least one pixel")
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """What there is, by name."""
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: array for name, array in arrays.items() if array is not None or name not in _OPTIONAL}
 
     @cached_property
     def _index_of(self) -> dict[str, int]:
@@ -163,6 +175,7 @@ class Targets:
             )
         index = self._index_of[video_id]
         frames = slice(int(self.frame_offsets[index]), int(self.frame_offsets[index + 1]))
+        height, width = (0, 0) if self.frame_sizes is None else self.frame_sizes[index].tolist()
         return VideoTargets(
             label=int(self.labels[index]),
             times_seconds=self.times_seconds[frames],
@@ -173,11 +186,12 @@ class Targets:
             depth_metres=self.depth_metres[frames],
             world_from_camera=self.world_from_camera[frames],
             intrinsics=self.intrinsics[index],
+            frame_size=None if self.frame_sizes is None else (height, width),
         )
 
     def save(self, path: Path) -> None:
         """Write the arrays to `path`; the same arrays give the same bytes."""
-        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays: dict[str, Any] = self._arrays()
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -191,12 +205,13 @@ class Targets:
         try:
             with path.open("rb") as opened:
                 file = np.load(opened, allow_pickle=False)
-                if not isinstance(file, np.lib.npyio.NpzFile) or set(file.files) != set(_SCHEMA):
-                    different = ", ".join(sorted(set(getattr(file, "files", ())) ^ set(_SCHEMA)))
+                if not isinstance(file, np.lib.npyio.NpzFile) or set(file.files) | _OPTIONAL != set(_SCHEMA):
+                    found = set(getattr(file, "files", ()))
+                    different = ", ".join(sorted((found | _OPTIONAL) ^ set(_SCHEMA)))
                     raise DatasetError(
                         f"{path} holds other arrays than a targets file; missing or unknown: {different}"
                     )
-                arrays = {name: file[name] for name in _SCHEMA}
+                arrays = {name: file[name] for name in file.files}
         except FileNotFoundError as error:
             raise DatasetError(f"there is no targets file {path}") from error
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -36,6 +36,9 @@ class ViewCropper:
         spec: the recipe's.
         video_id: whose.
         view: 1 or more; view 0 is the centre crop and needs no cropper.
+
+    Attributes:
+        mirrored: whether it is mirrored, whatever the size of the frames.
     """
 
     def __init__(self, spec: ViewSpec, video_id: str, view: int) -> None:
@@ -47,7 +50,7 @@ class ViewCropper:
         self._areas = generator.uniform(*spec.crop_scale, _TRIES)
         self._ratios = np.exp(generator.uniform(math.log(low), math.log(high), _TRIES))
         self._place = generator.random(2)
-        self._mirrored = bool(spec.horizontal_flip and generator.random() < 0.5)
+        self.mirrored = bool(spec.horizontal_flip and generator.random() < 0.5)
 
     def crop(self, height: int, width: int) -> ViewCrop:
         """The part of a `height` x `width` frame; the central square where no random one fits into it."""
@@ -59,13 +62,13 @@ class ViewCropper:
         else:
             side = min(height, width)
             top, left = (height - side) // 2, (width - side) // 2
-            return ViewCrop(top=top, left=left, height=side, width=side, mirrored=self._mirrored)
+            return ViewCrop(top=top, left=left, height=side, width=side, mirrored=self.mirrored)
         return ViewCrop(
             top=int(self._place[0] * (height - crop_height + 1)),
             left=int(self._place[1] * (width - crop_width + 1)),
             height=crop_height,
             width=crop_width,
-            mirrored=self._mirrored,
+            mirrored=self.mirrored,
         )
 
 

@@ -24,7 +24,8 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.read_request import Columns, Layers, as_names, is_whole, shown
 from vfz.pipeline.spec import QUANTISED
 from vfz.pipeline.token_clip import PARTS, TokenClip, expand_column
-from vfz.temporal.clips import ClipRule, parts_of
+from vfz.temporal.clip_rule import ClipRule
+from vfz.temporal.clip_videos import parts_of
 
 POSITIONS = ("random", "centre")
 PARTS_CHOICES = ("patch", "prefix", "all")

@@ -1,253 +1,277 @@
 """From a cache (or the live encoder) to batches of clips.
 
-A clip is T frames of one video. Which clips make up a batch depends on the seed and the epoch alone, so that a resumed
-run, or one with other hardware, sees the same batches. Reading a batch is one copy out of mapped files into a buffer
-that is used again, and int8 and int4 tokens are expanded on the device. `LiveTokens` decodes and encodes instead,
-behind the same call, so that training code cannot tell.
+A clip is T frames of one video. Which clips make up a batch depends on the seed and the epoch alone: neither on how
+many processes share a batch, nor on reading ahead, nor on where an epoch is taken up again. All draws of an epoch are
+made before its first batch (10 ms for a quarter of a million videos); a batch is then a slice of them, so that taking
+an epoch up at any batch costs nothing. A thread reads the next batches during a training step.
+
+Shapes: B clips of a batch, T frames of a clip, N tokens, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.errors import RunError, UsageError
+from vfz.pipeline.errors import UsageError
 from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.read_request import Layers, as_names
-from vfz.pipeline.token_clip import TokenBatch
+from vfz.temporal.augmentation import Augmentation
+from vfz.temporal.clip_rule import ClipRule
+from vfz.temporal.clip_videos import (
+    EVAL_SPLITS,
+    ClipVideo,
+    check_parts,
+    check_same_recipe,
+    choose_eval_split,
+    clip_videos,
+    common_class_names,
+    labelled_videos,
+    num_missing,
+    parts_of,
+)
+from vfz.temporal.frame_targets import FrameTargets
+from vfz.temporal.prefetch import prefetched
+from vfz.temporal.token_source import CachedTokens, ClipRequest, ClipTokens, TokenSource
 
-EVAL_SPLITS = ("val", "validation", "test")
-"""In the order in which one is chosen where none is named."""
+__all__ = [
+    "EVAL_SPLITS",
+    "Augmentation",
+    "CachedTokens",
+    "ClipBatch",
+    "ClipLoader",
+    "ClipRequest",
+    "ClipRule",
+    "ClipTokens",
+    "ClipVideo",
+    "FrameTargets",
+    "TokenSource",
+    "check_parts",
+    "check_same_recipe",
+    "choose_eval_split",
+    "clip_videos",
+    "common_class_names",
+    "labelled_videos",
+    "num_missing",
+    "parts_of",
+]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRule:
-    """Which frames of a video make a clip: `num_frames` of them, `stride` cached frames apart."""
-
-    num_frames: int
-    stride: int = 1
-
-    def frames(self, num_video_frames: int, *, position: float = 0.5) -> np.ndarray:
-        """Frame numbers [T] of a clip; a video that is too short repeats its last frame, as the paper does.
-
-        Args:
-            num_video_frames: cached frames of the video.
-            position: where the clip lies, 0 at the start, 1 at the end, 0.5 centred.
-        """
-        span = (self.num_frames - 1) * self.stride + 1
-        room = max(0, num_video_frames - span)
-        start = min(room, int(position * (room + 1)))
-        return np.minimum(start + np.arange(self.num_frames) * self.stride, num_video_frames - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRequest:
-    """One clip to read: a video's row and frame numbers [T]."""
-
-    video: LedgerRow
-    frames: np.ndarray
-
-    @property
-    def id(self) -> str:
-        """The video."""
-        return self.video.id
-
-    @property
-    def view(self) -> int:
-        """Which crop of it."""
-        return self.video.view
+_DROPOUT_STREAM = 1  # keeps these draws apart from those of the order
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ClipBatch:
     """A batch on the device.
 
     Attributes:
         layers_BTND: float32 tokens, one tensor per encoder layer.
-        labels_B: class indices (int64).
+        labels_B: class indices (int64); -1 where a video has none.
         indices_B: positions of the clips' videos in the loader's list (int64, on the CPU).
         video_ids: for messages.
+        frame_mask_BT: bool; False where a short video has ended and its last frame is repeated.
+        pts_seconds_BT: presentation times (float64).
+        targets: of the loader's task by name, see `vfz.temporal.target_maps`; empty without.
+        weight: what a mean over these clips counts in a mean over all ranks' means, so that it is the mean over the
+            whole batch: 1 where all ranks have as many. 0 where a last batch has fewer clips than there are ranks and
+            this rank got none: it is given one of the others', which counts nothing.
     """
 
     layers_BTND: list[Tensor]
     labels_B: Tensor
     indices_B: Tensor
     video_ids: tuple[str, ...]
+    frame_mask_BT: Tensor
+    pts_seconds_BT: Tensor
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: float = 1.0
+
+    def _on_stream(self, device: torch.device) -> None:
+        """Tells the allocator that the caller's stream uses these tensors, which another one made."""
+        if device.type != "cuda":
+            return
+        stream = torch.cuda.current_stream(device)
+        small = (self.labels_B, self.frame_mask_BT, self.pts_seconds_BT)
+        for tensor in (*self.layers_BTND, *small, *self.targets.values()):
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
 
 
-class TokenSource(Protocol):
-    """Where clips' tokens come from."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _EpochPlan:
+    """What is drawn for the clips of an epoch, in their order.
 
-    def read_clips(self, requests: Sequence[ClipRequest], device: torch.device) -> list[Tensor]:
-        """Float32 tokens [B,T,N,D] of the requested clips on a device, one new tensor per layer."""
-
-
-class CachedTokens:
-    """Tokens read from a cache."""
-
-    def __init__(self, cache: FeatureCache, *, layers: Layers, parts: str) -> None:
-        self._cache, self._layers, self._part = cache, as_names(layers, "layers"), parts
-        self._parts = parts_of(parts)
-        self._buffers: dict[tuple[int, int, str], TokenBatch] = {}
-
-    def read_clips(self, requests: Sequence[ClipRequest], device: torch.device) -> list[Tensor]:
-        """See `TokenSource`."""
-        out = self._buffer(len(requests), len(requests[0].frames), device)
-        batch = self._cache.read_batch(requests, self._layers, self._parts, out=out)
-        tokens = [batch.tokens(layer, self._part, device) for layer in self._layers]
-        if device.type == "cuda":
-            # The copies out of the page-locked buffer go on behind our back; it is filled again by the next call.
-            torch.cuda.current_stream(device).synchronize()
-        return tokens
-
-    def _buffer(self, num_clips: int, num_frames: int, device: torch.device) -> TokenBatch:
-        key = (num_clips, num_frames, device.type)
-        if key not in self._buffers:
-            self._buffers[key] = self._cache.new_batch(
-                num_clips, num_frames, self._layers, self._parts, pin_memory=device.type == "cuda"
-            )
-        return self._buffers[key]
-
-
-def parts_of(parts: str) -> tuple[str, ...] | None:
-    """`all`, `patch` or `prefix` as `FeatureCache.read` takes it."""
-    return None if parts == "all" else (parts,)
-
-
-def labelled_videos(
-    cache: FeatureCache, split: str, *, layers: Layers | None = None, parts: str = "all"
-) -> list[LedgerRow]:
-    """The videos of a split that have a label and tokens of these layers and parts, in the order of the cache.
-
-    Raises:
-        UsageError: when there are none.
+    Attributes:
+        videos: numbers in the loader's list.
+        positions: where in its video each clip lies, 0 .. 1.
+        views: which of its video's rows each clip takes, drawn from 0 <= x < 1.
+        factors: which stride factor, likewise.
+        dropout_seed: of token dropout; None means none.
     """
-    videos = [row for row in cache.ok_videos(split, layers=layers, parts=parts_of(parts)) if row.label is not None]
-    if not videos:
-        having = cache.ok_videos(layers=layers, parts=parts_of(parts))
-        splits = sorted({row.split for row in having if row.label is not None})
-        raise UsageError(
-            f"split {split!r} of {cache.path} has no labelled video with {_wanted(layers, parts)}; splits with some: "
-            f"{', '.join(splits) or 'none'}"
-        )
-    return videos
 
-
-def num_missing(cache: FeatureCache, split: str, *, layers: Layers, parts: str) -> int:
-    """Videos of a split that have no tokens of these layers and parts, so that nothing of them is evaluated."""
-    return cache.num_planned(split) - len(cache.ok_videos(split, layers=layers, parts=parts_of(parts)))
-
-
-def choose_eval_split(
-    cache: FeatureCache, asked: str | None, *, layers: Layers | None = None, parts: str = "all"
-) -> str:
-    """`asked`, else the first of `val`, `validation` and `test` that has videos with these layers and parts.
-
-    Raises:
-        UsageError: when none of them has; lists the splits of the cache.
-    """
-    if asked is not None:
-        return asked
-    for split in EVAL_SPLITS:
-        if split in cache.splits and cache.ok_videos(split, layers=layers, parts=parts_of(parts)):
-            return split
-    raise UsageError(
-        f"{cache.path} has no {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} video with {_wanted(layers, parts)}; "
-        f"its splits are {', '.join(cache.splits) or 'none'}: name one with --eval-split"
-    )
-
-
-def _wanted(layers: Layers | None, parts: str) -> str:
-    of_layers = "all layers" if layers is None else f"layers {', '.join(as_names(layers, 'layers'))}"
-    return f"tokens of {of_layers}" if parts == "all" else f"{parts} tokens of {of_layers}"
-
-
-def check_parts(cache: FeatureCache, layers: Layers, parts: str) -> tuple[int, int]:
-    """Tokens per frame and channels of the layers, once they are known to fit each other.
-
-    Raises:
-        UsageError: when no layer is named, one is not cached or has no prefix tokens, or they differ in shape.
-    """
-    layers = as_names(layers, "layers")
-    if not layers:
-        raise UsageError(f"layers is empty; name some of the layers {', '.join(cache.layers)} of {cache.path}")
-    shapes = set()
-    for layer in layers:
-        if layer not in cache.layers:
-            raise UsageError(f"layer {layer!r} is not in {cache.path}; it has {', '.join(cache.layers)}")
-        counts = {part: tuple(shape) for part, shape in cache.layers[layer].items()}
-        if parts != "all" and parts not in counts:
-            raise UsageError(f"layer {layer!r} has no {parts} tokens; it has {', '.join(counts)}")
-        used = counts if parts == "all" else {parts: counts[parts]}
-        shapes.add((sum(num for num, _ in used.values()), next(iter(used.values()))[1]))
-    if len(shapes) > 1:
-        raise UsageError(f"layers {', '.join(layers)} differ in shape {sorted(shapes)}; use one of them, or equal ones")
-    return shapes.pop()
+    videos: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    views: NDArray[np.float64]
+    factors: NDArray[np.float64]
+    dropout_seed: tuple[int, ...] | None = None
 
 
 class ClipLoader:
-    """Batches of clips of some videos, in an order that depends on seed and epoch only."""
+    """Batches of clips of some videos, in an order that depends on seed and epoch only.
+
+    Args:
+        source: reads tokens.
+        videos: `clip_videos(...)`, or rows of a single cache.
+        rule: which frames make a clip.
+        batch_size: clips of a batch, of all ranks together.
+        device: where batches are to be.
+        seed: of everything that is drawn.
+        augmentation: how training clips are varied.
+        targets: fills `ClipBatch.targets`; checked for all videos at once.
+        rank, world_size: this process's share of every batch: clips rank, rank + world_size, ...
+        num_ahead: batches that a thread reads ahead; 0 reads each when it is asked for.
+
+    Raises:
+        UsageError: for sizes or a rank that cannot be, or token dropout that does not fit the task.
+        DatasetError: a video has no targets, or of another length.
+    """
 
     def __init__(
         self,
         source: TokenSource,
-        videos: Sequence[LedgerRow],
+        videos: Sequence[ClipVideo] | Sequence[LedgerRow],
         *,
         rule: ClipRule,
         batch_size: int,
         device: torch.device,
         seed: int = 0,
+        augmentation: Augmentation | None = None,
+        targets: FrameTargets | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        num_ahead: int = 2,
     ) -> None:
-        self._source, self._videos, self._rule = source, list(videos), rule
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise UsageError(
+                f"batches of {batch_size} clips for rank {rank} of {world_size}; 1 or more clips, and ranks from 0 on"
+            )
+        self._source, self._rule = source, rule
+        self._videos = [video if isinstance(video, ClipVideo) else ClipVideo(rows=(video,)) for video in videos]
         self._batch_size, self._device, self._seed = batch_size, device, seed
+        self._augmentation = augmentation or Augmentation()
+        self._targets, self._rank, self._world_size, self._num_ahead = targets, rank, world_size, num_ahead
+        if targets is not None:
+            self._augmentation.check_task(targets.task)
+            targets.check(self._videos)
 
     @property
     def num_clips(self) -> int:
-        """Clips in an epoch."""
+        """Clips in an epoch of one clip a video, of all ranks together."""
         return len(self._videos)
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch; the last may be smaller."""
+        """Batches in such an epoch; the last may be smaller."""
         return -(-len(self._videos) // self._batch_size)
 
-    def training_epoch(self, epoch: int) -> Iterator[ClipBatch]:
-        """Every video once, shuffled, each clip at a random position."""
+    def training_epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[ClipBatch]:
+        """Every video once, shuffled, each clip varied as the augmentation says.
+
+        Args:
+            epoch: which; the order of each is another.
+            start_batch: leave out the batches before that one, at no cost: those that follow are the same.
+        """
         generator = np.random.default_rng([self._seed, epoch])
-        order = generator.permutation(len(self._videos))
-        return self._batches(order, positions=generator.random(len(self._videos)))
+        order, draws = generator.permutation(len(self._videos)), generator.random((3, len(self._videos)))
+        augmentation = self._augmentation
+        plan = _EpochPlan(
+            videos=order,
+            positions=draws[0, order] if augmentation.random_position else np.full(len(order), 0.5),
+            views=draws[1, order] if augmentation.random_view else np.zeros(len(order)),
+            factors=draws[2, order],
+            dropout_seed=(self._seed, epoch) if augmentation.token_dropout else None,
+        )
+        return self._batches(plan, start_batch, augmentation.stride_factors)
 
     def shuffled(self, epoch: int) -> Iterator[ClipBatch]:
-        """Every video once, shuffled, each clip centred."""
-        return self._batches(np.random.default_rng([self._seed, epoch]).permutation(len(self._videos)))
+        """Every video once, shuffled, each clip centred and of the first view."""
+        return self._batches(_centred(np.random.default_rng([self._seed, epoch]).permutation(len(self._videos))))
 
-    def in_order(self) -> Iterator[ClipBatch]:
-        """Every video once, in the cache's order, each clip centred."""
-        return self._batches(np.arange(len(self._videos)))
+    def in_order(self, *, num_segments: int = 1, all_views: bool = False) -> Iterator[ClipBatch]:
+        """Every video in turn; with one segment and view, one centred clip of each.
 
-    def _batches(self, order: np.ndarray, positions: np.ndarray | None = None) -> Iterator[ClipBatch]:
-        for start in range(0, len(order), self._batch_size):
-            indices = order[start : start + self._batch_size]
-            yield self._load(indices, np.full(len(indices), 0.5) if positions is None else positions[indices])
+        Args:
+            num_segments: clips of each video and view, evenly spaced from its start to its end.
+            all_views: clips of each view that the video has; else of the first.
 
-    def _load(self, indices: np.ndarray, positions: np.ndarray) -> ClipBatch:
-        videos = [self._videos[i] for i in indices]
-        requests = [
-            ClipRequest(video=row, frames=self._rule.frames(row.num_frames, position=float(position)))
-            for row, position in zip(videos, positions, strict=True)
-        ]
-        labels = [row.label for row in videos]
-        if None in labels:
-            raise RunError("a video without a label was asked for; use labelled_videos() to choose them")
+        Clips of one video follow each other, perhaps into the next batch; `indices_B` says which belong together.
+        """
+        num_views = np.array([len(video.rows) if all_views else 1 for video in self._videos])
+        views = np.concatenate([(np.arange(count) + 0.5) / count if count > 1 else np.zeros(1) for count in num_views])
+        positions = np.linspace(0, 1, num_segments) if num_segments > 1 else np.array([0.5])
+        plan = _centred(np.repeat(np.arange(len(self._videos)), num_views * num_segments))
+        plan.positions[:] = np.tile(positions, len(views))
+        plan.views[:] = np.repeat(views, num_segments)
+        return self._batches(plan)
+
+    def _batches(self, plan: _EpochPlan, start_batch: int = 0, factors: tuple[int, ...] = (1,)) -> Iterator[ClipBatch]:
+        num_batches = -(-len(plan.videos) // self._batch_size)
+        made = (self._load(plan, number, factors) for number in range(start_batch, num_batches))
+        for batch in prefetched(made, num_ahead=self._num_ahead, device=self._device):
+            batch._on_stream(self._device)  # noqa: SLF001 - its own module
+            yield batch
+
+    def _load(self, plan: _EpochPlan, number: int, factors: tuple[int, ...]) -> ClipBatch:
+        """This rank's share of a batch."""
+        clips = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, len(plan.videos)))
+        share = clips[self._rank :: self._world_size]
+        weight = len(share) * self._world_size / len(clips)
+        if not len(share):
+            share = clips[:1]
+        requests = [self._request(plan, clip, factors) for clip in share]
+        tokens = self._source.read_clips(requests, self._device)
+        layers_BTND = tokens.layers_BTND
+        if plan.dropout_seed is not None:
+            layers_BTND = self._drop_tokens(layers_BTND, [*plan.dropout_seed, number, _DROPOUT_STREAM])
+        labels = [-1 if request.video.label is None else request.video.label for request in requests]
+        targets = self._targets.for_clips(requests, tokens.pts_seconds_BT) if self._targets else {}
         return ClipBatch(
-            layers_BTND=self._source.read_clips(requests, self._device),
+            layers_BTND=layers_BTND,
             labels_B=torch.tensor(labels, dtype=torch.int64, device=self._device),
-            indices_B=torch.from_numpy(np.asarray(indices, dtype=np.int64)),
-            video_ids=tuple(row.id for row in videos),
+            indices_B=torch.from_numpy(plan.videos[share].astype(np.int64)),
+            video_ids=tuple(request.id for request in requests),
+            frame_mask_BT=torch.from_numpy(np.stack([request.mask for request in requests])).to(self._device),
+            pts_seconds_BT=torch.from_numpy(tokens.pts_seconds_BT).to(self._device),
+            targets=targets,
+            weight=weight,
         )
+
+    def _request(self, plan: _EpochPlan, clip: int, factors: tuple[int, ...]) -> ClipRequest:
+        video = self._videos[plan.videos[clip]]
+        row = video.rows[int(plan.views[clip] * len(video.rows))]
+        times = None if self._rule.step_seconds is None else self._source.pts_seconds(row, video.cache)
+        if len(factors) > 1:
+            fitting = [f for f in factors if self._rule.fits(row.num_frames, factor=f, pts_seconds=times)]
+            factors = tuple(fitting) or (min(factors),)
+        frames = self._rule.choose(
+            row.num_frames,
+            position=float(plan.positions[clip]),
+            factor=factors[int(plan.factors[clip] * len(factors))],
+            pts_seconds=times,
+        )
+        return ClipRequest(video=row, frames=frames.numbers, mask=frames.mask, cache=video.cache)
+
+    def _drop_tokens(self, layers_BTND: list[Tensor], seed: list[int]) -> list[Tensor]:
+        generator, num_tokens = np.random.default_rng(seed), layers_BTND[0].shape[2]
+        kept = self._augmentation.kept_tokens(num_tokens, self._source.num_prefix, generator)
+        kept_N = torch.from_numpy(kept).to(self._device)
+        return [tokens_BTND.index_select(2, kept_N) for tokens_BTND in layers_BTND]
+
+
+def _centred(videos: NDArray[np.int64]) -> _EpochPlan:
+    """One centred clip each, of the first view, at the rule's own stride."""
+    zeros = np.zeros(len(videos))
+    return _EpochPlan(videos=videos, positions=np.full(len(videos), 0.5), views=zeros.copy(), factors=zeros)

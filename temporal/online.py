@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.encoder import LayerTokens
+from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.live import LiveEncoder
-from vfz.temporal.clips import ClipRequest
+from vfz.temporal.token_source import ClipRequest, ClipTokens, num_prefix_of
 
 
 class LiveTokens:
@@ -32,14 +35,27 @@ class LiveTokens:
         weights: Path | None = None,
     ) -> None:
         self._live = LiveEncoder(cache, layers=layers, device=device, root=root, weights=weights)
-        self._layers, self._parts = tuple(layers), parts
+        self._cache, self._layers, self._parts = cache, tuple(layers), parts
 
-    def read_clips(self, requests: Sequence[ClipRequest], device: torch.device) -> list[Tensor]:
-        """See `vfz.temporal.clips.TokenSource`."""
+    @property
+    def num_prefix(self) -> int:
+        """See `vfz.temporal.token_source.TokenSource`."""
+        return num_prefix_of(self._cache, self._layers[0], self._parts)
+
+    def pts_seconds(self, video: LedgerRow, cache: int) -> NDArray[np.float64]:  # noqa: ARG002 - there is one cache
+        """See `vfz.temporal.token_source.TokenSource`."""
+        return self._cache.pts_seconds(video.id, video.view)
+
+    def read_clips(self, requests: Sequence[ClipRequest], device: torch.device) -> ClipTokens:
+        """See `vfz.temporal.token_source.TokenSource`."""
         clips = [self._live.pixels(request.video, request.frames) for request in requests]
         tokens = self._live.encode(torch.cat(clips))
         selected = [self._select(tokens[layer]) for layer in self._layers]
-        return [tokens_FND.to(device).float().unflatten(0, (len(requests), -1)) for tokens_FND in selected]
+        times = [self._cache.pts_seconds(request.id, request.view)[request.frames] for request in requests]
+        return ClipTokens(
+            layers_BTND=[tokens_FND.to(device).float().unflatten(0, (len(requests), -1)) for tokens_FND in selected],
+            pts_seconds_BT=np.stack(times),
+        )
 
     def _select(self, tokens: LayerTokens) -> Tensor:
         prefix, patch = tokens.prefix_BPD, tokens.patch_BND

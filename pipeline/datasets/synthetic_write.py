@@ -55,6 +55,7 @@ def write_clips(
         times_seconds=np.tile(np.arange(parameters.num_frames) / FRAMES_PER_SECOND, len(records)),
         labels=np.array([record.label for record in records], np.int64),
         intrinsics=np.tile(np.array([FOCAL, FOCAL, 0.5, 0.5], np.float32), (len(records), 1)),
+        frame_sizes=np.full((len(records), 2), parameters.size, np.int64),
         **{name: np.concatenate(arrays) for name, arrays in per_frame.items()},
     ).save(folder / "targets.npz")
 
