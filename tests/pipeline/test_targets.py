@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfz.pipeline.errors import DatasetError
@@ -40,6 +40,7 @@ def assert_same(one: object, other: object) -> None:
         np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), strict=True)
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=5),
     objects=st.integers(0, 3),
