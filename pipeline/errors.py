@@ -13,6 +13,7 @@
     ├── StorageError                the disk is full or refuses to be written
     ├── EngineError                 worker processes or their scheduler are lost or cannot be reached
     ├── RunError                    a training or probe run cannot start, resume or go on
+    ├── CheckpointError             weights of a temporal model cannot be read, or are not those of the model asked for
     └── TooManyFailuresError        exit code 3: more videos failed than --max-failures allows
 
 A message is one line: what was wrong (with the value), what is allowed, what to do next. The command line catches
@@ -89,6 +90,10 @@ class EngineError(VfzError):
 
 class RunError(VfzError):
     """A training or probe run cannot start, resume or go on."""
+
+
+class CheckpointError(VfzError):
+    """Weights of a temporal model cannot be read, or are not those of the model asked for."""
 
 
 class TooManyFailuresError(VfzError):

@@ -40,12 +40,22 @@ class Readout(nn.Module, ABC):
 
     def __init__(self, dim: int, *, protocol: str) -> None:
         super().__init__()
-        if protocol not in PROTOCOLS:
-            raise UnknownNameError("protocol", protocol, PROTOCOLS)
-        if protocol not in self.protocols:
-            raise UsageError(f"this task has no protocol {protocol!r}; use {' or '.join(self.protocols)}")
+        self.check_protocol(protocol)
         self.dim = dim
         self.protocol = protocol
+
+    @classmethod
+    def check_protocol(cls, protocol: str) -> None:
+        """Refuses a protocol that the task does not have.
+
+        Raises:
+            UnknownNameError: when there is no such protocol.
+            UsageError: when the task does not have it.
+        """
+        if protocol not in PROTOCOLS:
+            raise UnknownNameError("protocol", protocol, PROTOCOLS)
+        if protocol not in cls.protocols:
+            raise UsageError(f"this task has no protocol {protocol!r}; use {' or '.join(cls.protocols)}")
 
     def forward(self, tokens_BTND: Tensor, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """Answers from the core's output.

@@ -6,6 +6,17 @@ from pathlib import Path
 from safetensors import safe_open
 
 REFERENCE = Path(__file__).parents[1] / "golden" / "reference"
+# Task and protocol of every file of a readout.
+READOUTS = [
+    ("classify", "streaming"),
+    ("classify", "clip"),
+    ("boxes", "streaming"),
+    ("points", "streaming"),
+    ("points", "clip"),
+    ("depth", "streaming"),
+    ("depth", "clip"),
+    ("pose", "streaming"),
+]
 
 
 class Reference:
