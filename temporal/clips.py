@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.ledger import LedgerRow
 from vfz.temporal.augmentation import Augmentation
+from vfz.temporal.clip_order import EpochPlan, evaluation_plan, shuffled_plan, training_plan
 from vfz.temporal.clip_rule import ClipRule
 from vfz.temporal.clip_videos import (
     EVAL_SPLITS,
@@ -60,8 +60,6 @@ __all__ = [
     "parts_of",
 ]
 
-_DROPOUT_STREAM = 1  # keeps these draws apart from those of the order
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipBatch:
@@ -98,25 +96,6 @@ class ClipBatch:
         for tensor in (*self.layers_BTND, *small, *self.targets.values()):
             if tensor.is_cuda:
                 tensor.record_stream(stream)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _EpochPlan:
-    """What is drawn for the clips of an epoch, in their order.
-
-    Attributes:
-        videos: numbers in the loader's list.
-        positions: where in its video each clip lies, 0 .. 1.
-        views: which of its video's rows each clip takes, drawn from 0 <= x < 1.
-        factors: which stride factor, likewise.
-        dropout_seed: of token dropout; None means none.
-    """
-
-    videos: NDArray[np.int64]
-    positions: NDArray[np.float64]
-    views: NDArray[np.float64]
-    factors: NDArray[np.float64]
-    dropout_seed: tuple[int, ...] | None = None
 
 
 class ClipLoader:
@@ -184,21 +163,12 @@ class ClipLoader:
             epoch: which; the order of each is another.
             start_batch: leave out the batches before that one, at no cost: those that follow are the same.
         """
-        generator = np.random.default_rng([self._seed, epoch])
-        order, draws = generator.permutation(len(self._videos)), generator.random((3, len(self._videos)))
-        augmentation = self._augmentation
-        plan = _EpochPlan(
-            videos=order,
-            positions=draws[0, order] if augmentation.random_position else np.full(len(order), 0.5),
-            views=draws[1, order] if augmentation.random_view else np.zeros(len(order)),
-            factors=draws[2, order],
-            dropout_seed=(self._seed, epoch) if augmentation.token_dropout else None,
-        )
-        return self._batches(plan, start_batch, augmentation.stride_factors)
+        plan = training_plan(len(self._videos), self._augmentation, seed=self._seed, epoch=epoch)
+        return self._batches(plan, start_batch, self._augmentation.stride_factors)
 
     def shuffled(self, epoch: int) -> Iterator[ClipBatch]:
         """Every video once, shuffled, each clip centred and of the first view."""
-        return self._batches(_centred(np.random.default_rng([self._seed, epoch]).permutation(len(self._videos))))
+        return self._batches(shuffled_plan(len(self._videos), seed=self._seed, epoch=epoch))
 
     def in_order(self, *, num_segments: int = 1, all_views: bool = False) -> Iterator[ClipBatch]:
         """Every video in turn; with one segment and view, one centred clip of each.
@@ -209,22 +179,18 @@ class ClipLoader:
 
         Clips of one video follow each other, perhaps into the next batch; `indices_B` says which belong together.
         """
-        num_views = np.array([len(video.rows) if all_views else 1 for video in self._videos])
-        views = np.concatenate([(np.arange(count) + 0.5) / count if count > 1 else np.zeros(1) for count in num_views])
-        positions = np.linspace(0, 1, num_segments) if num_segments > 1 else np.array([0.5])
-        plan = _centred(np.repeat(np.arange(len(self._videos)), num_views * num_segments))
-        plan.positions[:] = np.tile(positions, len(views))
-        plan.views[:] = np.repeat(views, num_segments)
-        return self._batches(plan)
+        if num_segments < 1:
+            raise UsageError(f"{num_segments} clips of each video are none; give 1 or more")
+        return self._batches(evaluation_plan([len(v.rows) if all_views else 1 for v in self._videos], num_segments))
 
-    def _batches(self, plan: _EpochPlan, start_batch: int = 0, factors: tuple[int, ...] = (1,)) -> Iterator[ClipBatch]:
+    def _batches(self, plan: EpochPlan, start_batch: int = 0, factors: tuple[int, ...] = (1,)) -> Iterator[ClipBatch]:
         num_batches = -(-len(plan.videos) // self._batch_size)
         made = (self._load(plan, number, factors) for number in range(start_batch, num_batches))
         for batch in prefetched(made, num_ahead=self._num_ahead, device=self._device):
             batch._on_stream(self._device)  # noqa: SLF001 - its own module
             yield batch
 
-    def _load(self, plan: _EpochPlan, number: int, factors: tuple[int, ...]) -> ClipBatch:
+    def _load(self, plan: EpochPlan, number: int, factors: tuple[int, ...]) -> ClipBatch:
         """This rank's share of a batch."""
         clips = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, len(plan.videos)))
         share = clips[self._rank :: self._world_size]
@@ -234,8 +200,8 @@ class ClipLoader:
         requests = [self._request(plan, clip, factors) for clip in share]
         tokens = self._source.read_clips(requests, self._device)
         layers_BTND = tokens.layers_BTND
-        if plan.dropout_seed is not None:
-            layers_BTND = self._drop_tokens(layers_BTND, [*plan.dropout_seed, number, _DROPOUT_STREAM])
+        if (generator := plan.dropout_generator(number)) is not None:
+            layers_BTND = self._drop_tokens(layers_BTND, generator)
         labels = [-1 if request.video.label is None else request.video.label for request in requests]
         targets = self._targets.for_clips(requests, tokens.pts_seconds_BT) if self._targets else {}
         return ClipBatch(
@@ -249,7 +215,7 @@ class ClipLoader:
             weight=weight,
         )
 
-    def _request(self, plan: _EpochPlan, clip: int, factors: tuple[int, ...]) -> ClipRequest:
+    def _request(self, plan: EpochPlan, clip: int, factors: tuple[int, ...]) -> ClipRequest:
         video = self._videos[plan.videos[clip]]
         row = video.rows[int(plan.views[clip] * len(video.rows))]
         times = None if self._rule.step_seconds is None else self._source.pts_seconds(row, video.cache)
@@ -264,14 +230,7 @@ class ClipLoader:
         )
         return ClipRequest(video=row, frames=frames.numbers, mask=frames.mask, cache=video.cache)
 
-    def _drop_tokens(self, layers_BTND: list[Tensor], seed: list[int]) -> list[Tensor]:
-        generator, num_tokens = np.random.default_rng(seed), layers_BTND[0].shape[2]
-        kept = self._augmentation.kept_tokens(num_tokens, self._source.num_prefix, generator)
+    def _drop_tokens(self, layers_BTND: list[Tensor], generator: np.random.Generator) -> list[Tensor]:
+        kept = self._augmentation.kept_tokens(layers_BTND[0].shape[2], self._source.num_prefix, generator)
         kept_N = torch.from_numpy(kept).to(self._device)
         return [tokens_BTND.index_select(2, kept_N) for tokens_BTND in layers_BTND]
-
-
-def _centred(videos: NDArray[np.int64]) -> _EpochPlan:
-    """One centred clip each, of the first view, at the rule's own stride."""
-    zeros = np.zeros(len(videos))
-    return _EpochPlan(videos=videos, positions=np.full(len(videos), 0.5), views=zeros.copy(), factors=zeros)
