@@ -1,6 +1,6 @@
 """What is drawn for an epoch, before its first batch: which clip comes when, and how it is varied.
 
-A plan follows from the seed and the epoch alone and is made in one go (10 ms for a quarter of a million videos), so
+A plan follows from the seed and the epoch alone and is made in one go (30 ms for a quarter of a million videos), so
 that every process has the same one and any part of it can be begun with.
 """
 

@@ -2,7 +2,7 @@
 
 A clip is T frames of one video. Which clips make up a batch depends on the seed and the epoch alone: neither on how
 many processes share a batch, nor on reading ahead, nor on where an epoch is taken up again. All draws of an epoch are
-made before its first batch (10 ms for a quarter of a million videos); a batch is then a slice of them, so that taking
+made before its first batch (30 ms for a quarter of a million videos); a batch is then a slice of them, so that taking
 an epoch up at any batch costs nothing. A thread reads the next batches during a training step.
 
 Shapes: B clips of a batch, T frames of a clip, N tokens, D channels.

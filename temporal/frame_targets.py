@@ -6,7 +6,7 @@
 A frame of a clip takes the target frame nearest in time, which must lie within half a target frame interval. Boxes,
 points and depth maps follow the crop and the mirroring of the view that was encoded; for that the size of the video's
 frames is needed, from `frame_sizes` in the targets, else from the first frame of the video itself, decoded once (10 ms
-or so). Mapping a clip costs some 50 µs, for depth one look-up per output pixel.
+or so). Mapping a clip costs some 0.1 ms, for depth 2 ms at 12 frames of 224 x 224.
 
 Shapes: B clips of a batch, T frames of a clip.
 """
