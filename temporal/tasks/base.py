@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Generic, get_args
+from typing import ClassVar, Generic
 
 from torch import Tensor, nn
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.temporal.metrics import Metrics, OutputsT
-from vfz.temporal.readouts.base import Protocol
+from vfz.temporal.readouts.base import PROTOCOLS
 from vfz.temporal.target_batch import TargetBatch
-
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
 
 class Task(nn.Module, ABC, Generic[OutputsT]):

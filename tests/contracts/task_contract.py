@@ -7,10 +7,12 @@ from typing import ClassVar
 import pytest
 import torch
 
-from vfz.temporal.tasks import build_task
+from vfz.temporal.readouts import READOUTS, build_readout
+from vfz.temporal.tasks import TASKS, build_task
 
-NUM_CLIPS, NUM_FRAMES, NUM_THINGS = 6, 5, 3
+NUM_CLIPS, NUM_FRAMES, NUM_THINGS = 6, 6, 3
 GARBAGE = 77.0
+NUM_TOKENS, DIM = 4, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class TaskContract:
     Attributes:
         task: the registered name.
         kwargs: of `build_task`, besides `protocol`.
+        readout_sizes: of `build_readout`, for a readout small enough to learn a batch by heart in a second.
+        unused: parameters of the readout that no gradient can reach.
         protocols: those the task is tested in.
         perfect_metrics: what `compute()` says of perfect outputs, counts aside.
         minimum: the loss of perfect outputs; None where it is only known to be the least.
@@ -75,6 +79,8 @@ class TaskContract:
 
     task: str
     kwargs: ClassVar[dict] = {}
+    readout_sizes: ClassVar[dict]
+    unused: ClassVar[tuple] = ()
     protocols: ClassVar[tuple] = ("streaming",)
     perfect_metrics: ClassVar[dict]
     minimum: float | None = 0.0
@@ -264,3 +270,51 @@ class TaskContract:
         assert all(value == value for value in metrics.values())
         headline, best = metrics[built.headline], self.perfect_metrics[built.headline]
         assert headline < best if built.higher_is_better else headline > best
+
+    def build_readout(self, protocol):
+        torch.manual_seed(0)
+        return build_readout(self.task, dim=DIM, protocol=protocol, **self.readout_sizes)
+
+    def answer(self, readout, built, batch):
+        """What a readout makes of random tokens, which tell every frame of every clip apart."""
+        tokens = torch.randn(NUM_CLIPS, NUM_FRAMES, NUM_TOKENS, DIM, generator=torch.Generator().manual_seed(9))
+        return readout(tokens, **built.readout_inputs(batch))
+
+    def test_it_knows_the_inputs_and_the_protocols_of_its_readout(self, built):
+        assert built.input_names == READOUTS.get(self.task).input_names
+        assert built.protocols == READOUTS.get(self.task).protocols
+        assert TASKS.get(self.task).name == self.task
+
+    def test_the_readout_answers_what_the_task_takes(self, built, protocol):
+        batch = self.batch()
+        shapes = {}
+        for kind, outputs in (
+            ("readout", self.answer(self.build_readout(protocol), built, batch)),
+            ("perfect", self.perfect(batch, protocol)),
+        ):
+            outputs = outputs if isinstance(outputs, Mapping) else {"": outputs}
+            shapes[kind] = {name: value.shape for name, value in outputs.items()}
+        assert shapes["readout"] == shapes["perfect"]
+
+    def test_the_loss_reaches_every_weight_of_the_readout(self, built, protocol):
+        batch, readout = self.batch(), self.build_readout(protocol)
+        built.loss(self.answer(readout, built, batch), batch).backward()
+        for name, parameter in readout.named_parameters():
+            assert parameter.grad.isfinite().all(), name
+            assert name in self.unused or parameter.grad.abs().sum() > 0, name
+
+    def test_a_readout_that_learns_a_batch_beats_the_constant_predictor(self, built, protocol):
+        batch, readout = self.batch(), self.build_readout(protocol)
+        optimizer = torch.optim.AdamW([*readout.parameters(), *built.parameters()], lr=3e-3)
+        losses = []
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = built.loss(self.answer(readout, built, batch), batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(readout.parameters(), 1.0)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        learned = self.metrics_of(built, self.answer(readout, built, batch), batch)[built.headline]
+        constant = self.metrics_of(built, built.constant_predictor([batch])(batch), batch)[built.headline]
+        assert losses[-1] < losses[0]
+        assert learned > constant if built.higher_is_better else learned < constant

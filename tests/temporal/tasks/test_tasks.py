@@ -21,11 +21,17 @@ from vfz.temporal.target_batch import valid_boxes, valid_depth, valid_points, va
 from vfz.temporal.tasks import TASKS, build_task
 
 NUM_CLASSES = 7
+ATTENTION = {"readout_dim": 32, "num_heads": 4, "num_frames": NUM_FRAMES}
+DECODER = {"readout_dim": 32, "num_heads": 4, "mlp_hidden": 32}
+# A bias on the keys adds the same to every score of a head, and softmax does not see it.
+UNSEEN_BY_SOFTMAX = ("key_proj.bias",)
 
 
 class TestClassify(TaskContract):
     task = "classify"
     kwargs: ClassVar[dict] = {"num_classes": NUM_CLASSES}
+    readout_sizes: ClassVar[dict] = {**ATTENTION, "num_classes": NUM_CLASSES}
+    unused = UNSEEN_BY_SOFTMAX
     perfect_metrics: ClassVar[dict] = {"top1": 1.0, "top5": 1.0}
 
     @pytest.fixture(params=["streaming", "clip"])
@@ -63,6 +69,7 @@ class TestSmoothedClassify(TestClassify):
 
 class TestBoxes(TaskContract):
     task = "boxes"
+    readout_sizes: ClassVar[dict] = DECODER
     perfect_metrics: ClassVar[dict] = {"miou": 1.0}
     masks = ("boxes_valid",)
 
@@ -91,6 +98,7 @@ class TestBoxes(TaskContract):
 
 class TestPoints(TaskContract):
     task = "points"
+    readout_sizes: ClassVar[dict] = {**DECODER, "num_frames": NUM_FRAMES}
     perfect_metrics: ClassVar[dict] = {
         "average_jaccard": 1.0,
         "average_pts_within": 1.0,
@@ -129,6 +137,8 @@ class TestPoints(TaskContract):
 
 class TestDepth(TaskContract):
     task = "depth"
+    readout_sizes: ClassVar[dict] = {**ATTENTION, "output_size": 8}
+    unused = UNSEEN_BY_SOFTMAX
     perfect_metrics: ClassVar[dict] = {"abs_rel": 0.0, "delta1": 1.0}
     masks = ("depth_valid",)
 
@@ -137,7 +147,7 @@ class TestDepth(TaskContract):
         return request.param
 
     def batch(self):
-        shape = (NUM_CLIPS, NUM_FRAMES, 4, 4)
+        shape = (NUM_CLIPS, NUM_FRAMES, 8, 8)
         valid = some(*shape)
         valid[0, 1] = False  # a frame without any depth
         return truth(frame_mask=padded(), depth_metres=uniform(*shape, low=0.5, high=9), depth_valid=valid)
@@ -151,6 +161,7 @@ class TestDepth(TaskContract):
 
 class TestPose(TaskContract):
     task = "pose"
+    readout_sizes: ClassVar[dict] = {"readout_dim": 32, "mlp_hidden": 32}
     perfect_metrics: ClassVar[dict] = dict.fromkeys(
         ("rpe_tr_mm", "rpe_rot_deg", "rpe_tr_mean_mm", "rpe_rot_mean_deg"), 0.0
     )
