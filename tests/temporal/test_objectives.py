@@ -44,6 +44,15 @@ def test_a_box_turned_inside_out_is_pulled_back_to_a_size():
     assert (predicted.grad[0, 2:] < 0).all()
 
 
+def test_a_box_far_beyond_the_frame_has_a_finite_loss_that_pulls_it_back():
+    predicted = torch.tensor([[0.5, 0.5, 1e25, 1e25]], requires_grad=True)
+    loss = boxes_loss(predicted, torch.tensor([[0.5, 0.5, 0.2, 0.2]]), ALL[None])
+    loss.backward()
+    assert loss.isfinite()
+    assert predicted.grad.isfinite().all()
+    assert (predicted.grad[0, 2:] > 0).all()
+
+
 def points(error_pixels, *, visible=True, visibility=0.0, uncertainty=0.0):
     """The loss of one point that is predicted so many pixels to the right."""
     target = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
