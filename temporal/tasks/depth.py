@@ -33,18 +33,26 @@ class DepthTask(Task[Tensor]):
         return DepthMetrics()
 
     def constant_predictor(self, batches: Iterable[TargetBatch]) -> Callable[[TargetBatch], Tensor]:
-        """Every frame is the training set's median depth map.
+        """Every frame is the depth map that has the least AbsRel on the training set.
 
-        Cost: all the maps it is fitted to are in memory at once.
+        Cost: all the maps it is fitted to are in memory at once, and are sorted.
         """
-        maps = [
-            batch.targets["depth_metres"].where(valid_depth(batch), torch.nan).flatten(0, 1).float()
-            for batch in batches
-        ]
-        median_HW = torch.cat(maps).clamp(MIN_METRES, MAX_METRES).nanmedian(dim=0).values
-        median_HW = median_HW.nan_to_num(nan=float(median_HW.nanmedian()))  # a pixel that is never known
+        pairs = [(batch.targets["depth_metres"].flatten(0, 1), valid_depth(batch).flatten(0, 1)) for batch in batches]
+        depth_FHW, valid_FHW = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        map_HW = _least_abs_rel(depth_FHW, valid_FHW & (depth_FHW >= MIN_METRES) & (depth_FHW <= MAX_METRES))
 
         def predict(batch: TargetBatch) -> Tensor:
-            return median_HW.to(batch.frame_mask_BT.device).expand(*batch.frame_mask_BT.shape, -1, -1)
+            return map_HW.to(batch.frame_mask_BT.device).expand(*batch.frame_mask_BT.shape, -1, -1)
 
         return predict
+
+
+def _least_abs_rel(depth_FHW: Tensor, valid_FHW: Tensor) -> Tensor:
+    """For each pixel the constant c that makes the sum of |c - d| / d least: the median of d weighted by 1 / d."""
+    depth_FHW, order_FHW = torch.where(valid_FHW, depth_FHW, 1.0).double().sort(dim=0)
+    weight_FHW = valid_FHW.gather(0, order_FHW) / depth_FHW
+    reached_FHW = weight_FHW.cumsum(dim=0)
+    median_1HW = (reached_FHW < reached_FHW[-1:] / 2).sum(dim=0, keepdim=True)
+    map_HW = depth_FHW.gather(0, median_1HW).squeeze(0)
+    known_HW = valid_FHW.any(dim=0)
+    return torch.where(known_HW, map_HW, map_HW[known_HW].median()).float()  # never known: as the others are

@@ -53,15 +53,39 @@ def test_the_constant_point_stays_and_is_seen_as_often_as_in_the_training_set():
     assert share.flatten().tolist() == pytest.approx([(1 + 1) / (7 + 2)] * 4)
 
 
-def test_the_constant_depth_is_the_median_map_of_what_is_valid():
-    target = torch.tensor([[[[1.0, 9.0, 7.0]], [[2.0, 3.0, 7.0]], [[6.0, 4.0, 7.0]], [[50.0, 5.0, 7.0]]]])
+def depth_batch(target, valid, mask=None):
+    return truth(
+        num_clips=target.shape[0],
+        num_frames=target.shape[1],
+        frame_mask=mask,
+        depth_metres=target,
+        depth_valid=valid,
+    )
+
+
+def test_the_constant_depth_is_a_map_fitted_to_what_is_valid():
+    target = torch.tensor([[[[2.0, 9.0, 7.0]], [[2.1, 4.0, 7.0]], [[6.0, 4.0, 7.0]], [[0.5, 5.0, 7.0]]]])
     valid = torch.ones_like(target, dtype=torch.bool)
     valid[0, :, 0, 2] = False  # a pixel that is never known: the median of the others
     valid[0, 0, 0, 1] = False
-    mask = torch.tensor([[True, True, True, False]])
-    batch = truth(num_clips=1, num_frames=4, frame_mask=mask, depth_metres=target, depth_valid=valid)
+    batch = depth_batch(target, valid, torch.tensor([[True, True, True, False]]))
     depth = build_task("depth").constant_predictor([batch])(batch)
-    assert torch.equal(depth, torch.tensor([2.0, 3.0, 2.0]).expand(1, 4, 1, 3))
+    # 1 / 2 of 1 / 2 + 1 / 2.1 + 1 / 6 in all: less than half of it, and 2.1 passes it
+    torch.testing.assert_close(depth, torch.tensor([2.1, 4.0, 2.1]).expand(1, 4, 1, 3))
+
+
+def test_no_other_constant_depth_has_a_lower_abs_rel():
+    target = 0.2 + 9 * torch.rand(4, 5, 1, 1, generator=torch.Generator().manual_seed(0))
+    batch = depth_batch(target, torch.ones_like(target, dtype=torch.bool))
+    task = build_task("depth")
+
+    def abs_rel(depth):
+        metrics = task.new_metrics()
+        metrics.update(depth, batch)
+        return metrics.compute()["abs_rel"]
+
+    others = [abs_rel(torch.full_like(target, metres)) for metres in torch.linspace(0.05, 10, 500).tolist()]
+    assert abs_rel(task.constant_predictor([batch])(batch)) <= min(others)
 
 
 def test_the_constant_pose_is_the_mean_step_of_the_training_set():
