@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vfz.cli.options import Session, command
+from vfz.pipeline.errors import TooManyFailuresError
 from vfz.pipeline.options import ExtractOptions
 from vfz.pipeline.units import human_bytes, human_seconds
 
@@ -23,7 +24,7 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
 
     The same command run again continues where it stopped, and does nothing when all is done.
     """
-    from vfz.cli.console import print_json, progress, show, table
+    from vfz.cli.console import progress
 
     if options.dry_run:
         from vfz.cli.dry_run import show_dry_run
@@ -35,8 +36,19 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
         return
     from vfz.pipeline.extract import extract
 
-    with progress() as shown:
-        report = extract(options, progress=shown)
+    try:
+        with progress() as shown:
+            report = extract(options, progress=shown)
+    except TooManyFailuresError as error:
+        if error.report is not None:
+            _show(error.report, session)
+        raise
+    _show(report, session)
+
+
+def _show(report: ExtractReport, session: Session) -> None:
+    from vfz.cli.console import print_json, show, table
+
     if session.json:
         print_json(dataclasses.asdict(report))
         return

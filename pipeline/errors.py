@@ -24,7 +24,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vfz.pipeline.extract_report import ExtractReport
 
 
 class VfzError(Exception):
@@ -97,9 +100,14 @@ class CheckpointError(VfzError):
 
 
 class TooManyFailuresError(VfzError):
-    """More videos failed than allowed; what was finished is kept."""
+    """More videos failed than allowed; what was finished is kept.
+
+    Attributes:
+        report: what the extraction had come to; None where it had not begun.
+    """
 
     exit_code = 3
+    report: ExtractReport | None = None
 
 
 def nearest_names(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:

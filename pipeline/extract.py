@@ -69,7 +69,6 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     started = time.perf_counter()
     tried = {video.key for task in tasks for video in task.videos}
     failures = _Failures(folder=folder, allowed=_allowed_failures(options, len(asked.present)))
-    failures.add(row for row in [*before.values(), *lacking_rows(cache.table())] if row.key not in tried)
     totals = RunTotals()
     job = ExtractionJob(
         cache=folder,
@@ -77,17 +76,22 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         num_workers=options.decode_workers or default_num_workers(),
         time_limit_seconds=options.video_timeout,
     )
-    while tasks:
-        progress.start("extracting", total=sum(len(task.videos) for task in tasks), unit="videos")
-        lost = set()
-        for result in run_tasks(job, tasks, dask=options.dask, progress=progress, encoder=destination.encoder):
-            totals.add(result)
-            failures.add(result.rows)
-            if not result.committed:
-                lost.add(result.task.shard)
-        progress.finish()
-        # Another process was first; where it added other columns, ours are still to be made.
-        tasks = [task for task in asked.share.of(remaining()) if task.shard in lost] if lost else []
+    try:
+        failures.add(row for row in [*before.values(), *lacking_rows(cache.table())] if row.key not in tried)
+        while tasks:
+            progress.start("extracting", total=sum(len(task.videos) for task in tasks), unit="videos")
+            lost = set()
+            for result in run_tasks(job, tasks, dask=options.dask, progress=progress, encoder=destination.encoder):
+                totals.add(result)
+                failures.add(result.rows)
+                if not result.committed:
+                    lost.add(result.task.shard)
+            progress.finish()
+            # Another process was first; where it added other columns, ours are still to be made.
+            tasks = [task for task in asked.share.of(remaining()) if task.shard in lost] if lost else []
+    except TooManyFailuresError as error:
+        error.report = make_report(folder, totals, time.perf_counter() - started)
+        raise
     if not is_current(folder):
         write_catalog(folder)
     return make_report(folder, totals, time.perf_counter() - started)

@@ -14,6 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_SECONDS = 10.0
+STOPPING = (
+    f"stopping when the shard in hand is done, in {GRACE_SECONDS:.0f} s at most",
+    "Ctrl-C again stops now; the same command goes on from there",
+)
+"""What people are told, in lines."""
 
 
 class StopRequest:

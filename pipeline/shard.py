@@ -24,7 +24,7 @@ from vfz.pipeline.encoder_columns import layers_of, stored_tensors
 from vfz.pipeline.errors import CacheMismatchError
 from vfz.pipeline.host_copy import HostCopier
 from vfz.pipeline.in_hand import ENCODE, AllEnd, FrameBatch, FromFeeder, ShardInHand, TokenBatch, ToWriter
-from vfz.pipeline.interrupts import GRACE_SECONDS, StopRequest
+from vfz.pipeline.interrupts import STOPPING, StopRequest
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.pipeline.shard_log import log_shard
 from vfz.pipeline.shard_writer import ShardCommitter
@@ -158,8 +158,8 @@ class ShardExtractor:
         while True:
             if stop.is_requested and not self._told:
                 self._told = True
-                self._progress.note(f"stopping when the shard in hand is done, in {GRACE_SECONDS:.0f} s at most")
-                self._progress.note("Ctrl-C again stops now; the same command goes on from there")
+                for line in STOPPING:
+                    self._progress.note(line)
             if stop.is_due:
                 raise KeyboardInterrupt
             item = channel.get(timeout_seconds=POLL_SECONDS)

@@ -47,6 +47,19 @@ class RunTotals:
             self.stage_seconds[stage] += result.stage_seconds[stage]
         self.processes.add((result.host, result.pid))
 
+    def figures(self, seconds: float) -> dict[str, float | str]:
+        """Frames and bytes per second, how busy each stage is, the busiest, and the failures, over that time.
+
+        Args:
+            seconds: above 0; at least one shard is done.
+        """
+        return shown_figures(
+            busy_shares(self.stage_seconds, seconds=seconds, num_processes=len(self.processes)),
+            frames_per_second=self.num_encoded / seconds,
+            bytes_per_second=self.num_bytes / seconds,
+            num_failed=self.num_failed,
+        )
+
 
 class RunMeter:
     """How far the shards of a run are, and what each stage has done for it.
@@ -83,16 +96,26 @@ class RunMeter:
             for stage in STAGES
         }
         stage_seconds[DECODE] = self._pool.figures.busy_seconds / self._pool.num_workers  # shards in hand lag behind
-        busy = busy_shares(stage_seconds, seconds=seconds)
-        frames = self._done.num_encoded + sum(shard.num_frames for shard in in_hand)
-        shown: dict[str, float | str] = {"frames/s": frames / seconds}
-        if self._done.num_bytes:
-            shown["MB/s"] = self._done.num_bytes / seconds / 1e6
-        shown["busy"] = " ".join(f"{stage} {share:.0%}" for stage, share in busy.items())
-        shown["bottleneck"] = bottleneck_of(busy)
-        if self._done.num_failed:
-            shown["failed"] = str(self._done.num_failed)
-        return shown
+        return shown_figures(
+            busy_shares(stage_seconds, seconds=seconds),
+            frames_per_second=(self._done.num_encoded + sum(shard.num_frames for shard in in_hand)) / seconds,
+            bytes_per_second=self._done.num_bytes / seconds,
+            num_failed=self._done.num_failed,
+        )
+
+
+def shown_figures(
+    busy: Mapping[str, float], *, frames_per_second: float, bytes_per_second: float, num_failed: int
+) -> dict[str, float | str]:
+    """What is shown beside the bar; zeros are left out."""
+    shown: dict[str, float | str] = {"frames/s": frames_per_second}
+    if bytes_per_second:
+        shown["MB/s"] = bytes_per_second / 1e6
+    shown["busy"] = " ".join(f"{stage} {share:.0%}" for stage, share in busy.items())
+    shown["bottleneck"] = bottleneck_of(busy)
+    if num_failed:
+        shown["failed"] = str(num_failed)
+    return shown
 
 
 def busy_shares(stage_seconds: Mapping[str, float], *, seconds: float, num_processes: int = 1) -> dict[str, float]:

@@ -104,13 +104,15 @@ class VideoFiles:
     Args:
         root: the folder.
         by_class: whether a video is known by `<its folder>/<its stem>`; else by its stem alone.
+        replacements: how folders begin whose files take the place of others of the same name; None for no such folders.
     """
 
-    def __init__(self, root: Path, *, by_class: bool = False) -> None:
+    def __init__(self, root: Path, *, by_class: bool = False, replacements: str | None = None) -> None:
         self.root = root
         self.num_found = 0
-        self._by_class = by_class
+        self._by_class, self._replacements = by_class, replacements
         self._paths: dict[str, str] = {}
+        self._replacing: dict[str, str] = {}
         self._twice: dict[str, str] = {}
         self._read(root, depth=0)
 
@@ -120,6 +122,9 @@ class VideoFiles:
         Raises:
             DatasetError: two files could be meant.
         """
+        if (found := self._replacing.get(key)) is not None:
+            self.num_found += 1
+            return VideoSource(path=Path(found))
         if key in self._twice:
             both = f"{self._paths[key]} and {self._twice[key]}"
             raise DatasetError(f"two files could be the video {key!r}: {both}; remove one")
@@ -130,6 +135,8 @@ class VideoFiles:
 
     def _read(self, folder: Path, *, depth: int) -> None:
         below = []
+        replaces = self._replacements is not None and folder.name.startswith(self._replacements) and depth > 0
+        paths = self._replacing if replaces else self._paths
         with os.scandir(folder) as entries:
             for entry in entries:
                 stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 - a Path for each would take longer
@@ -137,7 +144,7 @@ class VideoFiles:
                     continue
                 if suffix.lower() in VIDEO_SUFFIXES and not entry.is_dir(follow_symlinks=False):
                     key = f"{folder.name}/{stem}" if self._by_class else stem
-                    (self._twice if key in self._paths else self._paths)[key] = entry.path
+                    (self._twice if key in paths else paths)[key] = entry.path
                 elif _leads_down(entry, folder):
                     below.append(folder / entry.name)
         if depth < _MOST_FOLDERS_DEEP:

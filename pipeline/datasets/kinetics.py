@@ -2,6 +2,7 @@
 
     <root>/train.csv, val.csv or validate.csv, test.csv    or under <root>/annotations/; also kinetics-400_train.csv …
     <root>/**/<youtube id>_<start:06d>_<end:06d>.mp4       flat, in class, split or split and class folders
+    <root>/replacement/**                                  clips that stand for broken ones of the same name
 
 The columns are `label,youtube_id,time_start,time_end,split`; others are ignored. Labels count the class names of all
 splits in alphabetical order, which is the official one; the test split may have none. Class folders may be called
@@ -33,7 +34,7 @@ class _Kinetics(AnnotatedDataset):
         rows = list(self._read_rows(root))
         class_names = tuple(sorted({row["label"] for _, _, row in rows if row.get("label")}))
         labels = {name: label for label, name in enumerate(class_names)}
-        files = VideoFiles(root)
+        files = VideoFiles(root, replacements="replacement")
         records = [(place, _record(place, split, row, labels, files)) for place, split, row in rows]
         if not files.num_found:
             raise self.nothing_there(root, f"none of the {len(records)} clips that its annotations name")

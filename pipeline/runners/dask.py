@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +28,9 @@ from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
 from vfz.pipeline.devices import device_for
 from vfz.pipeline.errors import EngineError, VfzError
 from vfz.pipeline.files import unique_token
+from vfz.pipeline.interrupts import STOPPING, StopRequest, stop_on_signals
 from vfz.pipeline.shard import ShardExtractor
+from vfz.pipeline.telemetry import RunTotals
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -40,6 +43,7 @@ ALLOWED_LOSSES = 3
 MOST_SUBMITTED = 1000
 """Tasks that the scheduler holds at a time."""
 CONNECT_SECONDS = 10
+POLL_SECONDS = 0.1
 DASHBOARD_PORT = 8787
 
 
@@ -57,16 +61,20 @@ def run_dask(
     Raises:
         EngineError: the scheduler cannot be reached, or a shard loses one worker after the other.
         VfzError: whatever a worker raised. Shards that workers have in hand then are finished where the cluster stays.
+        KeyboardInterrupt: it was asked to stop, and shards are left.
     """
     num_workers = min(int(cluster), len(tasks)) if cluster.isdecimal() else None
     maker = _ShardMaker(job, num_threads=torch.get_num_threads() if num_workers else None)
-    with _connected(cluster, num_workers) as client, _registered(maker, client):
+    totals = RunTotals()
+    with stop_on_signals() as stop, _connected(cluster, num_workers) as client, _registered(maker, client):
         progress.note(f"dask dashboard: {client.dashboard_link}")
-        for result in _results(client, maker.name, tasks):
+        started = time.perf_counter()
+        for result in _results(client, maker.name, tasks, stop, progress):
+            totals.add(result)
             for row in result.rows:
                 if row.reason:
                     progress.note(f"{row.status}: {row.id!r}: {row.reason}")
-            progress.advance(len(result.task.videos))
+            progress.advance(len(result.task.videos), figures=totals.figures(time.perf_counter() - started))
             yield result
 
 
@@ -85,6 +93,7 @@ class _ShardMaker(WorkerPlugin):
         self._address = worker.address
         self._one_at_a_time = threading.Lock()  # a worker may have more than one thread
         self._extractor: ShardExtractor | None = None
+        self._is_stopped = False
         if self._num_threads is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
             # Otherwise dask leaves one thread to a worker, and on a CPU another number of threads gives other bytes.
@@ -96,10 +105,16 @@ class _ShardMaker(WorkerPlugin):
         """Called by dask when the run is over: a worker that stays gives the encoder's memory back."""
         self._extractor = None
 
-    def extract(self, task: ShardTask) -> ShardResult:
-        """Makes one shard, in this worker."""
+    def stop(self) -> None:
+        """No more shards are to be begun."""
+        self._is_stopped = True
+
+    def extract(self, task: ShardTask) -> ShardResult | None:
+        """Makes one shard, in this worker; None when no more are to be begun."""
         try:
             with self._one_at_a_time:
+                if self._is_stopped:
+                    return None
                 self._extractor = self._extractor or ShardExtractor(self._job)
                 (result,) = self._extractor.extract_all([task])
                 return result
@@ -108,24 +123,45 @@ class _ShardMaker(WorkerPlugin):
             raise
 
 
-def _extract(maker: str, task: ShardTask) -> ShardResult:
+def _extract(maker: str, task: ShardTask) -> ShardResult | None:
     """The task that dask runs."""
     return cast("_ShardMaker", get_worker().plugins[maker]).extract(task)
 
 
-def _results(client: Client, maker: str, tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
-    waiting = iter(tasks)
+def _stop(maker: str, dask_worker: Worker) -> None:
+    """What every worker is asked to run when no more shards are to be begun."""
+    cast("_ShardMaker", dask_worker.plugins[maker]).stop()
 
-    def submit(count: int) -> list[Future[ShardResult]]:
+
+def _results(
+    client: Client, maker: str, tasks: Sequence[ShardTask], stop: StopRequest, progress: Progress
+) -> Iterator[ShardResult]:
+    """Results as they come, until someone asks to stop; then those of the shards in hand, for some seconds."""
+    waiting = iter(tasks)
+    num_left = len(tasks)
+    is_told = False
+
+    def submit(count: int) -> list[Future[ShardResult | None]]:
         return [
             client.submit(_extract, maker, _absolute(task), key=f"shard-{task.shard}-{task.number}-{maker}", pure=False)
             for task in islice(waiting, count)
         ]
 
-    running = as_completed(submit(MOST_SUBMITTED))
-    for future in running:
+    running = as_completed(submit(0 if stop.is_requested else MOST_SUBMITTED))
+    while running.count():
+        if stop.is_requested and not is_told:
+            is_told, waiting = True, iter(())
+            for line in STOPPING:
+                progress.note(line)
+            client.run(_stop, maker, on_error="ignore")  # where a worker is lost, there is nothing to stop
+        if stop.is_due:
+            break
+        if not running.has_ready():
+            time.sleep(POLL_SECONDS)
+            continue
+        future = next(running)
         try:
-            result: ShardResult = future.result()
+            result: ShardResult | None = future.result()
         except KilledWorker as error:
             raise EngineError(
                 f"{ALLOWED_LOSSES + 1} workers were lost over one shard ({future.key}); was there enough memory? "
@@ -133,7 +169,11 @@ def _results(client: Client, maker: str, tasks: Sequence[ShardTask]) -> Iterator
             ) from error
         future.release()
         running.update(submit(1))
-        yield result
+        if result is not None:
+            num_left -= 1
+            yield result
+    if num_left:
+        raise KeyboardInterrupt
 
 
 @contextmanager

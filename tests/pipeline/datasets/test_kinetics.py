@@ -96,9 +96,29 @@ def test_two_files_of_one_clip_are_an_error_unless_no_annotation_names_them(tmp_
     first = STEMS["---QUuC4vJs_84_94"]
     touch(write_tree(tmp_path, OFFICIAL), f"a/{first}.mp4", "a/other.mp4", "b/other.mp4")
     assert len(open_dataset("k400", root=tmp_path).videos()) == 5
-    touch(tmp_path, f"replacement/{first}.mp4")
-    with pytest.raises(DatasetError, match=rf"could be the video '{first}': .*/a/{first}.mp4 and .*/replacement/"):
+    touch(tmp_path, f"b/{first}.mp4")
+    with pytest.raises(DatasetError, match=rf"could be the video '{first}': .*/a/{first}.mp4 and .*/b/{first}.mp4"):
         open_dataset("k400", root=tmp_path)
+
+
+def test_replacements_for_broken_clips_stand_for_them(tmp_path):
+    """The common copy of Kinetics-400 brings 1,392 clips a second time, whole."""
+    write_tree(tmp_path, {f"annotations/{name}": text for name, text in OFFICIAL.items()})
+    broken, only = STEMS["--3ouPhoy2A_20_30"], STEMS["--4-0ihtnBU_58_68"]
+    folder = "replacement/replacement_for_corrupted_k400"
+    touch(
+        tmp_path,
+        f"train/{broken}.mp4",
+        f"{folder}/{broken}.mp4",
+        f"{folder}/{only}.mp4",
+        f"val/{STEMS['-0IErS_cisg_1017_1027']}.mp4",
+    )
+    found = {r.id: r.source.path.parent.name for r in open_dataset("k400", root=tmp_path).videos() if r.source.exists()}
+    assert found == {
+        "--3ouPhoy2A_20_30": "replacement_for_corrupted_k400",
+        "--4-0ihtnBU_58_68": "replacement_for_corrupted_k400",
+        "-0IErS_cisg_1017_1027": "val",
+    }
 
 
 def test_links_back_to_a_folder_above_end_and_partial_downloads_do_not_count(tmp_path):

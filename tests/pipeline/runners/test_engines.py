@@ -94,6 +94,11 @@ def workers_of(process):
     return [pid for pid in children_of(process.pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
+def indexes(options):
+    """The commits there are."""
+    return list(options.out.glob("*/shards/*.index.json"))
+
+
 def shard_in_hand(pid):
     """The shard that a process is writing."""
     with contextlib.suppress(OSError):
@@ -115,6 +120,7 @@ def test_two_dask_workers_write_the_same_bytes_as_one_process(options, local):
     assert (report["num_ok"], report["num_failed"], report["new_videos"]) == (8, 1, 8)
     assert re.search(r"^dask dashboard: http://127\.0\.0\.1:\d+/status$", errors, flags=re.MULTILINE)
     assert "failed: 'train/a/text'" in errors
+    assert re.search(r"extracting: 9 videos in .* frames/s \d.*busy decode .*bottleneck", errors)
     assert "Traceback" not in errors
 
 
@@ -138,12 +144,16 @@ def test_the_shard_of_a_worker_that_is_killed_is_made_by_another(options, local)
     assert verify_cache(cache.path).problems == ()
 
 
-def test_ctrl_c_ends_the_workers_too_and_the_same_command_goes_on(options, local):
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_ends_the_workers_too_and_the_same_command_goes_on(options, count):
+    """Once, they finish what they have in hand; twice, they do not."""
+    options = dataclasses.replace(options, shard_videos=1)
     with started(options, "--dask", "2") as process:
-        wait_until(lambda: list(options.out.glob("*/shards/*.index.json")) or process.poll() is not None, seconds=300)
-        workers = workers_of(process)
+        wait_until(lambda: indexes(options) or process.poll() is not None, seconds=300)
+        workers, before = workers_of(process), len(indexes(options))
         assert workers
-        os.killpg(process.pid, signal.SIGINT)
+        for _ in range(count):
+            os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert [line for line in errors.splitlines() if line.startswith("vfz: error: ")] == [
@@ -151,9 +161,15 @@ def test_ctrl_c_ends_the_workers_too_and_the_same_command_goes_on(options, local
     ]
     assert "Traceback" not in errors
     assert all(state_of(pid) in {"", "Z"} for pid in workers)
+    after = len(indexes(options))
+    if count == 1:
+        assert "stopping when the shard in hand is done" in errors
+        assert before < after < 9, "those in hand were finished, and no more begun"
+        (path,) = options.out.iterdir()
+        assert not [problem for problem in verify_cache(path).problems if problem.file.startswith("shards/")]
     report = extract(options)
-    assert shard_files(report.cache) == local
-    assert report.new_videos < 8
+    assert (report.num_ok, report.num_failed) == (8, 1)
+    assert report.num_tried == 9 - after
 
 
 def test_what_goes_wrong_in_a_worker_is_one_line_that_names_it(options, tmp_path):
