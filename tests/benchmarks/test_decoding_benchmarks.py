@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import time
 
+import imageio_ffmpeg
 import pytest
 import torch
 from benchmarks.clips import write_clip
@@ -33,9 +34,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_decoding_and_resizing_against_ffmpeg(record, tmp_path):
     """256 x 256 H.264 of 30 frames/s, 6 of them taken, resized to 224 x 224; one decoder thread on either side."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        pytest.skip("the ffmpeg program is not installed")
+    program = shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
     clip = write_clip(tmp_path / "clip.mp4", side=256, seconds=SECONDS)
     ours, plain, theirs = [], [], []
     with DecodePool(

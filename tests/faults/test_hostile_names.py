@@ -122,6 +122,37 @@ def test_what_is_no_video_file_fails_or_is_missing_with_a_reason(options, clip):
     assert re.search(r"no regular file", rows["train/a class/pipe"].reason)
 
 
+def _as_someone_without_rights():
+    """In front of a command: root may read everything, unless it gives that up."""
+    if os.geteuid():
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may read everything, and setpriv is not here")
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+
+
+def test_a_video_that_may_not_be_read_fails_and_a_folder_is_refused(options, clip):
+    folder = _class_folder(options)
+    for name in ("good", "secret"):
+        shutil.copy(clip, folder / f"{name}.mp4")
+    (folder / "secret.mp4").chmod(0)
+    command = [*_as_someone_without_rights(), *command_line(options)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    rows = _verified(_cache_in(options))
+    assert {video_id: row.status for video_id, row in rows.items()} == {
+        "train/a class/good": "ok",
+        "train/a class/secret": "failed",
+    }
+    assert rows["train/a class/secret"].reason == "secret.mp4: cannot be read (Permission denied)"
+    locked = _class_folder(options, "locked")
+    locked.chmod(0)
+    ran = subprocess.run(command, capture_output=True, text=True)
+    locked.chmod(0o755)
+    assert ran.returncode == 1
+    assert ran.stderr == f"vfz: error: cannot read {locked}: Permission denied; check its permissions\n"
+
+
 def test_an_id_that_two_videos_have_is_refused_before_anything_is_made(options, clip):
     shutil.copy(clip, _class_folder(options) / "one.mp4")
     shutil.copy(clip, _class_folder(options) / "one.webm")
