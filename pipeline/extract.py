@@ -7,9 +7,10 @@ new plan, and when nothing is left it says so. What was committed stays committe
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.catalog import is_current, write_catalog
@@ -28,6 +29,9 @@ from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.pipeline.remaining import complete_shards, remaining_tasks
 from vfz.pipeline.runners import run_tasks
 from vfz.pipeline.telemetry import RunTotals
+
+if TYPE_CHECKING:
+    from vfz.pipeline.encoder import FrozenEncoder
 
 
 def extract(options: ExtractOptions, *, progress: Progress | None = None) -> ExtractReport:
@@ -79,15 +83,8 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     try:
         failures.add(row for row in [*before.values(), *lacking_rows(cache.table())] if row.key not in tried)
         while tasks:
-            progress.start("extracting", total=sum(len(task.videos) for task in tasks), unit="videos")
-            lost = set()
-            for result in run_tasks(job, tasks, dask=options.dask, progress=progress, encoder=destination.encoder):
-                totals.add(result)
-                failures.add(result.rows)
-                if not result.committed:
-                    lost.add(result.task.shard)
-            progress.finish()
-            # Another process was first; where it added other columns, ours are still to be made.
+            lost = _make_shards(job, tasks, options, destination.encoder, totals, failures, progress)
+            # Where another process was first and added other columns, ours are still to be made.
             tasks = [task for task in asked.share.of(remaining()) if task.shard in lost] if lost else []
     except TooManyFailuresError as error:
         error.report = make_report(folder, totals, time.perf_counter() - started)
@@ -95,6 +92,31 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     if not is_current(folder):
         write_catalog(folder)
     return make_report(folder, totals, time.perf_counter() - started)
+
+
+def _make_shards(
+    job: ExtractionJob,
+    tasks: Sequence[ShardTask],
+    options: ExtractOptions,
+    encoder: FrozenEncoder,
+    totals: RunTotals,
+    failures: _Failures,
+    progress: Progress,
+) -> set[str]:
+    """Makes the shards and counts them; returns those that another process was first with.
+
+    Raises:
+        TooManyFailuresError: more videos failed than allowed; no further shard is made.
+    """
+    progress.start("extracting", total=sum(len(task.videos) for task in tasks), unit="videos")
+    lost = set()
+    for result in run_tasks(job, tasks, dask=options.dask, progress=progress, encoder=encoder):
+        totals.add(result)
+        failures.add(result.rows)
+        if not result.committed:
+            lost.add(result.task.shard)
+    progress.finish()
+    return lost
 
 
 def _check_same_videos(
