@@ -47,6 +47,7 @@ def command(
             session = click.get_current_context().ensure_object(Session)
             session.verbosity = max(session.verbosity, verbose)
             session.json = as_json
+            flags = {name: value or None if isinstance(value, tuple) else value for name, value in flags.items()}
             if config is None:
                 options = options_type.from_mapping(flags, where="the command line")
             else:
@@ -84,10 +85,10 @@ def _click_option(field: OptionField) -> click.Parameter:
     if field.kind is bool:
         return click.Option([f"{field.flag}/--no-{field.flag[2:]}"], default=None, help=text)
     metavar = "|".join(field.info.choices) if field.info.choices else _METAVARS[field.kind]
-    # click hands the text on as it is; the dataclass parses and checks it, as it does for TOML and Python
-    return click.Option(
-        [field.flag], default=None, type=str, metavar=f"{metavar},…" if field.many else metavar, help=text
-    )
+    # click hands the text on as it is; the dataclass parses and checks it, as it does for TOML and Python. Several
+    # values stand in one text with commas, or the flag is given several times, or both.
+    shown = f"{metavar},…" if field.many else metavar
+    return click.Option([field.flag], default=None, type=str, metavar=shown, help=text, multiple=field.many)
 
 
 _METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}

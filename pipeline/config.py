@@ -94,9 +94,8 @@ class OptionField:
         if value is None:
             return None
         if self.many:
-            items = value.split(",") if isinstance(value, str) else value
-            if not isinstance(items, Sequence):
-                items = [items]
+            given = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            items = [part for item in given for part in (item.split(",") if isinstance(item, str) else [item])]
             return tuple(self._parse_one(item.strip() if isinstance(item, str) else item) for item in items)
         return self._parse_one(value)
 
@@ -223,7 +222,7 @@ def read_toml(path: Path, *, command: str) -> dict[str, Any]:
     return tables
 
 
-COMMANDS = frozenset({"extract", "train-temporal", "probe", "cache", "demo"})
+COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "probe", "cache", "demo"})
 
 
 def _kind_of(hint: Any) -> tuple[type, bool]:

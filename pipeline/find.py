@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vfz.pipeline.errors import UsageError
@@ -28,3 +29,12 @@ def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER, how: str = "w
 def cache_name(name: str, encoder_name: str, fingerprint: str) -> str:
     """What a cache's folder is called: `<name>-<encoder>-<first 12 hexadecimal digits of the fingerprint>`."""
     return f"{name}-{encoder_name.partition('.')[0]}-{fingerprint[:12]}"
+
+
+def find_caches(paths: Sequence[Path] | None) -> tuple[Path, ...]:
+    """`paths`, or the only cache in the default folder.
+
+    Raises:
+        UsageError: as `find_cache`.
+    """
+    return tuple(paths) if paths else (find_cache(None),)
