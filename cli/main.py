@@ -25,6 +25,7 @@ COMMANDS: Commands = {
         "train_temporal_command",
         "Train a recurrent temporal module from a cache.",
     ),
+    "evaluate": ("vfz.cli.evaluate", "evaluate_command", "Evaluate a trained temporal module on a split of a cache."),
     "probe": ("vfz.cli.probe", "probe_command", "Fit a linear or attentive probe on cached tokens."),
     "cache": ("vfz.cli.cache", "cache_group", "List, describe, verify, convert and repair caches."),
     "demo": ("vfz.cli.demo", "demo_command", "All three on built-in videos; prints a table."),

@@ -13,6 +13,7 @@
     ├── StorageError                the disk is full or refuses to be written
     ├── EngineError                 worker processes or their scheduler are lost or cannot be reached
     ├── RunError                    a training or probe run cannot start, resume or go on
+    │   └── RunInterruptedError     exit code 130: a signal asked it to stop; it can be resumed
     ├── CheckpointError             weights of a temporal model cannot be read, or are not those of the model asked for
     └── TooManyFailuresError        exit code 3: more videos failed than --max-failures allows
 
@@ -97,6 +98,12 @@ class RunError(VfzError):
 
 class CheckpointError(VfzError):
     """Weights of a temporal model cannot be read, or are not those of the model asked for."""
+
+
+class RunInterruptedError(RunError):
+    """A signal asked the run to stop; it left a checkpoint and can be resumed."""
+
+    exit_code = 130
 
 
 class TooManyFailuresError(VfzError):

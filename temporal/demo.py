@@ -131,7 +131,7 @@ def _train(options: DemoOptions, cache: Path, core: str, progress: Progress, *, 
     progress.note(f"training {core}{' with the encoder in the loop (one epoch)' if online else ''}")
     return train_temporal(
         TrainOptions(
-            cache=cache,
+            cache=(cache,),
             core=core,
             core_dim=64,
             num_layers=2,

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule, by timm.
+"""The optimizer, its schedule and the moving average of weights, by timm.
 
 No weight decay on norms, biases and other one-dimensional parameters, nor on those a core marks (Mamba's A_log and D).
 """
@@ -8,14 +8,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import nn
+
+from vfz.pipeline.errors import UnknownNameError, UsageError
 
 
 def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
-    """An optimizer over `model`; parameters named by `model.no_weight_decay()` are not decayed."""
+    """An optimizer over `model`; parameters named by `model.no_weight_decay()` are not decayed.
+
+    Args:
+        model: whose parameters.
+        lr: peak learning rate.
+        weight_decay: of the parameters that are decayed.
+        name: as timm calls it (`adamw`, `lamb`, `muon`, ...).
+
+    Raises:
+        UnknownNameError: when timm has no optimizer of that name. UsageError: when it needs second derivatives.
+    """
+    known = [str(known) for known in list_optimizers()]
+    if name.lower() not in known:
+        raise UnknownNameError("optimizer", name, known)
     optimizer: torch.optim.Optimizer = create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay)
+    if getattr(optimizer, "is_second_order", False):
+        raise UsageError(f"--optimizer {name} needs second derivatives, which training does not compute; take another")
     return optimizer
 
 
@@ -29,3 +47,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, *, num_steps: int, num_warm
         warmup_prefix=False,
         t_in_epochs=False,
     )
+
+
+def build_ema(model: nn.Module, *, decay: float) -> ModelEmaV3:
+    """An exponential moving average of the model's weights and batch statistics, in its `module`.
+
+    The decay warms up as 1 - step^(-2/3) until it is `decay`, so that a short run's average is not its first weights.
+    Call `update(model, step)` after every optimizer step, counted from 1.
+    """
+    return ModelEmaV3(model, decay=decay, use_warmup=True)

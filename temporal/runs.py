@@ -1,8 +1,11 @@
 """A run folder: what a training run leaves behind, how it is found again, continued and loaded.
 
     <out>/<name>/run.json            config, cache fingerprint, ledger digest, recipe, licence, results
-                 model.safetensors   the trained weights; with run.json enough to use the model, without the cache
+                 model.safetensors   the trained weights (their moving average, where there is one); with run.json
+                                     enough to use the model, without the cache
                  metrics.jsonl       one JSON object a step, an epoch, an evaluation
+                 tensorboard/        the same as TensorBoard events
+                 curves.png          the same as a picture, once done
                  checkpoint.pt       while training: everything needed to continue exactly; gone when done
 
 metrics.jsonl grows line by line and is synced before every checkpoint; the other files are replaced whole (written
@@ -11,10 +14,8 @@ aside, synced, renamed), so that a kill leaves the last complete one.
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from vfz.pipeline.errors import CacheMismatchError, RunError, UsageError
+from vfz.pipeline.errors import CacheMismatchError, CheckpointError, RunError, UsageError
 from vfz.pipeline.files import fsync_file, storage_errors, write_file_atomic
 from vfz.pipeline.spec import describe_difference
 from vfz.temporal.model import ModelConfig, TemporalModel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,12 @@ def read_run(path: Path) -> RunInfo:
         values = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         raise UsageError(f"{path} is no run of vfz train-temporal: it has no readable run.json") from None
-    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-        raise RunError(f"{path}/run.json is not of format version {FORMAT_VERSION}; it was made by another vfz")
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunError(
+            f"{path}/run.json is of format version {version}, this vfz reads {FORMAT_VERSION}; train the run again, or "
+            "use the vfz that made it"
+        )
     return RunInfo(path=path, values=values)
 
 
@@ -74,17 +80,44 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Temporal
     """The trained model of a finished run, in evaluation mode. The cache is not needed.
 
     Raises:
-        UsageError: no run there. RunError: not finished, or weights that do not fit its config.
+        UsageError: no run there. RunError: not finished, or damaged. CheckpointError: weights of another model.
     """
     run = read_run(path)
     if not run.finished:
         raise RunError(f"{path} has not been trained to its end; continue it with vfz train-temporal --resume")
     model = TemporalModel(run.model_config)
+    file = path / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{path}/model.safetensors does not load: {str(error).splitlines()[0]}") from None
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file} does not load: {str(error).splitlines()[0]}") from None
+    load_weights(model, weights, where=str(file))
     return model.to(device).eval(), run
+
+
+def load_weights(model: TemporalModel, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Bring a model to the weights of another of its kind.
+
+    Raises:
+        CheckpointError: when they are of another model; says how many tensors differ, and names the first of each kind.
+    """
+    ours = model.state_dict()
+    kinds = {
+        "not in the model": [name for name in weights if name not in ours],
+        "missing": [name for name in ours if name not in weights],
+        "of another shape": [name for name in ours if name in weights and ours[name].shape != weights[name].shape],
+    }
+    differing = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+    if differing:
+        raise CheckpointError(
+            f"{where} does not fit a {model.config.core} core with a {model.config.task} readout: tensors "
+            f"{', '.join(differing)}; give weights of the same options"
+        )
+    model.load_state_dict(weights)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 def save_model(path: Path, model: TemporalModel) -> None:
@@ -108,57 +141,3 @@ def check_same_tokens(run: RunInfo, *, fingerprint: str, recipe: dict[str, Any],
             f"{run.path} was trained on tokens of another recipe than {cache}: {difference}; "
             "use its own cache, or train a run on this one"
         )
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace `checkpoint.pt`."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_file_atomic(path / "checkpoint.pt", buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The last checkpoint, or None where there is none yet.
-
-    Raises:
-        RunError: when it cannot be read.
-    """
-    file = path / "checkpoint.pt"
-    if not file.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-        raise RunError(f"{file} is damaged; delete the run and train again") from None
-    return state
-
-
-class MetricsLog:
-    """`metrics.jsonl`: appended line by line; can be cut back to where a checkpoint was written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path / "metrics.jsonl"
-        with storage_errors(self._path):
-            self._path.touch()
-
-    def write(self, **values: Any) -> None:
-        """Append one line."""
-        with storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def sync(self) -> int:
-        """Flush it to the disk; returns its size in bytes, to which `cut` can go back."""
-        with storage_errors(self._path):
-            fsync_file(self._path)
-        return self._path.stat().st_size
-
-    def cut(self, num_bytes: int) -> None:
-        """Drop everything after `num_bytes`: lines of steps that will be done again.
-
-        Raises:
-            RunError: when there are fewer.
-        """
-        if self._path.stat().st_size < num_bytes:
-            raise RunError(f"{self._path} was shortened since the checkpoint; delete the run and train again")
-        with storage_errors(self._path):
-            os.truncate(self._path, num_bytes)

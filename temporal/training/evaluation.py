@@ -1,0 +1,160 @@
+"""A model over a split: every metric of its task, and what it is a share of.
+
+Videos are shared out over the processes and the sums behind the metrics are added up, so that any number of processes
+gives the same figures. Where a video has several clips (segments, views), a class is decided by the mean of their
+softmaxes; other tasks answer frames, and each clip's frames count on their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfz.pipeline.progress import Progress
+from vfz.temporal.clips import ClipBatch
+from vfz.temporal.metrics import ClassifyMetrics, clip_logits
+from vfz.temporal.tasks import Task
+from vfz.temporal.tasks.classify import ClassifyTask
+from vfz.temporal.training.distributed import Ranks
+from vfz.temporal.training.eval_clips import EvalClips
+from vfz.temporal.training.step import ClipLoss
+
+COUNT_PREFIX = "num_"
+_SHARES = ("top1", "top5", "miou", "delta1", "average_", "occlusion_", "jaccard_", "pts_within_")
+"""How the names of metrics that are shares of 1 begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of one split.
+
+    Attributes:
+        headline: the metric people quote.
+        metrics: all of them by name; those called `num_...` are what the others are means over.
+        split: which videos.
+        num_videos: videos evaluated.
+        num_clips: clips of them.
+        num_missing: videos of the split that are not in the cache (or without label), which count in nothing.
+    """
+
+    headline: str
+    metrics: dict[str, float]
+    split: str
+    num_videos: int
+    num_clips: int
+    num_missing: int
+
+    @property
+    def value(self) -> float:
+        """The headline metric."""
+        return self.metrics[self.headline]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the metrics by their names, and the denominators."""
+        counts = {"num_eval_videos": self.num_videos, "num_eval_clips": self.num_clips}
+        return {"split": self.split, **self.metrics, **counts, "num_eval_missing": self.num_missing}
+
+    def lines(self) -> dict[str, str]:
+        """For people: every metric, then what it was measured on."""
+        counts = {name: value for name, value in self.metrics.items() if name.startswith(COUNT_PREFIX)}
+        shown = {name: _shown(name, value) for name, value in self.metrics.items() if name not in counts}
+        missing = f"; {self.num_missing} more are not in the cache" if self.num_missing else ""
+        measured = ", ".join(f"{value:,.0f} {name.removeprefix(COUNT_PREFIX)}" for name, value in counts.items())
+        return {
+            self.headline: shown.pop(self.headline),
+            **shown,
+            "measured on": f"{measured} of {self.num_videos} videos of {self.split}{missing}",
+        }
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{100 * value:.1f}%" if name.startswith(_SHARES) else f"{value:.4g}"
+
+
+@torch.no_grad()
+def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: Progress) -> Evaluation:
+    """Every metric of the model over the clips of all processes.
+
+    Args:
+        loss: the model and its task; put into evaluation mode.
+        clips: which.
+        ranks: this process among those that have a share of them.
+        progress: told of every batch.
+    """
+    loss.eval()
+    sums: _ClipSums | _VideoSums = _ClipSums(loss.task)
+    if clips.has_several and isinstance(loss.task, ClassifyTask):
+        sums = _VideoSums(clips.num_videos, loss.task.num_classes)
+    num_clips = torch.zeros(1, dtype=torch.float64)
+    progress.start(f"evaluating on {clips.split}", total=clips.num_videos, unit="videos")
+    for batch in clips.batches():
+        if batch.weight == 0:  # a clip that is another process's
+            continue
+        sums.add(loss.answer(batch), batch)
+        num_clips += len(batch.video_ids)
+        progress.advance(len(set(batch.indices_B.tolist())) * ranks.world_size)
+    progress.finish()
+    return Evaluation(
+        headline=loss.task.headline,
+        metrics=sums.compute(ranks),
+        split=clips.split,
+        num_videos=clips.num_videos,
+        num_clips=int(ranks.sum(num_clips)),
+        num_missing=clips.num_missing,
+    )
+
+
+class _ClipSums:
+    """The sums of a task's metrics, clip by clip."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self._metrics = task.new_metrics()
+
+    def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
+        """The answers to some clips."""
+        self._metrics.update(outputs, batch)
+
+    def compute(self, ranks: Ranks) -> dict[str, float]:
+        """The metrics over all processes."""
+        self._metrics.load_state(ranks.sum(self._metrics.state()))
+        return self._metrics.compute()
+
+
+class _VideoSums:
+    """Sums of the softmaxes of each video's clips, V videos of K classes: 64 MB for 20,000 of 400."""
+
+    def __init__(self, num_videos: int, num_classes: int) -> None:
+        self._sums_VK = torch.zeros(num_videos, num_classes, dtype=torch.float64)
+        self._labels_V = torch.zeros(num_videos, dtype=torch.int64)
+
+    def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
+        """The logits of some clips."""
+        assert isinstance(outputs, Tensor)  # noqa: S101 - the readout of classes gives logits
+        self._sums_VK.index_add_(0, batch.indices_B, clip_logits(outputs).softmax(dim=-1).double().cpu())
+        self._labels_V[batch.indices_B] = batch.labels_B.cpu() + 1  # 0: this process has no clip of it
+
+    def compute(self, ranks: Ranks) -> dict[str, float]:
+        """The metrics, one answer a video; all clips of a video have its label."""
+        labels_RV = torch.stack(ranks.gather(self._labels_V))
+        videos = _Videos(labels_B=labels_RV.max(dim=0).values - 1)
+        metrics = ClassifyMetrics()
+        metrics.update(ranks.sum(self._sums_VK), videos)
+        return metrics.compute()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Videos:
+    """What `ClassifyMetrics` needs to know of whole videos."""
+
+    labels_B: Tensor
+
+    @property
+    def frame_mask_BT(self) -> Tensor:  # noqa: N802 - as `TargetBatch`
+        return torch.ones(len(self.labels_B), 1, dtype=torch.bool)
+
+    @property
+    def targets(self) -> dict[str, Tensor]:
+        return {}

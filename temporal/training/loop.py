@@ -1,0 +1,246 @@
+"""The training loop: epochs of steps, checkpoints in between, evaluation after epochs; goes on where it stopped.
+
+A step is: losses of its parts and their gradients, one exchange with the other processes, clipping, the optimizer, the
+schedule, the moving average. Where a loss or gradient is not finite the weights are not touched any more.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfz.pipeline.errors import RunError, RunInterruptedError
+from vfz.pipeline.interrupts import StopRequest
+from vfz.pipeline.progress import Progress
+from vfz.temporal.clips import ClipBatch
+from vfz.temporal.model import TemporalModel
+from vfz.temporal.optim import build_ema, build_optimizer, build_schedule
+from vfz.temporal.training.evaluation import Evaluation, evaluate_clips
+from vfz.temporal.training.experiment import Experiment
+from vfz.temporal.training.run_log import RunLog
+from vfz.temporal.training.state import Position, load_checkpoint, save_checkpoint
+from vfz.temporal.training.step import ClipLoss, autocast_dtype, non_finite_clips, seed_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """A step over all its parts and processes.
+
+    Attributes:
+        loss: mean over everything valid in its clips.
+        weight: how much that was, by `Task.num_valid`; 1 for a step of a single part.
+        num_clips: clips in it.
+        stop: whether a process was asked to stop.
+        save: whether a checkpoint is due.
+    """
+
+    loss: float
+    weight: float
+    num_clips: int
+    stop: bool
+    save: bool
+
+
+class Trainer:
+    """The model of an experiment with all that changes while it is trained.
+
+    Args:
+        experiment: what is trained on what.
+        progress: told of every step.
+        stop: asked after every step.
+
+    Raises:
+        UsageError: an optimizer that is not there or cannot be used, or a model that several processes cannot share.
+    """
+
+    def __init__(self, experiment: Experiment, progress: Progress, stop: StopRequest) -> None:
+        self._experiment, self._progress, self._stop = experiment, progress, stop
+        self._options, self._ranks = experiment.options, experiment.ranks
+        options = self._options
+        self._autocast = autocast_dtype(options.dtype, self._ranks.device)
+        self._loss = ClipLoss(experiment.model, experiment.task, autocast=self._autocast)
+        self._trained = self._ranks.wrap(self._loss)
+        self._optimizer = build_optimizer(
+            self._loss, name=options.optimizer, lr=options.lr, weight_decay=options.weight_decay
+        )
+        steps = experiment.steps_per_epoch
+        self._schedule = build_schedule(
+            self._optimizer, num_steps=options.epochs * steps, num_warmup_steps=round(options.warmup_epochs * steps)
+        )
+        self._ema = build_ema(experiment.model, decay=options.ema) if options.ema else None
+        self.position = Position()
+        self.epoch_seconds: list[float] = []
+        self._saved_at = 0.0
+
+    @property
+    def model(self) -> TemporalModel:
+        """The model that is evaluated and saved: the moving average where there is one."""
+        averaged: TemporalModel = self._ema.module if self._ema else self._experiment.model
+        return averaged
+
+    def run(self, log: RunLog, *, resume: bool) -> Evaluation:
+        """Every epoch that is left, from the last checkpoint or from the beginning; returns the last evaluation.
+
+        Raises:
+            RunError: a loss or gradient is not finite, or the checkpoint is damaged. RunInterruptedError: a signal
+            asked to stop; there is a checkpoint.
+        """
+        self._log = log
+        if resume:
+            self._restore()
+        while True:
+            evaluation = self._epoch()
+            if evaluation and self.position.epoch == self._options.epochs:
+                return evaluation
+
+    def _restore(self) -> None:
+        """Go back to the last checkpoint of the run; where there is none, to its beginning."""
+        found = load_checkpoint(self._experiment.path, self._parts())
+        metrics_bytes = 0
+        if found:
+            self.position, metrics_bytes = found
+        self._schedule.step_update(self.position.step)
+        self._log.cut(metrics_bytes, step=self.position.step)
+
+    def _epoch(self) -> Evaluation | None:
+        """What is left of the epoch in hand; evaluated where that is due, and always after the last one."""
+        started, resumed = time.perf_counter(), self.position.epoch_step > 0
+        number, position = self.position.epoch + 1, self.position
+        self._progress.start(
+            f"epoch {number}/{self._options.epochs}", total=self._experiment.train_clips.num_clips, unit="clips"
+        )
+        self._progress.advance(position.num_clips)
+        self._trained.train()
+        self._saved_at = time.monotonic()
+        for parts in self._experiment.steps(position.epoch, first=position.epoch_step):
+            self._step(parts)
+        self._progress.finish()
+        seconds = time.perf_counter() - started
+        self._save()  # before the evaluation: a run that is stopped there evaluates again
+        position.end_epoch()
+        self._log.write("epoch", step=position.step, epoch=number, train_loss=position.train_loss, seconds=seconds)
+        if not resumed:
+            self.epoch_seconds.append(seconds)
+        every = self._options.eval_every
+        is_due = number == self._options.epochs or (every and number % every == 0)
+        return self._evaluate() if is_due else None
+
+    def _step(self, parts: Sequence[ClipBatch]) -> None:
+        position = self.position
+        seed_step(self._options.seed, position.step, self._ranks.rank)
+        self._optimizer.zero_grad(set_to_none=True)
+        step = self._exchange(self._backward(parts))
+        norm = self._finish_gradients(step)
+        if not (math.isfinite(step.loss) and math.isfinite(norm)):
+            self._refuse(parts, step, norm)
+        lr = self._optimizer.param_groups[0]["lr"]
+        self._optimizer.step()
+        position.advance(step.loss, step.num_clips)
+        self._schedule.step_update(position.step)
+        if self._ema:
+            self._ema.update(self._experiment.model, position.step)
+        self._log.write("step", step=position.step, epoch=position.epoch + 1, loss=step.loss, lr=lr, grad_norm=norm)
+        self._progress.advance(step.num_clips, figures={"loss": position.loss_sum / position.num_clips})
+        if step.stop or step.save:
+            self._save()
+        if step.stop:
+            self._interrupt()
+
+    def _backward(self, parts: Sequence[ClipBatch]) -> tuple[float, float, int]:
+        """Adds up the gradients of losses times weights; returns the sums of both, and the number of clips."""
+        loss = weight = torch.zeros((), device=self._ranks.device)
+        for number, batch in enumerate(parts):
+            with self._gradients_stay_here(last=number == len(parts) - 1):
+                part = self._trained(batch)
+                of_part = self._weight(batch)
+                (part * of_part).backward()
+            loss, weight = loss + part.detach() * of_part, weight + of_part
+        return float(loss), float(weight), sum(len(batch.video_ids) for batch in parts if batch.weight)
+
+    def _weight(self, batch: ClipBatch) -> Tensor:
+        """By what a part's loss counts beside the others: 1 where it is the only one."""
+        if self._experiment.num_parts == 1:
+            return torch.ones((), device=self._ranks.device)
+        # weight 0: a clip that is another process's, for this one has none
+        return self._experiment.task.num_valid(batch).float() * (batch.weight > 0)
+
+    def _gradients_stay_here(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Gradients of all but the last part are kept for the one exchange at the end."""
+        if isinstance(self._trained, nn.parallel.DistributedDataParallel) and not last:
+            return self._trained.no_sync()
+        return nullcontext()
+
+    def _exchange(self, sums: tuple[float, float, int]) -> StepOutcome:
+        """What all processes know of the step once each has added its own."""
+        every_steps = self._options.checkpoint_steps
+        save = bool(every_steps) and (self.position.step + 1) % every_steps == 0
+        if self._ranks.is_first:  # whose clock counts
+            save |= time.monotonic() - self._saved_at >= self._options.checkpoint_seconds
+        mine = torch.tensor([*sums, self._stop.is_requested, save], dtype=torch.float64)
+        loss, weight, num_clips, stop, save_somewhere = self._ranks.sum(mine).tolist()
+        return StepOutcome(
+            loss=loss / max(weight, 1.0),
+            weight=weight,
+            num_clips=int(num_clips),
+            stop=stop > 0,
+            save=save_somewhere > 0,
+        )
+
+    def _finish_gradients(self, step: StepOutcome) -> float:
+        """Makes the sum over the parts their mean, and clips it; returns its norm before."""
+        parameters = [parameter for parameter in self._loss.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # DistributedDataParallel has divided the sum over processes by their number
+        scale = self._ranks.world_size / max(step.weight, 1.0)
+        if scale != 1.0:
+            torch._foreach_mul_(gradients, scale)
+        return float(nn.utils.clip_grad_norm_(parameters, self._options.clip_grad or math.inf))
+
+    def _refuse(self, parts: Sequence[ClipBatch], step: StepOutcome, norm: float) -> None:
+        what = f"the loss is {step.loss}" if not math.isfinite(step.loss) else f"the norm of the gradient is {norm}"
+        where = f"at step {self.position.step} (epoch {self.position.epoch + 1}, "
+        kept = f"{self._experiment.path} keeps its last checkpoint"
+        found = [ids for ids in self._ranks.gather(non_finite_clips(self._loss, parts)) if ids]
+        bad = [video_id for ids in found for video_id in ids]
+        if 0 < len(bad) < step.num_clips:
+            named = ", ".join(bad[:4]) + (", …" if len(bad) > 4 else "")
+            raise RunError(f"{what} {where}clip {named}); look at these videos and their targets; {kept}")
+        ids = parts[0].video_ids
+        named = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
+        raise RunError(f"{what} {where}any clip of {named}); lower --lr, or clip gradients by --clip-grad; {kept}")
+
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        if self._ranks.is_first:
+            metrics_bytes = self._log.sync()
+            save_checkpoint(self._experiment.path, self.position, self._parts(), metrics_bytes=metrics_bytes)
+
+    def _interrupt(self) -> None:
+        self._progress.finish()
+        raise RunInterruptedError(
+            f"stopped as asked after step {self.position.step} (epoch {self.position.epoch + 1} of "
+            f"{self._options.epochs}); {self._experiment.path} has a checkpoint: the same command with --resume goes on"
+        )
+
+    def _evaluate(self) -> Evaluation:
+        experiment, position = self._experiment, self.position
+        evaluation = evaluate_clips(
+            ClipLoss(self.model, experiment.task, autocast=self._autocast),
+            experiment.eval_clips,
+            ranks=self._ranks,
+            progress=self._progress,
+        )
+        self._log.write("eval", step=position.step, epoch=position.epoch, **evaluation.to_dict())
+        self._trained.train()
+        return evaluation
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self._experiment.model, "task": self._experiment.task, "optimizer": self._optimizer}
+        return parts | ({"ema": self._ema.module} if self._ema else {})
