@@ -15,8 +15,6 @@ from vfz.pipeline.extract import extract
 from vfz.pipeline.live import LiveEncoder
 from vfz.pipeline.options import ExtractOptions
 from vfz.temporal.cores.selective_scan import selective_scan
-from vfz.temporal.options import TrainOptions
-from vfz.temporal.train import train_temporal
 
 pytestmark = pytest.mark.bench
 
@@ -74,26 +72,3 @@ def test_extraction_against_the_encoder_alone(record, tmp_path):
         baseline="encoder alone",
         baseline_value=32 / seconds,
     )
-
-
-def test_an_epoch_from_the_cache_against_the_encoder_in_the_loop(record, tmp_path):
-    report = extract(
-        ExtractOptions(
-            dataset="synthetic", root=tmp_path / "videos", encoder="demo", layers=("3",), image_size=96,
-            num_videos=96, out=tmp_path,
-        )
-    )  # fmt: skip
-
-    def epoch(*, online):
-        name = f"online-{online}"
-        trained = train_temporal(
-            TrainOptions(
-                cache=report.cache, core="gmmix", core_dim=64, num_layers=2, num_heads=4, readout_dim=64,
-                readout_heads=4, clip_frames=12, batch_size=8, epochs=3, online=online, out=tmp_path,
-                name=name,
-            )
-        )  # fmt: skip
-        return sorted(trained.epoch_seconds)[1]
-
-    cached, online = (1 / epoch(online=False), 1 / epoch(online=True))
-    record("cached_epoch", value=cached, unit="epochs/s", baseline="encoder in the loop", baseline_value=online)
