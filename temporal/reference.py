@@ -28,7 +28,10 @@ from vfz.temporal.mixers import LayerMixer, build_mixer
 from vfz.temporal.readouts import READOUTS, Readout, build_readout
 from vfz.temporal.reference_names import CORE, MIXERS, check_tensors, fill, shorten
 from vfz.temporal.reference_names import READOUTS as READOUT_NAMES
+from vfz.temporal.reference_rvm import load_rvm_npz
 from vfz.temporal.reference_sizes import PAPER_HEADS, core_sizes, mixer_sizes, readout_sizes
+
+__all__ = ["ReferenceModel", "load_checkpoint", "load_core", "load_mixer", "load_readout", "load_rvm_npz"]
 
 # The cores of the paper, each with the names that tell it from those below it.
 RELEASED_CORES = {"gmmix": "gates.", "mmix": "spatial_blocks.", "m": "mamba_blocks.", "rvm_rnn": "transformer."}
