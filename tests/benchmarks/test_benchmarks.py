@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts.plain_scan import plain_scan
 from timing import seconds_of
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.extract import extract
 from vfz.pipeline.live import LiveEncoder
 from vfz.pipeline.options import ExtractOptions
-from vfz.temporal.cores.selective_scan import selective_scan
 
 pytestmark = pytest.mark.bench
 
@@ -29,24 +27,6 @@ def test_help_against_importing_what_it_needs(record):
         run("-m", "vfz.cli", "--help"), run("-c", "import click, rich.console, rich.table, rich.progress"), rounds=15
     )
     record("help_seconds", value=shown, unit="s", baseline="importing click and rich", baseline_value=imported)
-
-
-def test_selective_scan_against_the_plain_loop_under_autograd(record):
-    generator = torch.Generator().manual_seed(0)
-    S, T, E, K = 201, 16, 768, 16
-    shapes = {"x": (S, T, E), "delta": (S, T, E), "B": (S, T, K), "C": (S, T, K), "D": (E,)}
-    inputs = {name: torch.rand(shape, generator=generator).requires_grad_() for name, shape in shapes.items()}
-    A_EK = (-torch.rand(E, K, generator=generator)).requires_grad_()
-
-    def run(scan):
-        def forward_and_backward():
-            y, _ = scan(inputs["x"], inputs["delta"], A_EK, inputs["B"], inputs["C"], inputs["D"])
-            y.sum().backward()
-
-        return forward_and_backward
-
-    ours, theirs = (1 / seconds for seconds in seconds_of(run(selective_scan), run(plain_scan)))
-    record("selective_scan", value=ours, unit="passes/s", baseline="plain loop under autograd", baseline_value=theirs)
 
 
 def test_extraction_against_the_encoder_alone(record, tmp_path):
