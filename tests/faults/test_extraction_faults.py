@@ -1,59 +1,117 @@
-"""Real faults: a run that is killed at any moment, and a disk that is full.
+"""Real faults: a run that is killed at any moment, a decoder that dies or sleeps, and a disk that is full.
 
 A seeded sample runs in `make test`; the whole campaign in `make faults`.
 """
 
+import contextlib
+import dataclasses
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from extraction import all_tokens, command_line
+from extraction import all_tokens, command_line, shard_files
+from processes import bytes_written_by, children_of, wait_until
+from video_files import VIDEOS
 
 from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.errors import CacheIncompleteError
 from vfz.pipeline.extract import extract
+from vfz.pipeline.options import ExtractOptions
+
+FRAME_BYTES = 640 * 272 * 3
 
 
-def _kill_after_first_shard(options, *, delay):
-    """Start an extraction, kill -9 it `delay` seconds after its first shard; returns the cache's folder."""
+class _Whole(NamedTuple):
+    """What an extraction comes to that nobody stops, and how long it takes."""
+
+    seconds: float
+    shards: dict
+    ids: list
+
+
+@pytest.fixture(scope="module")
+def whole(synthetic_options, synthetic_cache, tmp_path_factory):
+    """In a process of its own, where the videos have been rendered before."""
+    options = synthetic_options(shard_videos=4, out=tmp_path_factory.mktemp("whole"))
+    started = time.monotonic()
+    subprocess.run(command_line(options), capture_output=True, check=True)
+    seconds = time.monotonic() - started
+    (path,) = options.out.iterdir()
+    return _Whole(seconds, shard_files(path), [row.id for row in FeatureCache(path).videos])
+
+
+def _killed(options, *, after_seconds):
+    """Starts an extraction and kills all of it (-9) then; the number of shards it has committed."""
     process = subprocess.Popen(
-        command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if list(options.out.glob("*/shards/*.index.json")):
-            time.sleep(delay)
-            break
-        time.sleep(0.01)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after_seconds)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    (path,) = options.out.iterdir()
-    return path
+    process.wait()
+    return len(list(options.out.glob("*/shards/*.index.json")))
 
 
-@pytest.mark.parametrize("number", [0, 1, pytest.param(range(2, 30), marks=pytest.mark.faults)])
-def test_a_killed_extraction_goes_on_and_ends_like_an_uninterrupted_one(
-    synthetic_options, synthetic_cache, tmp_path, number
-):
-    for seed in [number] if isinstance(number, int) else number:
-        out = tmp_path / str(seed)
-        out.mkdir()
-        options = synthetic_options(shard_videos=4, out=out)
-        path = _kill_after_first_shard(options, delay=random.Random(seed).uniform(0, 3))
-        try:
-            finished = FeatureCache(path)
-        except CacheIncompleteError:
-            pass
-        else:  # the kill came after the last commit
-            assert len(finished.videos) == 48
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 30), marks=pytest.mark.faults)], ids=str)
+def test_a_run_killed_at_any_moment_goes_on_and_ends_like_one_that_was_not(synthetic_options, whole, tmp_path, seeds):
+    for seed in seeds:
+        options = synthetic_options(shard_videos=4, out=tmp_path / str(seed))
+        num_committed = _killed(options, after_seconds=random.Random(seed).uniform(0, whole.seconds))
         report = extract(options)
-        assert report.num_ok == 48
-        assert report.new_videos < 48, "finished shards are not done again"
-        assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
+        assert report.new_videos == 48 - 4 * num_committed, "what is finished is not done again"
+        assert shard_files(report.cache) == whole.shards
+        assert [row.id for row in FeatureCache(report.cache).videos] == whole.ids, "none is lost or doubled"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(signal.SIGKILL, r"decoder died: signal 9 \(SIGKILL\)"), (signal.SIGSTOP, "decoder timed out")],
+)
+def test_a_decoder_that_dies_or_sleeps_for_ever_in_a_run_costs_one_video(tmp_path, number, reason):
+    folder = tmp_path / "clips/train/a"
+    folder.mkdir(parents=True)
+    for name in range(6):
+        shutil.copy(VIDEOS / "bikes.mp4", folder / f"{name}.mp4")
+    options = ExtractOptions(
+        dataset="folder", root=tmp_path / "clips", encoder="test_vit", random_weights=True, layers=("2",),
+        image_size=32, fps=25, end_seconds=4, batch_size=8, decode_workers=1, video_timeout=5, device="cpu",
+        out=tmp_path / "caches",
+    )  # fmt: skip
+    process = subprocess.Popen(command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: list(options.out.glob("*/shards/*-*")) and _decoders_at_work(process), seconds=120)
+        os.kill(_decoders_at_work(process)[0], number)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, errors
+    (path,) = options.out.iterdir()
+    rows = FeatureCache(path).videos
+    (failed,) = [row for row in rows if row.status != "ok"]
+    assert re.search(reason, failed.reason)
+    assert len(rows) == 6
+    report = extract(dataclasses.replace(options, retry_failed=True))
+    assert (report.num_ok, report.num_failed, report.num_tried) == (6, 0, 1)
+    assert len(set(map(str, all_tokens(path).values()))) == 1, "they are copies of one video"
+
+
+def _decoders_at_work(process):
+    """Decode processes of a run that have sent a few frames and not all."""
+    found = []
+    for pid in children_of(process.pid):
+        with contextlib.suppress(OSError):
+            is_decoder = "decoding.child" in Path(f"/proc/{pid}/cmdline").read_text()
+            if is_decoder and bytes_written_by(pid) > 10 * FRAME_BYTES:
+                found.append(pid)
+    return found
 
 
 def test_a_full_disk_is_one_clear_line_and_costs_no_finished_shard(synthetic_options, tmp_path):

@@ -209,7 +209,8 @@ def test_a_shard_that_takes_every_worker_down_is_given_up(options):
     assert "4 workers were lost over one shard" in errors
 
 
-def test_a_scheduler_that_is_not_there_is_one_clear_line(options):
+def test_a_scheduler_that_is_not_there_is_one_clear_line(options, monkeypatch):
+    monkeypatch.setattr("vfz.pipeline.runners.dask.CONNECT_SECONDS", 1)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
