@@ -75,7 +75,7 @@ def _read_chunk(reading: _Reading, shard: str, videos: Sequence[tuple[str, int, 
     shards = OpenShards(reading.source)
     places = []
     for video_id, view, _ in videos:
-        place = shards.find(shard, column.key, (video_id, view))
+        (place,) = shards.find(shard, (column.key,), (video_id, view))
         if place is None:
             raise CacheFormatError(f"shard {shard} of {reading.source.path} has no {column.key} of video {video_id!r}")
         places.append(place)

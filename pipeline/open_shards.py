@@ -22,7 +22,7 @@ from vfz.pipeline.sealed import read_sealed_digest
 from vfz.pipeline.stores import Checksums, ShardReader, get_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from vfz.pipeline.contents import Contents
@@ -85,22 +85,26 @@ class OpenShards:
         self.max_open = max(1, min(soft_limit, _MAX_OPEN_FILES) // 2 // files_per_shard)
         self._begin_process()
 
-    def find(self, shard: str, column_key: str, video: tuple[str, int]) -> tuple[ShardReader, int] | None:
-        """The reader that has a column of a video, and the number of its first frame there; None when none has.
+    def find(
+        self, shard: str, column_keys: Iterable[str], video: tuple[str, int]
+    ) -> list[tuple[ShardReader, int] | None]:
+        """For each column of a video the reader that has it, and the number of its first frame there; None: none has.
 
         Args:
             shard: the one its row names.
-            column_key: e.g. `layer_5/patch`.
+            column_keys: such as `layer_5/patch`.
             video: its id and view.
 
         Raises:
             CacheFormatError: when an index of the shard is damaged or none of this cache's.
             CacheError: when it was replaced since the cache was opened.
         """
-        for commit in reversed(self._opened(shard)):
-            if column_key in commit.column_keys and video in commit.starts:
-                return commit.reader, commit.starts[video]
-        return None
+        found: dict[str, tuple[ShardReader, int]] = {}
+        for commit in self._opened(shard):  # the latest wins
+            start = commit.starts.get(video)
+            if start is not None:
+                found |= dict.fromkeys(commit.column_keys, (commit.reader, start))
+        return [found.get(key) for key in column_keys]
 
     def close(self) -> None:
         """Lets go of open files; a later read opens them again."""

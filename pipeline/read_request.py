@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.pipeline.stores import Checksums, Column
+from vfz.pipeline.stores.base import FrameNumbers
 
 Frames: TypeAlias = slice | Sequence[int] | NDArray[np.integer[Any]]
 Layers: TypeAlias = int | str | Sequence[int | str]
@@ -188,22 +189,22 @@ def check_seconds(seconds: object, frames: Frames | None) -> None:
         raise UsageError(f"seconds is {shown(seconds)}, which ends before it starts; (start, end) is needed")
 
 
-def frame_numbers(frames: Frames | None, num_video_frames: int, video_id: str) -> NDArray[np.int64]:
+def frame_numbers(frames: Frames | None, num_video_frames: int, video_id: str) -> FrameNumbers:
     """[T] frame numbers of a video, all in range; None means all. Nothing is made of a range that is not.
 
     Raises:
         UsageError: when they are no whole numbers, or the video does not have them.
     """
     if frames is None:
-        return np.arange(num_video_frames)
+        return range(num_video_frames)
     if isinstance(frames, slice):
         try:
-            return np.arange(*frames.indices(num_video_frames))
+            return range(*frames.indices(num_video_frames))
         except (TypeError, ValueError) as error:  # numbers that are not whole; a step of 0
             raise UsageError(f"frames is {shown(frames)}; a slice of whole numbers is needed ({error})") from None
     if isinstance(frames, range) and frames:  # the usual clip, in a fifth of the time
         _check_bounds(min(frames[0], frames[-1]), max(frames[0], frames[-1]), num_video_frames, video_id)
-        return np.arange(frames.start, frames.stop, frames.step)
+        return frames
     try:
         numbers = np.asarray(frames)
     except (TypeError, ValueError):  # rows of several lengths; an array that is on a GPU

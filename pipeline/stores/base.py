@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 Checksums = Literal["never", "first", "always"]
 """When a reader compares chunks with their crc32c: never, the first time it meets each, or every time."""
+FrameNumbers: TypeAlias = "range | NDArray[np.int64]"
+"""Frames in any order; a range where they are one, since nothing has to be looked for in it."""
+Copy: TypeAlias = "tuple[NDArray[Any], NDArray[Any]]"
+"""Where to, and where from: arrays of one shape and dtype; the second over a mapped file."""
 
 
 class ShardWriter(ABC):
@@ -213,12 +217,13 @@ class ShardReader(ABC):
         """
 
     @abstractmethod
-    def read_into(self, frames: NDArray[np.int64], outs: Mapping[str, NDArray[Any]]) -> None:
+    def read_into(self, frames: FrameNumbers, outs: Mapping[str, NDArray[Any]], later: list[Copy]) -> None:
         """The same frames of several arrays.
 
         Args:
             frames: [n] frame numbers in the shard.
             outs: by array key, as `out` of `read`; filled one after the other.
+            later: where no more than a copy is left to do, that copy is appended here instead of made: for `copy_all`.
 
         Raises:
             UnknownNameError, UsageError: as `read`.

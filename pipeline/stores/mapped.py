@@ -13,9 +13,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,8 +22,6 @@ from vfz.pipeline.errors import CacheFormatError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 RESTORE = "restore it from a copy or extract the shard again"
 """What to do about damaged data."""
@@ -34,9 +31,6 @@ _AHEAD_BYTES = 128 * 1024
 
 _READY_SECONDS = 5.0
 """For so long a page that was in memory, or on its way there, is taken to be there still."""
-
-_LARGE_BYTES = 256 * 1024
-_IMPORTED_BY = os.getpid()
 
 _mincore = ctypes.CDLL(None, use_errno=True).mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
@@ -96,33 +90,3 @@ class MappedFile:
         pages = bytearray((end - start + _PAGE_BYTES - 1) // _PAGE_BYTES)
         told = _mincore(self._address + start, end - start, ctypes.byref(ctypes.c_char.from_buffer(pages)))
         return told == 0 and 0 not in pages
-
-
-def copy_frames(out: NDArray[Any], frames: NDArray[Any]) -> None:
-    """`np.copyto(out, frames)` for frames that lie apart in a mapped file.
-
-    memcpy, which NumPy calls for every frame, is a fifth slower on pieces of 64 to 200 KB at odd addresses than torch's
-    vectorised copy. So torch copies where it is loaded anyway; not in a forked child with several threads, whose
-    OpenMP would wait for threads that the fork has not taken along.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or out.nbytes < _LARGE_BYTES or not out.flags.c_contiguous:
-        np.copyto(out, frames)
-    elif os.getpid() == _IMPORTED_BY or torch.get_num_threads() == 1:
-        row_bytes = frames[0].nbytes
-        # torch warns of memory that may not be written, which it only reads here: an array that does not say so.
-        source = np.asarray(_Rows(frames, (len(frames), row_bytes), (frames.strides[0], 1)))
-        torch.from_numpy(out.reshape(len(frames), -1).view(np.uint8)).copy_(torch.from_numpy(source))
-    else:
-        np.copyto(out, frames)
-
-
-class _Rows:
-    """Memory of an array as rows of bytes, for `np.asarray`, which keeps this object and so the array."""
-
-    def __init__(self, frames: NDArray[Any], shape: tuple[int, int], strides: tuple[int, int]) -> None:
-        self._frames = frames
-        address = frames.__array_interface__["data"][0]
-        self.__array_interface__ = {
-            "data": (address, False), "shape": shape, "strides": strides, "typestr": "|u1", "version": 3
-        }  # fmt: skip

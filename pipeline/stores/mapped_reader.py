@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError, UsageError
-from vfz.pipeline.stores.base import Checksums, ShardReader
+from vfz.pipeline.stores.base import Checksums, Copy, FrameNumbers, ShardReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 class OpenArray(Protocol):
     """An array whose file is open."""
+
+    def window(self, window: slice) -> NDArray[Any] | None:
+        """Frames of a window (at least one, all in range), fetched and checked, where they lie; None when apart."""
 
     def read(self, frames: NDArray[np.int64], window: slice | None, out: NDArray[Any]) -> None:
         """Copies `frames` (at least one, all in range; `window` where they are one) to `out`."""
@@ -49,36 +52,45 @@ class MappedShardReader(ShardReader):
         if out is None:
             spec = self._spec(key)
             out = np.empty((len(frames), *spec.frame_shape), spec.dtype)
-        self._fill(key, frames, window, out)
+        array = self._array_for(key, len(frames), out)
+        if len(frames):
+            array.read(np.asarray(frames, np.int64), window, out)
         return out
 
-    def read_into(self, frames: NDArray[np.int64], outs: Mapping[str, NDArray[Any]]) -> None:
+    def read_into(self, frames: FrameNumbers, outs: Mapping[str, NDArray[Any]], later: list[Copy]) -> None:
         """See `ShardReader.read_into`; the frames are looked at once for all arrays."""
         frames, window = self._checked(frames)
         for key, out in outs.items():
             try:
-                self._fill(key, frames, window, out)
+                array = self._array_for(key, len(frames), out)
+                source = array.window(window) if window is not None and len(frames) else None
+                if source is not None:
+                    later.append((out, source))
+                elif len(frames):
+                    array.read(np.asarray(frames, np.int64), window, out)
             except CacheFormatError as error:
                 raise CacheFormatError(f"{key}: {error}") from error
 
-    def _checked(self, frames: NDArray[np.int64]) -> tuple[NDArray[np.int64], slice | None]:
+    def _checked(self, frames: FrameNumbers) -> tuple[FrameNumbers, slice | None]:
         """The frames, all in range, and the window they are, if they are one."""
-        frames = np.asarray(frames, dtype=np.int64)
-        window = as_slice(frames)
-        lowest, highest = (window.start, window.stop - 1) if window else (frames.min(), frames.max())
+        if isinstance(frames, range) and frames and frames.step > 0:
+            window: slice | None = slice(frames.start, frames[-1] + 1, frames.step)
+        else:
+            frames = np.asarray(frames, dtype=np.int64)
+            window = as_slice(frames)
+        lowest, highest = (window.start, window.stop - 1) if window else (np.min(frames), np.max(frames))
         if lowest < 0 or highest >= self._num_frames:
             raise UsageError(
                 f"{self.path}: frames {lowest} to {highest} requested; the shard has frames 0 to {self._num_frames - 1}"
             )
         return frames, window
 
-    def _fill(self, key: str, frames: NDArray[np.int64], window: slice | None, out: NDArray[Any]) -> None:
+    def _array_for(self, key: str, num_frames: int, out: NDArray[Any]) -> OpenArray:
+        """The open array, when so many frames of it fit `out`."""
         spec = self._spec(key)
-        shape = (len(frames), *spec.frame_shape)
-        if out.shape != shape or out.dtype != spec.dtype:
+        if out.shape != (shape := (num_frames, *spec.frame_shape)) or out.dtype != spec.dtype:
             raise UsageError(f"{key}: out is {out.dtype} {out.shape}; {spec.dtype} {shape} is needed")
-        if len(frames):
-            self._opened(spec).read(frames, window, out)
+        return self._opened(spec)
 
     def _spec(self, key: str) -> ArraySpec:
         spec = self._specs.get(key)

@@ -7,6 +7,7 @@ Shapes: F frames of a shard, N tokens (P of them for prefix), D channels, G grou
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -47,7 +48,7 @@ class ArraySpec:
     @property
     def frame_bytes(self) -> int:
         """Bytes of one frame before compression."""
-        return int(np.prod(self.frame_shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.frame_shape) * self.dtype.itemsize
 
     @property
     def frames_per_chunk(self) -> int:

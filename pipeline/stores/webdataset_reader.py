@@ -23,6 +23,7 @@ import google_crc32c
 import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.stores.copying import copy_frames
 from vfz.pipeline.stores.mapped import RESTORE, MappedFile
 from vfz.pipeline.stores.mapped_reader import MappedShardReader
 from vfz.pipeline.stores.tar_members import (
@@ -95,23 +96,34 @@ class _MappedArray:
         self._payloads: dict[int, NDArray[Any]] = {}
         self._checksums, self._verified = checksums, verified
 
+    def window(self, window: slice) -> NDArray[Any] | None:
+        """Frames of a window (at least one, all in range), fetched and checked, where they lie.
+
+        None when they are of several videos.
+        """
+        starts = self._tar.starts
+        video = bisect_right(starts, window.start) - 1
+        if window.stop > starts[video + 1]:
+            return None
+        frames = slice(window.start - starts[video], window.stop - starts[video], window.step)
+        return self._prepared(video, frames)[frames]
+
     def read(self, frames: NDArray[np.int64], window: slice | None, out: NDArray[Any]) -> None:
         """Copies `frames` of the shard (at least one, all in range; `window` where they are one) to `out`."""
+        if window is not None and (source := self.window(window)) is not None:
+            copy_frames(out, source)
+            return
         starts = self._tar.starts
-        if window is not None:
-            video = bisect_right(starts, window.start) - 1
-            start = starts[video]
-            if window.stop <= starts[video + 1]:
-                self._read_video(video, slice(window.start - start, window.stop - start, window.step), out)
-                return
         videos = np.searchsorted(starts, frames, side="right") - 1
         cuts = [0, *(np.flatnonzero(np.diff(videos)) + 1).tolist(), len(frames)]
         for first, last in pairwise(cuts):
             video = int(videos[first])
-            self._read_video(video, frames[first:last] - starts[video], out[first:last])
+            of_video = frames[first:last] - starts[video]
+            # All are in range; "raise" would copy twice.
+            np.take(self._prepared(video, of_video), of_video, axis=0, out=out[first:last], mode="clip")
 
-    def _read_video(self, video: int, frames: slice | NDArray[np.int64], out: NDArray[Any]) -> None:
-        """The same with frames of one video, counted from its first."""
+    def _prepared(self, video: int, frames: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """All frames of a video, over the mapped file; these of them, counted from its first, fetched and checked."""
         payload = self._payloads.get(video)
         if payload is None:
             payload = self._payloads[video] = self._open_payload(video)
@@ -119,10 +131,7 @@ class _MappedArray:
             self._fetch(video, payload, first, last)
             if self._checksums != "never":
                 self._verify(video, payload, first, last)
-        if isinstance(frames, slice):
-            np.copyto(out, payload[frames])
-        else:
-            np.take(payload, frames, axis=0, out=out, mode="clip")  # all are in range; "raise" would copy twice
+        return payload
 
     def _runs(self, frames: slice | NDArray[np.int64]) -> list[tuple[int, int]]:
         """The chunks that hold these frames of a video, as first and last + 1 of each run of neighbours."""

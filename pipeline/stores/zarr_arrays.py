@@ -14,7 +14,8 @@ import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores.compression import decode
-from vfz.pipeline.stores.mapped import RESTORE, copy_frames
+from vfz.pipeline.stores.copying import copy_frames
+from vfz.pipeline.stores.mapped import RESTORE
 from vfz.pipeline.stores.zarr_store import CRC_BYTES
 
 if TYPE_CHECKING:
@@ -86,26 +87,44 @@ class PlainArray:
             start,
             (stride, self._frame_bytes, *np.empty(spec.frame_shape, spec.dtype).strides),
         )
+        self._frames = self._chunks[:, 0]  # where a chunk is one frame
+
+    def window(self, window: slice) -> NDArray[Any] | None:
+        """Frames of a window (at least one, all in range), fetched and checked, where they lie.
+
+        None when they are not at equal distances, in several chunks of several frames.
+        """
+        if self._frames_per_chunk == 1:
+            found = self._frames[window]
+        else:
+            chunk, place = divmod(window.start, self._frames_per_chunk)
+            num_frames = window.stop - window.start
+            if place + num_frames > self._frames_per_chunk:
+                return None
+            found = self._chunks[chunk, place : place + num_frames : window.step]
+        self._prepare_window(window)
+        return found
 
     def read(self, frames: NDArray[np.int64], window: slice | None, out: NDArray[Any]) -> None:
         """Copies `frames` (at least one, all in range; `window` where they are one) to `out`."""
-        if window is not None and window.step == 1:
-            self._prepare(window.start, window.stop - 1)
-        else:
-            for chunk in sorted(set((frames // self._frames_per_chunk).tolist())):
-                self._prepare(chunk * self._frames_per_chunk, (chunk + 1) * self._frames_per_chunk - 1)
         if window is not None:
-            self._copy_window(window, out)
-        elif self._frames_per_chunk == 1:
+            source = self.window(window)
+            if source is not None:
+                copy_frames(out, source)
+            else:
+                self._prepare_window(window)
+                self._copy_window(window, out)
+            return
+        for chunk in sorted(set((frames // self._frames_per_chunk).tolist())):
+            self._prepare_chunk(chunk)
+        if self._frames_per_chunk == 1:
             for number, frame in enumerate(frames.tolist()):  # 64 KiB or more each: the loop is nothing beside them
-                out[number] = self._chunks[frame, 0]
+                out[number] = self._frames[frame]
         else:
             out[...] = self._chunks[frames // self._frames_per_chunk, frames % self._frames_per_chunk]
 
     def _copy_window(self, window: slice, out: NDArray[Any]) -> None:
-        if self._frames_per_chunk == 1:
-            copy_frames(out, self._chunks[window, 0])
-            return
+        """Of several chunks of several frames."""
         number, frame = 0, window.start
         while frame < window.stop:  # chunk by chunk: 64 KiB or more each
             chunk, place = divmod(frame, self._frames_per_chunk)
@@ -114,23 +133,30 @@ class PlainArray:
             number += len(piece)
             frame += len(piece) * window.step
 
+    def _prepare_window(self, window: slice) -> None:
+        if window.step == 1:
+            self._prepare(window.start, window.stop - 1)
+            return
+        numbers = range(window.start, window.stop, window.step)
+        for chunk in sorted({frame // self._frames_per_chunk for frame in numbers}):
+            self._prepare_chunk(chunk)
+
+    def _prepare_chunk(self, chunk: int) -> None:
+        self._prepare(chunk * self._frames_per_chunk, (chunk + 1) * self._frames_per_chunk - 1)
+
     def _prepare(self, first: int, last: int) -> None:
         """Has frames `first` to `last` on their way to memory, and their chunks checked where that is still to do."""
-        chunk, end = first // self._frames_per_chunk, last // self._frames_per_chunk + 1
-        if self._checksums == "never" or (self._checksums == "first" and 0 not in self._verified[chunk:end]):
-            self._file.fetch(self._place(first), self._place(last) + self._frame_bytes)
+        per_chunk, verified = self._frames_per_chunk, self._verified
+        (chunk, frame), (end_chunk, end_frame) = divmod(first, per_chunk), divmod(last, per_chunk)
+        start, end = self._start + chunk * self._stride, self._start + end_chunk * self._stride
+        if self._checksums == "never" or (self._checksums == "first" and 0 not in verified[chunk : end_chunk + 1]):
+            self._file.fetch(start + frame * self._frame_bytes, end + (end_frame + 1) * self._frame_bytes)
             return
-        start = self._start + chunk * self._stride
-        self._file.fetch(start, start + (end - 1 - chunk) * self._stride + self._layout.chunk_bytes + CRC_BYTES)
-        for number in range(chunk, end):
-            if self._checksums == "always" or not self._verified[number]:
+        self._file.fetch(start, end + self._layout.chunk_bytes + CRC_BYTES)
+        for number in range(chunk, end_chunk + 1):
+            if self._checksums == "always" or not verified[number]:
                 self._layout.check(number, self._payloads[number], int(self._crc32c[number]))
-                self._verified[number] = True
-
-    def _place(self, frame: int) -> int:
-        """Where a frame begins in the file, in bytes."""
-        chunk, number = divmod(frame, self._frames_per_chunk)
-        return self._start + chunk * self._stride + number * self._frame_bytes
+                verified[number] = True
 
 
 class EncodedArray:
@@ -145,6 +171,9 @@ class EncodedArray:
     ) -> None:
         self._layout, self._compression, self._offsets, self._lengths = layout, compression, offsets, lengths
         self._bytes = np.frombuffer(layout.file.bytes, np.uint8)
+
+    def window(self, window: slice) -> None:
+        """None: no frame lies anywhere before it is decoded."""
 
     def read(self, frames: NDArray[np.int64], window: slice | None, out: NDArray[Any]) -> None:  # noqa: ARG002
         """Decodes `frames` (at least one, all in range) into `out`."""

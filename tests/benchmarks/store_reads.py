@@ -62,7 +62,7 @@ def write_shard(store, path, columns, arrays, *, step=32):
         return writer.finish()
 
 
-def window_rows(store, folder, *, dim=384, precision="fp16", checksums=CHECKSUMS, rounds=9):
+def window_rows(store, folder, *, dim=384, precision="fp16", checksums=CHECKSUMS, rounds=41):
     """Random windows of 16 frames into a given buffer, against copying the float16 tokens out of an np.memmap."""
     columns, num_frames = make_columns(dim, precision), FRAMES[dim]
     path = folder / f"{store}-{dim}-{precision}{get_store(store).suffix}"
@@ -131,7 +131,7 @@ def moved_rows(store, folder, *, dim=384, precision="fp16", num_frames=128):
     return rows
 
 
-def writing_rows(store, folder, *, dim=384, precision="fp16", compression="none", rounds=5):
+def writing_rows(store, folder, *, dim=384, precision="fp16", compression="none", rounds=9):
     """Writing a shard with fsync, against ndarray.tofile and fsync of the same bytes; and the writer's memory."""
     columns, num_frames = make_columns(dim, precision, compression=compression), FRAMES[dim]
     arrays = make_arrays(columns, num_frames)

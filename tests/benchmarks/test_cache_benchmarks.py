@@ -1,20 +1,14 @@
 """What the cache claims: speed of windows and writing, bytes moved, size and error of precisions, opening, accuracy."""
 
 import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from benchmarks.cache_open import measure_opening
+from benchmarks.cache_reads import batch_rows
 from benchmarks.precision_accuracy import accuracy_changes
 from benchmarks.precision_error import precision_rows
 from benchmarks.store_reads import moved_rows, window_rows, writing_rows
-from timing import seconds_of
-
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
 
 pytestmark = pytest.mark.bench
 
@@ -28,8 +22,6 @@ def _one_copying_thread():
     torch.set_num_threads(threads)
 
 
-VIDEO = Path(__file__).parents[1] / "data/videos/bikes.mp4"
-
 stores = pytest.mark.parametrize("store", ["zarr", "webdataset"])
 
 
@@ -42,40 +34,11 @@ def test_windows_against_copying_out_of_a_mapped_file(record, tmp_path, store, d
 
 
 @stores
+@pytest.mark.parametrize("dim", [384, 1024])
 @pytest.mark.parametrize(("precision", "goal"), [("fp16", "at least 0.9"), ("int8", "at least 1.4")])
-def test_batches_of_a_cache_against_copying_out_of_a_mapped_file(record, tmp_path, store, precision, goal):
-    """16 clips of 16 frames of 196 x 384 patch tokens (ViT-S/16, random weights), into buffers that are used again."""
-    video = tmp_path / "clips/train/a/bikes.mp4"
-    video.parent.mkdir(parents=True)
-    video.symlink_to(VIDEO)
-    options = ExtractOptions(
-        dataset="folder", root=tmp_path / "clips", encoder="vit_small_patch16_224", random_weights=True,
-        layers=("11",), parts=("patch",), fps=25, precision=precision, store=store, out=tmp_path,
-    )  # fmt: skip
-    cache = FeatureCache(extract(options).cache, checksums="never")
-    row = cache.ok_videos()[0]
-    shape = (row.num_frames, *cache.layers["11"]["patch"])
-    np.ones(shape, np.float16).tofile(tmp_path / "plain")
-    plain = np.memmap(tmp_path / "plain", np.float16, mode="r", shape=shape)
-    starts = np.random.default_rng(0).integers(0, row.num_frames - 16, 16)
-    clips = [(row.id, range(start, start + 16)) for start in starts]
-    buffers = cache.new_batch(16, 16)
-    plain_buffer = np.empty((16, 16, *shape[1:]), np.float16)  # as `new_batch` makes its own
-    plain_buffer[...] = 0
-
-    def through_memmap():
-        for place, start in zip(plain_buffer, starts, strict=True):
-            np.copyto(place, plain[start : start + 16])
-
-    ours, theirs = seconds_of(lambda: cache.read_batch(clips, out=buffers), through_memmap, rounds=25)
-    record(
-        f"read_batch[{store},{precision}]",
-        value=16 / ours,
-        unit="windows/s",
-        baseline="np.memmap copy of float16",
-        baseline_value=16 / theirs,
-        goal=goal,
-    )
+def test_batches_of_a_cache_against_copying_out_of_a_mapped_file(record, tmp_path, store, dim, precision, goal):
+    for row in batch_rows(store, tmp_path, dim=dim, precision=precision):
+        record(**row._asdict(), goal=goal)
 
 
 @stores

@@ -1,0 +1,104 @@
+"""What `FeatureCache.read_batch` costs beside plain files: batches of windows into buffers that are used again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from benchmarks.store_reads import (
+    FRAMES,
+    TOKENS,
+    VIDEO_FRAMES,
+    WINDOW,
+    Row,
+    make_arrays,
+    make_columns,
+    write_shard,
+)
+from contracts.tiny_cache import contents_of, recipe_of
+from timing import seconds_of
+
+from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache_header import create_cache, read_header
+from vfz.pipeline.calibration import digest_of
+from vfz.pipeline.commit import ShardIndex, commit_shard, new_data_path
+from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.ledger import LedgerRow
+from vfz.pipeline.plan import extend_plans
+from vfz.pipeline.source import VideoSource
+from vfz.pipeline.stores import get_store
+
+BATCH = 16
+NUM_WARM_UPS = 4
+"""The first copies of a process try which way is the fastest."""
+
+
+def make_cache(folder: Path, *, store: str, dim: int, precision: str) -> Path:
+    """A cache of one shard with the tokens that `store_reads` measures, in videos of 128 frames."""
+    columns, num_frames = make_columns(dim, precision), FRAMES[dim]
+    create_cache(
+        folder,
+        recipe=recipe_of(precision),
+        provenance={},
+        fill=lambda inside: contents_of(inside, columns, store=store),
+    )
+    records = [
+        VideoRecord(id=f"v{start}", source=VideoSource(path=Path(f"/videos/v{start}.mp4")), split="train", label=None)
+        for start in range(0, num_frames, VIDEO_FRAMES)
+    ]
+    (plan,) = extend_plans(folder / "plan", records, shard_size_videos=len(records))
+    ((shard, videos),) = plan.shards.items()
+    path = new_data_path(folder, shard, get_store(store).suffix)
+    data = write_shard(store, path, columns, make_arrays(columns, num_frames))
+    header = read_header(folder)
+    rows = tuple(
+        LedgerRow(
+            id=video.id, view=0, split=video.split, label=None, status="ok", reason="", attempts=1,
+            num_frames=VIDEO_FRAMES, frame_start=place * VIDEO_FRAMES, shard=shard, source_digest="0" * 64,
+            source_path=video.path, duration_seconds=20.0, folds={},
+        )
+        for place, video in enumerate(videos)
+    )  # fmt: skip
+    commit_shard(
+        folder,
+        ShardIndex(
+            shard=shard, number=0, plan=plan.number, fingerprint=header.fingerprint,
+            calibration_digest=digest_of(columns, header.contents), data=data, rows=rows,
+            column_keys=tuple(column.key for column in columns),
+        ),
+    )  # fmt: skip
+    return folder
+
+
+def batch_rows(store: str, folder: Path, *, dim: int, precision: str, rounds: int = 41) -> list[Row]:
+    """Batches of 16 random windows through `FeatureCache`, times of frames included, against np.memmap copies."""
+    path = make_cache(folder / f"{store}-{dim}-{precision}", store=store, dim=dim, precision=precision)
+    cache = FeatureCache(path, checksums="never")
+    plain_path, shape = folder / f"plain-{dim}", (FRAMES[dim], TOKENS, dim)
+    make_arrays(make_columns(dim, "fp16"), shape[0])["layer_0/patch"].tofile(plain_path)
+    plain = np.memmap(plain_path, np.float16, mode="r", shape=shape)
+    random = np.random.default_rng(0)
+    videos = random.integers(0, shape[0] // VIDEO_FRAMES, BATCH) * VIDEO_FRAMES
+    starts = random.integers(0, VIDEO_FRAMES - WINDOW, BATCH)
+    clips = [(f"v{video}", range(start, start + WINDOW)) for video, start in zip(videos, starts.tolist(), strict=True)]
+    buffers = cache.new_batch(BATCH, WINDOW)
+    plain_buffer = np.empty((BATCH, WINDOW, *shape[1:]), np.float16)  # as `new_batch` makes its own
+    plain_buffer[...] = 0
+
+    def through_memmap() -> None:
+        for place, start in zip(plain_buffer, videos + starts, strict=True):
+            np.copyto(place, plain[start : start + WINDOW])
+
+    for _ in range(NUM_WARM_UPS):
+        cache.read_batch(clips, out=buffers)
+    ours, theirs = seconds_of(lambda: cache.read_batch(clips, out=buffers), through_memmap, rounds=rounds)
+    cache.close()
+    return [
+        Row(
+            f"read_batch[{store},{TOKENS}x{dim},{precision}]",
+            BATCH / ours,
+            "windows/s",
+            "np.memmap copy of float16",
+            BATCH / theirs,
+        )
+    ]
