@@ -24,6 +24,7 @@ def repair_command(options: RepairOptions, session: Session) -> None:
     from vfz.pipeline.errors import CacheFormatError
     from vfz.pipeline.find import find_cache
     from vfz.pipeline.maintenance.repair import repair_cache
+    from vfz.pipeline.units import counted
 
     with progress() as shown:
         report = repair_cache(find_cache(options.cache, how="as CACHE"), dry_run=options.dry_run, progress=shown)
@@ -38,4 +39,6 @@ def repair_command(options: RepairOptions, session: Session) -> None:
         rows["result"] = report.result
         show("repair", rows)
     if report.not_repaired:
-        raise CacheFormatError(f"{report.cache}: {len(report.not_repaired)} problems cannot be repaired; see above")
+        raise CacheFormatError(
+            f"{report.cache}: {counted(len(report.not_repaired), 'problem')} cannot be repaired; see above"
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vfz.cli.options import Session, command
 from vfz.pipeline.maintenance.options import VerifyOptions
-from vfz.pipeline.units import human_bytes
+from vfz.pipeline.units import counted, human_bytes
 
 if TYPE_CHECKING:
     from vfz.pipeline.maintenance.compare import CompareReport
@@ -41,7 +41,9 @@ def verify_command(options: VerifyOptions, session: Session) -> None:
     if not session.json:
         _show_report(report)
     if not report.intact:
-        failures.append(f"{path} is damaged: {len(report.damage)} problems; vfz cache repair mends what it can")
+        failures.append(
+            f"{path} is damaged: {counted(len(report.damage), 'problem')}; vfz cache repair mends what it can"
+        )
     if options.against is not None and not failures:
         compared = compare_caches(path, options.against)
         found["against"] = {**dataclasses.asdict(compared), "interchangeable": compared.interchangeable}
@@ -75,7 +77,7 @@ def _show_report(report: VerifyReport) -> None:
         "videos": f"{report.num_videos} with {report.num_frames} frames, {report.num_pending} pending",
     }
     rows |= {f"{number}.": problem for number, problem in enumerate(report.problems, 1)}
-    rows["result"] = "intact" if report.intact else f"damaged: {len(report.damage)} problems"
+    rows["result"] = "intact" if report.intact else f"damaged: {counted(len(report.damage), 'problem')}"
     show("verify", rows)
 
 

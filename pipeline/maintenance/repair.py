@@ -34,6 +34,7 @@ from vfz.pipeline.maintenance.verify_state import PLAN
 from vfz.pipeline.maintenance.verify_strays import data_names, is_orphan, is_unfinished
 from vfz.pipeline.progress import Progress
 from vfz.pipeline.stores.base import remove_data
+from vfz.pipeline.units import counted
 
 Commit = tuple[str, int]
 
@@ -81,11 +82,11 @@ class RepairReport:
         parts = []
         if self.not_repaired:
             touched = "" if self.steps else "; nothing was touched"
-            parts.append(f"{len(self.not_repaired)} problems are left that cannot be repaired{touched}")
+            parts.append(f"{counted(len(self.not_repaired), 'problem')} left that cannot be repaired{touched}")
         if self.steps:
-            parts.append(f"{len(self.steps)} steps {'would be ' if self.dry_run else ''}taken")
+            parts.append(f"{counted(len(self.steps), 'step')} {'would be ' if self.dry_run else ''}taken")
         if self.num_to_extract:
-            parts.append(f"run the same vfz extract again: {self.num_to_extract} shards are to be made again")
+            parts.append(f"run the same vfz extract again: {counted(self.num_to_extract, 'shard')} to be made again")
         return "; ".join(parts) or "nothing to repair"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from benchmarks.store_reads import (
     FRAMES,
     TOKENS,
@@ -25,6 +27,7 @@ from vfz.pipeline.commit import ShardIndex, commit_shard, new_data_path
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.plan import extend_plans
+from vfz.pipeline.precision import channel_stats, expand, to_stored
 from vfz.pipeline.source import VideoSource
 from vfz.pipeline.stores import get_store
 
@@ -101,4 +104,21 @@ def batch_rows(store: str, folder: Path, *, dim: int, precision: str, rounds: in
             "np.memmap copy of float16",
             BATCH / theirs,
         )
+    ]
+
+
+def expansion_rows(*, dim: int, rounds: int = 21) -> list[Row]:
+    """Stored windows to float32, which the reads above leave out, against float16 to float32."""
+    tokens = torch.randn((WINDOW, TOKENS, dim), generator=torch.Generator().manual_seed(0))
+    stats = channel_stats(tokens)
+    stored = {precision: to_stored(tokens, precision, stats) for precision in ("fp16", "int8", "int4")}
+
+    def through(precision: str) -> Callable[[], torch.Tensor]:
+        found = stored[precision]
+        return lambda: expand(found.payload, found.scale, precision=precision, stats=stats, dim=dim)
+
+    *ours, theirs = seconds_of(through("int8"), through("int4"), through("fp16"), rounds=rounds)
+    return [
+        Row(f"expansion[{TOKENS}x{dim},{precision}]", 1 / seconds, "windows/s", "float16 to float32", 1 / theirs)
+        for precision, seconds in zip(("int8", "int4"), ours, strict=True)
     ]

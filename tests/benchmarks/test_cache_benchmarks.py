@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from benchmarks.cache_open import measure_opening
-from benchmarks.cache_reads import batch_rows
+from benchmarks.cache_reads import batch_rows, expansion_rows
 from benchmarks.precision_accuracy import accuracy_changes
 from benchmarks.precision_error import precision_rows
 from benchmarks.store_reads import moved_rows, window_rows, writing_rows
@@ -39,6 +39,12 @@ def test_windows_against_copying_out_of_a_mapped_file(record, tmp_path, store, d
 def test_batches_of_a_cache_against_copying_out_of_a_mapped_file(record, tmp_path, store, dim, precision, goal):
     for row in batch_rows(store, tmp_path, dim=dim, precision=precision):
         record(**row._asdict(), goal=goal)
+
+
+@pytest.mark.parametrize("dim", [384, 1024])
+def test_expansion_to_float32(record, dim):
+    for row in expansion_rows(dim=dim):
+        record(**row._asdict())
 
 
 @stores
