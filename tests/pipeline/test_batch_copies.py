@@ -1,4 +1,4 @@
-"""Several arrays of a shard at once, and the ways in which frames are copied: the bytes are always those of np.copyto."""
+"""Several arrays of a shard at once, and the ways in which frames are copied: always the bytes of np.copyto."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shard(request, tmp_path_factory):
         range(10, 26),
         range(70, 170, 7),
         range(60, 80),  # of three videos
-        range(0, NUM_FRAMES),
+        range(NUM_FRAMES),
         range(90, 80, -1),
         range(5, 5),
         np.array([200, 3, 3, 77]),
