@@ -48,13 +48,13 @@ class MappedShardReader(ShardReader):
 
     def read(self, key: str, frames: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `ShardReader.read`."""
-        frames, window = self._checked(frames)
+        checked, window = self._checked(frames)
         if out is None:
             spec = self._spec(key)
-            out = np.empty((len(frames), *spec.frame_shape), spec.dtype)
-        array = self._array_for(key, len(frames), out)
-        if len(frames):
-            array.read(np.asarray(frames, np.int64), window, out)
+            out = np.empty((len(checked), *spec.frame_shape), spec.dtype)
+        array = self._array_for(key, len(checked), out)
+        if len(checked):
+            array.read(np.asarray(checked, np.int64), window, out)
         return out
 
     def read_into(self, frames: FrameNumbers, outs: Mapping[str, NDArray[Any]], later: list[Copy]) -> None:
