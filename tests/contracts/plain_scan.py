@@ -2,7 +2,7 @@
 
 `published_scan` is how public implementations of Mamba write it where they have no kernel: decays and inputs of all
 frames first, the state innermost, an einsum per frame. `plain_scan` says the same in the layout that suits torch
-best: nothing but the state lives beyond a frame, channels innermost. It is three to eight times as fast, and the harder
+best: nothing but the state lives beyond a frame, channels innermost. It is several times as fast, and the harder
 baseline.
 """
 
