@@ -26,11 +26,22 @@ def peak_mb(command):
 
 
 def _family(pid):
-    """A process and all under it that live."""
+    """A process and all under it that live and run a program of their own.
+
+    One that was just forked still shows the memory of its parent, and its command line.
+    """
     try:
-        return [pid, *(below for child in children_of(pid) for below in _family(child))]
+        children = [child for child in children_of(pid) if _command_of(child) != _command_of(pid)]
     except (FileNotFoundError, ProcessLookupError):
         return [pid]
+    return [pid, *(below for child in children for below in _family(child))]
+
+
+def _command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _peak_kb(pid):
