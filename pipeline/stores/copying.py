@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Way = Callable[[NDArray[Any], NDArray[Any]], None]
 
 _LARGE_BYTES = 256 * 1024
-_PIECE_BYTES = 512 * 1024
+_PIECE_BYTES = 896 * 1024
 """Of a larger piece memcpy goes around the processor's cache: with glibc from 3/4 of a thread's share of it on."""
 _NUM_TRIALS = 16
 """Of each way. The fourth best counts: many others meet pages that are not mapped yet, or a busy moment."""

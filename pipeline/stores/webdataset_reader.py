@@ -6,9 +6,9 @@ from the index alone, and the first read of a member compares it. A pickle, a na
 claims other sizes is refused for not being equal.
 
 Only the chunks of a window leave the disk (`vfz.pipeline.stores.mapped`): reading every second frame, or one layer of
-four, moves 1.00 to 1.06 times that part of the file. Cost: some 20 µs per read beside the copy, half of it to ask
-whether the window is in memory: if it is, 16 frames of 201x384 float16 (2.5 MB, 0.1 ms) come at 0.85 to 0.9 times the
-speed of a copy out of a np.memmap, of 201x1024 at 0.95 times.
+four, moves 1.00 to 1.06 times that part of the file. Cost: some 10 µs per clip of a batch beside the copy, twice that
+for a read alone: 16 frames of 201x384 float16 (2.5 MB, 0.1 ms) come at about 0.9 times the speed of a copy out of a
+np.memmap, of 201x1024 at 0.95 to 1.03 times.
 """
 
 from __future__ import annotations
