@@ -1,40 +1,89 @@
-"""`vfz probe`: options in, `vfz.temporal.probes.run.probe`, table out."""
+"""`vfz probe`: options in, `vfz.temporal.probes.run`, table out."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vfz.cli.options import Session, command
 from vfz.temporal.options import ProbeOptions
 
+if TYPE_CHECKING:
+    from vfz.temporal.probes.record import ProbeReport
+
 EXAMPLE = """\
 vfz probe --probe linear
-vfz probe --probe attentive --temporal runs/my-run"""
+vfz probe --probe attentive --temporal runs/my-run
+vfz probe --probe linear --layers 2,5,8,11 --sweep
+vfz probe --probe knn --shots 1%,5%,10% --seeds 3"""
 
 
 @command(ProbeOptions, name="probe", example=EXAMPLE)
 def probe_command(options: ProbeOptions, session: Session) -> None:
     """Fit a probe on cached tokens, or on what a trained temporal module makes of them.
 
-    Settings are chosen on a held-out tenth of the training split; the reported split chooses nothing.
+    Settings are chosen on a held-out tenth of the training split; the reported split chooses nothing. A result that is
+    there already is shown again.
     """
-    from vfz.cli.console import percent, print_json, progress, show
-    from vfz.temporal.probes.run import probe
+    from vfz.cli.console import print_json, progress
+    from vfz.temporal.probes.run import probe_all
 
     with progress() as shown:
-        report = probe(options, progress=shown)
+        reports = probe_all(options, progress=shown)
     if session.json:
-        print_json(dataclasses.asdict(report))
-        return
-    missing = f", {report.num_eval_missing} not in the cache" if report.num_eval_missing else ""
-    show(
-        f"probe {report.probe}",
-        {
-            "result": report.result,
-            "features": f"{report.features} ({report.pool})",
-            "top-1": f"{percent(report.top1)} ± {percent(report.standard_error)} of {report.num_eval_clips} clips of "
-            f"{report.eval_split}{missing}",
-            "chance": percent(report.chance),
-            "chosen": ", ".join(f"{name} {value:.4g}" for name, value in report.chosen.items()),
-        },
-    )
+        values = [dataclasses.asdict(report) for report in reports]
+        print_json(values[0] if len(values) == 1 else {"probes": values})
+    elif len(reports) == 1:
+        _show_one(reports[0])
+    else:
+        _show_several(reports)
+
+
+def _show_one(report: ProbeReport) -> None:
+    from vfz.cli.console import percent, show
+
+    rows = {
+        "result": report.result + (" (stored; --force probes again)" if report.reused else ""),
+        "features": f"{report.features} ({_frames(report.pool)}), layers {', '.join(report.layers)}",
+        "top-1": f"{_top1(report)} of {report.num_eval_clips} videos of {report.eval_split}",
+        "top-5": percent(report.top5),
+        "of all planned": f"{percent(report.top1_of_planned)} of {report.num_eval_planned} videos, "
+        f"{report.num_eval_missing} of them not in the cache",
+        "chance": percent(report.chance),
+        "chosen": ", ".join(f"{name} {value:.4g}" for name, value in report.chosen.items()),
+        "fitted on": f"{report.num_train} videos" + (f" ({report.shots} shots)" if report.shots else ""),
+        "best head on validation": f"{percent(report.best_head_on_validation)} (chosen on the reported videos "
+        "themselves, as others publish)",
+    }
+    show(f"probe {report.probe}", rows)
+
+
+def _show_several(reports: Sequence[ProbeReport]) -> None:
+    from vfz.cli.console import percent, table
+
+    columns = ["layers", "shots", "top-1", "videos", "not in the cache", "best head on validation", "result"]
+    rows = [
+        (
+            ", ".join(report.layers),
+            report.shots or "all",
+            _top1(report),
+            report.num_eval_clips,
+            report.num_eval_missing,
+            percent(report.best_head_on_validation),
+            report.result,
+        )
+        for report in reports
+    ]
+    table(f"probe {reports[0].probe} on {reports[0].features}", columns, rows)
+
+
+def _top1(report: ProbeReport) -> str:
+    from vfz.cli.console import percent
+
+    seeds = "" if report.deviation is None else f" ± {percent(report.deviation)} over {report.num_seeds} seeds"
+    return f"{percent(report.top1)}{seeds} [{percent(report.low)}, {percent(report.high)}]"
+
+
+def _frames(pool: str) -> str:
+    return {"mean": "mean over frames", "last": "last frame", "frame": "each frame", "all": "all frames"}[pool]

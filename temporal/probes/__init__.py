@@ -1,15 +1,42 @@
 """Probes: how much of the classes can be read off tokens, or off what a temporal module makes of them.
 
-`PROBES` says how each is fitted; `run` is what `vfz probe` calls.
+`fit_linear`, `fit_attentive` and `fit_knn` are for Python callers; `vfz.temporal.probes.run` is what `vfz probe` calls,
+`vfz.temporal.probes.fitters.PROBES` lists the kinds. All are imported on first use, so that this package does not
+import torch.
 """
 
 from __future__ import annotations
 
-from vfz.temporal.probes.attentive import fit_attentive
-from vfz.temporal.probes.base import FitProbe
-from vfz.temporal.probes.linear import fit_linear
+import importlib
+from typing import TYPE_CHECKING
 
-PROBES: dict[str, FitProbe] = {
-    "linear": fit_linear,
-    "attentive": fit_attentive,
+if TYPE_CHECKING:
+    from vfz.temporal.probes.estimators import FittedProbe, fit_attentive, fit_knn, fit_linear
+    from vfz.temporal.probes.fitters import PROBES
+    from vfz.temporal.probes.statistics import bootstrap_interval, mcnemar, paired_bootstrap
+
+__all__ = [
+    "PROBES", "FittedProbe", "bootstrap_interval", "fit_attentive", "fit_knn", "fit_linear", "mcnemar",
+    "paired_bootstrap",
+]  # fmt: skip
+
+_MODULE_OF = {
+    "FittedProbe": "estimators",
+    "PROBES": "fitters",
+    "bootstrap_interval": "statistics",
+    "fit_attentive": "estimators",
+    "fit_knn": "estimators",
+    "fit_linear": "estimators",
+    "mcnemar": "statistics",
+    "paired_bootstrap": "statistics",
 }
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

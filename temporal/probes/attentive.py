@@ -1,82 +1,228 @@
-"""The attentive probe of depth 1: a learned query attends to all tokens of all frames (V-JEPA, arXiv 2404.08471).
+"""The attentive probe: a learned query attends to a clip's tokens (V-JEPA, arXiv 2404.08471; V-JEPA 2, 2506.09985).
 
-It is the clip-protocol attention readout, with its time embedding: unlike the linear probe it may see the order of
-frames. Several learning rates are trained as separate heads of one pass; the held-out tenth of training chooses one.
+Depth 1 is the clip-protocol attention readout, with its time embedding, so unlike the linear probe it may see the
+order of frames. A grid of learning rates and weight decays is trained at once, as heads of one pass.
+
+Cost: no token is ever projected, and all heads share one normalised copy of the tokens. With n = (x - mean) / std of a
+token and LN(x) = w n + b, an attention head with query q scores
+
+    q.(W_K (w n + b + p_t)) = (w * W_K^T q).n + (W_K^T q).(b + p_t)          p_t: the time embedding of its frame
+
+which is one product of n with a D-vector per attention head, and values are pooled before they are projected:
+
+    sum_s a_s W_V (w n_s + b + p_t) = W_V (w * sum_s a_s n_s + b + sum_t (sum_{s in t} a_s) p_t)
+
+That is exact. Twenty heads of A attention heads are two products with 20 A columns, which for D = 64 A is a third of
+one head's explicit key and value projections.
+
+Shapes: G heads of the grid, H attention heads, d = P / H, A = G * H; B clips, T frames, N tokens, S = T * N, D channels
+of the tokens, P width, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.optim import build_schedule
-from vfz.temporal.probes.base import FeatureClips, ProbeFit, ProbeTask
-from vfz.temporal.probes.selection import hold_out
+from vfz.pipeline.errors import UsageError
+from vfz.temporal.probes.features import Features
+from vfz.temporal.probes.heads import HeadGrid, StackedOptimizer
+from vfz.temporal.probes.pooling import clip_tokens
+from vfz.temporal.probes.training import Curves, Schedule, train_heads
 from vfz.temporal.readouts import build_readout
 
-LEARNING_RATES = (3e-3, 1e-3, 3e-4)
-WEIGHT_DECAY = 0.05
+LEARNING_RATES = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
+WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
 HEAD_DIM = 64
 
 
-def fit_attentive(task: ProbeTask) -> ProbeFit:
-    """Fit one head per learning rate, choose on the held-out tenth, predict the evaluated clips."""
-    held_V = hold_out(task.train.labels_V, seed=task.seed)
-    torch.manual_seed(task.seed)
-    heads = nn.ModuleList(_build_head(task) for _ in LEARNING_RATES).to(task.device)
-    groups = [{"params": list(head.parameters()), "lr": lr} for head, lr in zip(heads, LEARNING_RATES, strict=True)]
-    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    steps_per_epoch = -(-len(task.train.labels_V) // task.batch_size)
-    schedule = build_schedule(optimizer, num_steps=task.epochs * steps_per_epoch, num_warmup_steps=steps_per_epoch)
-    task.progress.start("fitting", total=task.epochs * len(task.train.labels_V), unit="clips")
-    num_updates = 0
-    for epoch in range(task.epochs):
-        for batch in task.train.batches(epoch):
-            task.progress.advance(len(batch.labels_B))
-            fit_B = ~held_V[batch.indices_B].to(task.device)
-            if not fit_B.any():
-                continue
-            features_BTND, labels_B = batch.features_BTND[fit_B], batch.labels_B[fit_B]
-            losses = [F.cross_entropy(head(features_BTND), labels_B) for head in heads]
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(losses).sum().backward()
-            optimizer.step()
-            num_updates += 1
-            schedule.step_update(num_updates)
-    task.progress.finish()
-    heads.eval()
-    held_predicted = _predict(heads, task.train)[:, held_V]
-    scores = [float((predicted == task.train.labels_V[held_V]).float().mean()) for predicted in held_predicted]
-    best = max(range(len(heads)), key=lambda i: scores[i])
-    return ProbeFit(
-        predicted_V=_predict([heads[best]], task.evaluate)[0],
-        labels_V=task.evaluate.labels_V,
-        chosen={"lr": LEARNING_RATES[best], "held_out_top1": scores[best], "num_held_out": int(held_V.sum())},
-        num_parameters=sum(parameter.numel() for parameter in heads[best].parameters()),
-    )
+class AttentiveStack(nn.Module):
+    """G clip-protocol `classify` readouts, computed together.
+
+    `weights` has the readout's parameters by name (with `_` for `.`), G in front. All heads begin with the same ones.
+
+    Args:
+        num_heads: G.
+        dim: D.
+        num_classes: K.
+        num_frames: T, the length of the time embedding.
+    """
+
+    def __init__(self, num_heads: int, *, dim: int, num_classes: int, num_frames: int) -> None:
+        super().__init__()
+        self.dim, self.num_classes, self.num_frames = dim, num_classes, num_frames
+        first = self._new_readout().state_dict()
+        self._names = {name: name.replace(".", "_") for name in first}
+        self.weights = nn.ParameterDict(
+            {self._names[name]: value.expand(num_heads, *value.shape).clone() for name, value in first.items()}
+        )
+
+    def readout(self, head: int) -> nn.Module:
+        """One head as a readout of its own, which computes the same."""
+        readout = self._new_readout()
+        readout.load_state_dict({name: self.weights[own].detach()[head] for name, own in self._names.items()})
+        return readout
+
+    def only(self, head: int) -> AttentiveStack:
+        """One head as a stack of one."""
+        stack = AttentiveStack(1, dim=self.dim, num_classes=self.num_classes, num_frames=self.num_frames)
+        stack.load_state_dict({name: value[head : head + 1] for name, value in self.state_dict().items()})
+        return stack.to(self.weights["query"].device)
+
+    def forward(self, tokens_BTND: Tensor) -> Tensor:
+        """Logits [G,B,K].
+
+        Raises:
+            UsageError: for clips of another length than the time embedding.
+        """
+        if tokens_BTND.shape[1] != self.num_frames:
+            raise UsageError(
+                f"clips of {tokens_BTND.shape[1]} frames for a probe fitted on {self.num_frames}; give clips as long"
+            )
+        w = self.weights
+        normed_BSD = F.layer_norm(tokens_BTND, (self.dim,)).flatten(1, 2)
+        pooled_GBP = self._attend(normed_BSD)
+        tok_GBP = w["query"].flatten(2) + _linear(pooled_GBP, w["out_proj_weight"], w["out_proj_bias"])
+        normed_GBP = F.layer_norm(tok_GBP, tok_GBP.shape[-1:])
+        normed_GBP = normed_GBP * w["mlp_norm_weight"][:, None] + w["mlp_norm_bias"][:, None]
+        hidden = F.gelu(_linear(normed_GBP, w["mlp_fc1_weight"], w["mlp_fc1_bias"]))
+        tok_GBP = tok_GBP + _linear(hidden, w["mlp_fc2_weight"], w["mlp_fc2_bias"])
+        logits_GBK: Tensor = _linear(tok_GBP, w["classifier_weight"], w["classifier_bias"])
+        return logits_GBK
+
+    def _attend(self, n_BSD: Tensor) -> Tensor:
+        """What each head's query finds among the normalised tokens, projected: [G,B,P]."""
+        w = self.weights
+        query_GHd = w["query"].squeeze(1)
+        num_attention_heads, head_dim = query_GHd.shape[1:]
+        key_GHdD = w["key_proj_weight"].unflatten(1, (num_attention_heads, head_dim))
+        key_GHD = torch.einsum("ghp,ghpd->ghd", query_GHd * head_dim**-0.5, key_GHdD)
+        # What the key's bias adds is the same for every token and leaves the softmax as it is.
+        posenc_GTD = w["temporal_posenc"].squeeze(1).squeeze(2)
+        bias_GHT = key_GHD @ (w["input_norm_bias"][:, None] + posenc_GTD).mT
+        weighted_AD = (key_GHD * w["input_norm_weight"][:, None]).flatten(0, 1)
+        scores_BAS = weighted_AD @ n_BSD.mT
+        scores_BATN = scores_BAS.unflatten(2, (self.num_frames, -1)) + bias_GHT.flatten(0, 1).unsqueeze(2)
+        attention_BAS = scores_BATN.flatten(2).softmax(dim=2)
+        pooled_BAD = attention_BAS @ n_BSD
+        share_BAT = attention_BAS.unflatten(2, (self.num_frames, -1)).sum(dim=3)
+        pooled_GHBD, share_GHBT = (
+            x.unflatten(1, query_GHd.shape[:2]).permute(1, 2, 0, 3) for x in (pooled_BAD, share_BAT)
+        )
+        pooled_GHBD = pooled_GHBD * w["input_norm_weight"][:, None, None] + w["input_norm_bias"][:, None, None]
+        pooled_GHBD = pooled_GHBD + share_GHBT @ posenc_GTD.unsqueeze(1)
+        value_GHdD = w["value_proj_weight"].unflatten(1, (num_attention_heads, head_dim))
+        pooled_GBP = (pooled_GHBD @ value_GHdD.mT).permute(0, 2, 1, 3).flatten(2)
+        with_bias_GBP: Tensor = pooled_GBP + w["value_proj_bias"][:, None]
+        return with_bias_GBP
+
+    def _new_readout(self) -> nn.Module:
+        width = max(HEAD_DIM, self.dim // HEAD_DIM * HEAD_DIM)
+        return build_readout(
+            "classify",
+            dim=self.dim,
+            protocol="clip",
+            num_classes=self.num_classes,
+            readout_dim=width,
+            num_heads=width // HEAD_DIM,
+            num_frames=self.num_frames,
+        )
 
 
-def _build_head(task: ProbeTask) -> nn.Module:
-    width = max(HEAD_DIM, task.dim // HEAD_DIM * HEAD_DIM)
-    return build_readout(
-        "classify",
-        dim=task.dim,
-        protocol="clip",
-        num_classes=task.num_classes,
-        readout_dim=width,
-        num_heads=width // HEAD_DIM,
-        num_frames=task.num_frames,
-    )
+class AttentiveGrid(HeadGrid):
+    """Attentive classifiers of a clip's tokens.
+
+    Args:
+        stack: gives logits [G,B,K] of tokens [B,T,N,D].
+        settings: of each head.
+        pool: which frames are seen; `frame` asks for each and averages.
+    """
+
+    def __init__(self, stack: AttentiveStack, *, settings: Sequence[Mapping[str, float]], pool: str) -> None:
+        self.stack, self.settings, self.pool = stack, settings, pool
+        self.num_parameters = sum(parameter[0].numel() for parameter in stack.parameters())
+
+    @torch.no_grad()
+    def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:  # noqa: ARG002
+        """See `HeadGrid`."""
+        tokens_BTND = clip_tokens(layers_BTND, self.pool)
+        if self.pool != "frame":
+            return self.stack(tokens_BTND).softmax(dim=2)  # type: ignore[no-any-return]
+        proba_GRK = self.stack(tokens_BTND.flatten(0, 1).unsqueeze(1)).softmax(dim=2)
+        averaged: Tensor = proba_GRK.unflatten(1, tokens_BTND.shape[:2]).mean(dim=2)
+        return averaged
+
+    def only(self, head: int) -> AttentiveGrid:
+        """See `HeadGrid`."""
+        return AttentiveGrid(self.stack.only(head), settings=self.settings[head : head + 1], pool=self.pool)
 
 
-@torch.no_grad()
-def _predict(heads: Iterable[nn.Module], clips: FeatureClips) -> Tensor:
-    """Predicted classes [heads, V] of a split, in the cache's order."""
-    heads = list(heads)
-    predicted = [
-        torch.stack([head(batch.features_BTND).argmax(dim=1).cpu() for head in heads]) for batch in clips.batches(None)
-    ]
-    return torch.cat(predicted, dim=1)
+@dataclass(frozen=True, kw_only=True)
+class AttentiveFitter:
+    """The grid of learning rates and weight decays at once.
+
+    Attributes:
+        pool: which frames are seen.
+        lrs, weight_decays: every pair of them is a head.
+    """
+
+    num_classes: int
+    schedule: Schedule
+    pool: str
+    lrs: tuple[float, ...] = LEARNING_RATES
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
+    refits: bool = False
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """Of each head."""
+        return [{"lr": lr, "weight_decay": decay} for lr in self.lrs for decay in self.weight_decays]
+
+    def fit_grid(
+        self, features: Features, labels_V: Tensor, videos: Tensor, watched: Tensor | None
+    ) -> tuple[HeadGrid, Curves]:
+        """Heads trained on some videos; `watched` ones are asked about after every epoch."""
+        heads = _StackInTraining(self, features, num_steps=self.schedule.num_steps(len(videos)))
+        curves = train_heads(heads, features, labels_V, videos, schedule=self.schedule, watched=watched)
+        return heads.grid(), curves
+
+
+class _StackInTraining:
+    def __init__(self, fitter: AttentiveFitter, features: Features, *, num_steps: int) -> None:
+        num_frames, _, dim = features.frame_shapes()[0]
+        torch.manual_seed(fitter.schedule.seed)
+        self._stack = AttentiveStack(
+            len(fitter.settings),
+            dim=dim,
+            num_classes=fitter.num_classes,
+            num_frames=num_frames if fitter.pool == "all" else 1,
+        ).to(features.device)
+        self._grid = AttentiveGrid(self._stack, settings=fitter.settings, pool=fitter.pool)
+        self._optimizer = StackedOptimizer(self._stack.parameters(), fitter.settings, kind="adamw", num_steps=num_steps)
+
+    def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:  # noqa: ARG002
+        tokens_BTND = clip_tokens(layers_BTND, self._grid.pool)
+        if self._grid.pool == "frame":
+            labels_B = labels_B.repeat_interleave(tokens_BTND.shape[1])
+            tokens_BTND = tokens_BTND.flatten(0, 1).unsqueeze(1)
+        logits_GBK = self._stack(tokens_BTND)
+        losses_GB = F.cross_entropy(
+            logits_GBK.flatten(0, 1), labels_B.repeat(len(logits_GBK)), reduction="none"
+        ).unflatten(0, logits_GBK.shape[:2])
+        losses_G: Tensor = losses_GB.mean(dim=1)
+        self._optimizer.zero_grad()
+        losses_G.sum().backward()
+        self._optimizer.step()
+        return losses_G.detach()
+
+    def grid(self) -> HeadGrid:
+        return self._grid
+
+
+def _linear(x_GBI: Tensor, weight_GOI: Tensor, bias_GO: Tensor) -> Tensor:
+    """A linear layer of each head."""
+    return torch.baddbmm(bias_GO.unsqueeze(1), x_GBI, weight_GOI.mT)

@@ -1,106 +1,200 @@
-"""The linear probe: multinomial logistic regression on one vector per clip, fitted exactly by L-BFGS.
+"""The linear probe: softmax(W v + b) of one vector v a clip (or a frame; see `vfz.temporal.probes.pooling`).
 
-The vector is the CLS token (where there is one) beside the mean of the patch tokens, averaged over the clip's frames or
-taken from the last one: the features of the DINOv2 protocol (arXiv 2304.07193). Features are standardised with the
-training split's mean and deviation. The strength of the L2 penalty is chosen on the held-out tenth; then the probe is
-fitted on the whole training split. Cost: one pass over the data; fitting is a matter of seconds.
+Two solvers. `sgd` is DINOv2's protocol (arXiv 2304.07193): momentum 0.9, no weight decay, cosine to zero, thirteen
+learning rates (times batch / 256) as heads of one pass over the data; one product with stacked weights serves them
+all. `exact` is logistic regression at 45 strengths of the L2 penalty, each solved to its optimum from that of the one
+before, on standardised features; it needs all vectors in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vfz.temporal.probes.base import FeatureClips, ProbeFit, ProbeTask
-from vfz.temporal.probes.selection import hold_out
+from vfz.temporal.probes.features import ArrayFeatures, Features
+from vfz.temporal.probes.heads import HeadGrid, StackedOptimizer
+from vfz.temporal.probes.logistic import fit_logistic
+from vfz.temporal.probes.pooling import clip_vectors
+from vfz.temporal.probes.training import Curves, Schedule, train_heads
 
-INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-_EPSILON = 1e-6
-
-
-def clip_vector(features_BTND: Tensor, *, num_prefix: int, pool: str) -> Tensor:
-    """One vector per clip: [B,2D] where there are prefix and patch tokens, else [B,D].
-
-    Args:
-        features_BTND: tokens, prefix tokens first.
-        num_prefix: how many are prefix tokens; the first is CLS.
-        pool: `mean` over the frames, which no order of frames can change, or the `last` frame.
-    """
-    frames_BTND = features_BTND[:, -1:] if pool == "last" else features_BTND
-    pooled = []
-    if num_prefix:
-        pooled.append(frames_BTND[:, :, 0].mean(dim=1))
-    if frames_BTND.shape[2] > num_prefix:
-        pooled.append(frames_BTND[:, :, num_prefix:].mean(dim=(1, 2)))
-    return torch.cat(pooled, dim=1)
+LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+INVERSE_PENALTIES = tuple(10 ** (-6 + 11 * step / 44) for step in range(45))
+_REFERENCE_BATCH = 256
+_INIT_STD = 0.01
 
 
-def fit_logistic(x_VD: Tensor, labels_V: Tensor, *, num_classes: int, inverse_penalty: float) -> tuple[Tensor, Tensor]:
-    """Weights [K,D] and biases [K] that minimise sum of cross-entropy + |W|^2 / (2 C), in float64.
+class LinearGrid(HeadGrid):
+    """Linear classifiers of a clip's vectors.
 
     Args:
-        x_VD: features.
-        labels_V: class indices.
-        num_classes: K.
-        inverse_penalty: C, as scikit-learn calls it.
+        weight_HKE: of each head, for vectors as they are read.
+        bias_HK: of each head.
+        settings: of each head.
+        pool: which frames are seen; of several, probabilities are averaged.
     """
-    x_VD = x_VD.double()
-    weight_KD = torch.zeros(num_classes, x_VD.shape[1], dtype=torch.float64, device=x_VD.device, requires_grad=True)
-    bias_K = torch.zeros(num_classes, dtype=torch.float64, device=x_VD.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight_KD, bias_K],
-        max_iter=1000,
-        tolerance_grad=1e-8,
-        tolerance_change=1e-14,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x_VD @ weight_KD.T + bias_K, labels_V)
-        loss = loss + weight_KD.square().sum() / (2 * inverse_penalty * len(x_VD))
-        loss.backward()
-        return loss
+    def __init__(
+        self, weight_HKE: Tensor, bias_HK: Tensor, *, settings: Sequence[Mapping[str, Any]], pool: str
+    ) -> None:
+        self.weight_HKE, self.bias_HK, self.settings, self.pool = weight_HKE, bias_HK, settings, pool
+        self.num_parameters = weight_HKE[0].numel() + bias_HK[0].numel()
 
-    optimizer.step(closure)
-    return weight_KD.detach(), bias_K.detach()
+    def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:
+        """See `HeadGrid`."""
+        vectors_BFE = clip_vectors(layers_BTND, num_prefix, self.pool).to(self.weight_HKE.dtype)
+        logits_BFHK = _all_heads(vectors_BFE, self.weight_HKE, self.bias_HK)
+        return logits_BFHK.softmax(dim=-1).mean(dim=1).transpose(0, 1)
+
+    def only(self, head: int) -> LinearGrid:
+        """See `HeadGrid`."""
+        part = slice(head, head + 1)
+        return LinearGrid(self.weight_HKE[part], self.bias_HK[part], settings=self.settings[part], pool=self.pool)
 
 
-def fit_linear(task: ProbeTask) -> ProbeFit:
-    """Fit on the training clips, choose the penalty on a held-out tenth of them, predict the evaluated clips."""
-    train_V = task.train.labels_V
-    held_V = hold_out(train_V, seed=task.seed)
-    train_VD = _vectors(task, task.train, "reading the training split")
-    evaluate_VD = _vectors(task, task.evaluate, "reading the reported split")
-    mean_D, std_D = train_VD.mean(dim=0), train_VD.std(dim=0)
-    train_VD, evaluate_VD = ((x - mean_D) / (std_D + _EPSILON) for x in (train_VD, evaluate_VD))
-    scores = {}
-    for inverse_penalty in INVERSE_PENALTIES:
-        fitted = fit_logistic(
-            train_VD[~held_V], train_V[~held_V], num_classes=task.num_classes, inverse_penalty=inverse_penalty
+@dataclass(frozen=True, kw_only=True)
+class SgdFitter:
+    """Thirteen learning rates at once.
+
+    Attributes:
+        lrs: for batches of 256; scaled to the schedule's.
+        pool: which frames are seen.
+        standardize: bring features to mean 0 and deviation 1 over the videos fitted on.
+    """
+
+    num_classes: int
+    schedule: Schedule
+    pool: str
+    lrs: tuple[float, ...] = LEARNING_RATES
+    standardize: bool = False
+    refits: bool = False
+
+    def fit_grid(
+        self, features: Features, labels_V: Tensor, videos: Tensor, watched: Tensor | None
+    ) -> tuple[HeadGrid, Curves]:
+        """Heads trained on some videos; `watched` ones are asked about after every epoch."""
+        heads = _SgdHeads(self, features, videos)
+        curves = train_heads(heads, features, labels_V, videos, schedule=self.schedule, watched=watched)
+        return heads.grid(), curves
+
+
+class _SgdHeads:
+    def __init__(self, fitter: SgdFitter, features: Features, videos: Tensor) -> None:
+        self._fitter = fitter
+        dim = clip_vectors(features.read(videos[:1], torch.zeros_like(videos[:1])), features.num_prefix, "mean").shape[
+            2
+        ]
+        self._mean_E, self._scale_E = torch.zeros(dim), torch.ones(dim)
+        if fitter.standardize:
+            self._mean_E, self._scale_E = _moments(every_vector(features, videos, fitter.pool).flatten(0, 2))
+        self._mean_E, self._scale_E = self._mean_E.to(features.device), self._scale_E.to(features.device)
+        generator = torch.Generator().manual_seed(fitter.schedule.seed)
+        first_KE = torch.randn(fitter.num_classes, dim, generator=generator) * _INIT_STD
+        num_heads = len(fitter.lrs)
+        self._weight_HKE = nn.Parameter(first_KE.to(features.device).expand(num_heads, -1, -1).clone())
+        self._bias_HK = nn.Parameter(torch.zeros(num_heads, fitter.num_classes, device=features.device))
+        factor = fitter.schedule.batch_size / _REFERENCE_BATCH
+        self._optimizer = StackedOptimizer(
+            [self._weight_HKE, self._bias_HK],
+            [{"lr": lr * factor} for lr in fitter.lrs],
+            kind="sgd",
+            num_steps=fitter.schedule.num_steps(len(videos)),
         )
-        scores[inverse_penalty] = float((_predict(train_VD[held_V], *fitted) == train_V[held_V]).float().mean())
-    best = max(INVERSE_PENALTIES, key=lambda inverse_penalty: scores[inverse_penalty])
-    weight_KD, bias_K = fit_logistic(train_VD, train_V, num_classes=task.num_classes, inverse_penalty=best)
-    return ProbeFit(
-        predicted_V=_predict(evaluate_VD, weight_KD, bias_K),
-        labels_V=task.evaluate.labels_V,
-        chosen={"inverse_penalty": best, "held_out_top1": scores[best], "num_held_out": int(held_V.sum())},
-        num_parameters=weight_KD.numel() + bias_K.numel(),
-    )
+
+    def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:
+        vectors_BFE = clip_vectors(layers_BTND, num_prefix, self._fitter.pool)
+        logits_BFHK = _all_heads((vectors_BFE - self._mean_E) * self._scale_E, self._weight_HKE, self._bias_HK)
+        labels_BFH = labels_B[:, None, None].expand(logits_BFHK.shape[:3])
+        losses_BFH = F.cross_entropy(logits_BFHK.movedim(-1, 1), labels_BFH, reduction="none")
+        losses_H = losses_BFH.mean(dim=(0, 1))
+        self._optimizer.zero_grad()
+        losses_H.sum().backward()
+        self._optimizer.step()
+        return losses_H.detach()
+
+    def grid(self) -> HeadGrid:
+        weight_HKE = self._weight_HKE.detach() * self._scale_E
+        bias_HK = self._bias_HK.detach() - weight_HKE @ self._mean_E
+        settings = [{"lr": lr} for lr in self._fitter.lrs]
+        return LinearGrid(weight_HKE, bias_HK, settings=settings, pool=self._fitter.pool)
 
 
-def _vectors(task: ProbeTask, clips: FeatureClips, what: str) -> Tensor:
-    vectors = []
-    task.progress.start(what, total=len(clips.labels_V), unit="clips")
-    for batch in clips.batches(None):
-        vectors.append(clip_vector(batch.features_BTND, num_prefix=task.num_prefix, pool=task.pool))
-        task.progress.advance(len(batch.labels_B))
-    task.progress.finish()
-    return torch.cat(vectors).cpu()
+@dataclass(kw_only=True)
+class ExactFitter:
+    """Logistic regression at every strength of the penalty.
+
+    Attributes:
+        inverse_penalties: values of C, ascending.
+        pool: which frames are seen; each frame is a sample.
+        standardize: see `SgdFitter`.
+    """
+
+    num_classes: int
+    schedule: Schedule
+    pool: str
+    inverse_penalties: tuple[float, ...] = INVERSE_PENALTIES
+    standardize: bool = True
+    refits: bool = True
+
+    def __post_init__(self) -> None:
+        self._start: tuple[Tensor, Tensor] | None = None
+
+    def fit_grid(
+        self,
+        features: Features,
+        labels_V: Tensor,
+        videos: Tensor,
+        watched: Tensor | None,  # noqa: ARG002
+    ) -> tuple[HeadGrid, Curves]:
+        """One head per C. A second call, on other videos, begins where the first one ended."""
+        vectors_VCFE = every_vector(features, videos, self.pool).double()
+        labels_M = labels_V[videos].repeat_interleave(vectors_VCFE[0].shape[:2].numel()).to(features.device)
+        x_ME = vectors_VCFE.flatten(0, 2).to(features.device)
+        mean_E, scale_E = _moments(x_ME) if self.standardize else (x_ME.new_zeros(()), x_ME.new_ones(()))
+        x_ME = (x_ME - mean_E) * scale_E
+        progress = self.schedule.progress
+        progress.note(f"solving {len(self.inverse_penalties)} logistic regressions of {len(x_ME)} vectors")
+        weight_HKE, bias_HK = self._start = fit_logistic(
+            x_ME,
+            labels_M,
+            num_classes=self.num_classes,
+            inverse_penalties=self.inverse_penalties,
+            start=self._start,
+        )
+        weight_HKE = weight_HKE * scale_E
+        bias_HK = bias_HK - (weight_HKE * mean_E).sum(dim=2)
+        settings = [{"inverse_penalty": value} for value in self.inverse_penalties]
+        return LinearGrid(weight_HKE, bias_HK, settings=settings, pool=self.pool), Curves()
 
 
-def _predict(x_VD: Tensor, weight_KD: Tensor, bias_K: Tensor) -> Tensor:
-    return (x_VD.double() @ weight_KD.T + bias_K).argmax(dim=1)
+def every_vector(features: Features, videos: Tensor, pool: str) -> Tensor:
+    """The vectors [V,C,F,E] of all clips of some videos, float32 on the CPU."""
+    if isinstance(features, ArrayFeatures) and features.tokens_VCTND.shape[3] == 1:
+        held_VCFE = features.tokens_VCTND[videos].squeeze(3).float()
+        if pool == "mean":
+            return held_VCFE.mean(dim=2, keepdim=True)
+        return held_VCFE[:, :, -1:] if pool == "last" else held_VCFE
+    parts = [
+        clip_vectors(features.read_finite(videos_B, clips_B), features.num_prefix, pool).cpu()
+        for videos_B, clips_B in features.every_clip(videos, 64)
+    ]
+    num_clips = features.num_clips
+    by_clip = [torch.cat(parts[clip::num_clips]) for clip in range(num_clips)]
+    return torch.stack(by_clip, dim=1)
+
+
+def _all_heads(vectors_BFE: Tensor, weight_HKE: Tensor, bias_HK: Tensor) -> Tensor:
+    """Logits [B,F,H,K] by one product."""
+    logits = F.linear(vectors_BFE, weight_HKE.flatten(0, 1), bias_HK.flatten())
+    logits_BFHK: Tensor = logits.unflatten(-1, bias_HK.shape)
+    return logits_BFHK
+
+
+def _moments(x_ME: Tensor) -> tuple[Tensor, Tensor]:
+    """Means, and one over the deviations; 1 where a feature is constant."""
+    std_E = x_ME.std(dim=0, correction=0)
+    return x_ME.mean(dim=0), torch.where(std_E > 0, 1 / std_E, 1.0)

@@ -1,192 +1,265 @@
-"""`vfz probe`: features of a cache, or of a temporal module over it, into a probe, into a report."""
+"""`vfz probe`: features of a cache, or of a temporal module over it, into probes, into reports.
+
+One configuration is one result folder with its `probe.json`. What was probed before with the same settings, cache,
+labels and run is not probed again. `--sweep` (a probe per layer) and several `--shots` are several configurations.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.devices import choose_device
-from vfz.pipeline.errors import UsageError
-from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
+from vfz.pipeline.errors import RunError, UsageError
+from vfz.pipeline.files import canonical_json, sha256_hex
 from vfz.pipeline.find import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.clips import (
-    CachedTokens,
-    ClipBatch,
-    ClipLoader,
-    ClipRule,
-    check_parts,
-    choose_eval_split,
-    labelled_videos,
-    num_missing,
-)
-from vfz.temporal.model import TemporalModel
 from vfz.temporal.options import ProbeOptions
-from vfz.temporal.probes import PROBES
-from vfz.temporal.probes.base import FeatureBatch, FeatureClips, ProbeTask
-from vfz.temporal.runs import check_same_tokens, load_model
+from vfz.temporal.probes.features import Features
+from vfz.temporal.probes.fitters import PROBES, ProbeSpec
+from vfz.temporal.probes.fitting import fit_and_choose
+from vfz.temporal.probes.heads import answer
+from vfz.temporal.probes.pooling import check_pool
+from vfz.temporal.probes.record import FILE_NAME, ProbeReport, read_record, report_of, write_record
+from vfz.temporal.probes.selection import check_classes, few_videos
+from vfz.temporal.probes.sources import Sources
+from vfz.temporal.probes.statistics import bootstrap_interval
 
-DEFAULT_CLIP_FRAMES = 16
+__all__ = ["ProbeReport", "probe", "probe_all"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeReport:
-    """What a probe found.
-
-    Attributes:
-        result: the folder with `probe.json`.
-        features: what was probed: `tokens` or the temporal run.
-        top1: share of the reported split's clips whose class is right.
-        standard_error: of `top1`, binomial.
-        num_eval_clips: how many clips that is a share of.
-        num_eval_missing: videos of that split that are not in the cache, and not counted.
-        chance: accuracy of guessing evenly.
-        chosen: settings chosen on the held-out tenth of training.
-    """
-
-    result: str
-    probe: str
-    features: str
-    pool: str
-    top1: float
-    standard_error: float
-    num_eval_clips: int
-    num_eval_missing: int
-    eval_split: str
-    chance: float
-    chosen: dict[str, Any]
-    num_parameters: int
-    seconds: float
+_NO_SETTINGS = frozenset({"cache", "temporal", "out", "name", "force", "device", "sweep", "layer"})
 
 
 def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeReport:
     """Fit a probe and report its accuracy on a split that chose nothing.
 
     Raises:
-        UsageError: options that do not fit the cache. CacheMismatchError: the temporal run was trained on tokens of
-        another recipe.
+        UsageError: options that do not fit the cache, or that ask for several probes. CacheMismatchError: the temporal
+        run was trained on tokens of another recipe. RunError: features that are not finite, or another result of that
+        name.
     """
-    started = time.perf_counter()
-    if options.probe == "attentive" and options.pool is not None:
-        raise UsageError("--pool belongs to the linear probe; the attentive probe sees all frames")
+    if len(configurations(options, ())) > 1:
+        raise UsageError("--sweep and several --shots are several probes; use probe_all, which returns all reports")
+    return probe_all(options, progress=progress)[0]
+
+
+def probe_all(options: ProbeOptions, *, progress: Progress | None = None) -> tuple[ProbeReport, ...]:
+    """As `probe`, for every layer of a sweep and every number of shots; each split of a layer is read once."""
     progress = progress or SilentProgress()
     device = choose_device(options.device)
     cache = FeatureCache(find_cache(options.cache))
-    if not cache.class_names:
-        raise UsageError(f"{cache.path} has no class labels; a probe needs them")
-    source = _FeatureSource(options, cache, device)
-    eval_split = choose_eval_split(cache, options.eval_split, layers=source.layers, parts=source.parts)
-    task = ProbeTask(
-        train=source.clips(options.train_split),
-        evaluate=source.clips(eval_split),
-        num_classes=len(cache.class_names),
-        num_prefix=source.num_prefix,
-        dim=source.dim,
-        num_frames=source.rule.num_frames,
-        pool=options.pool or ("last" if options.temporal else "mean"),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        device=device,
-        progress=progress,
-    )
-    fit = PROBES[options.probe](task)
-    top1 = float((fit.predicted_V == fit.labels_V).float().mean())
-    num_clips = len(fit.labels_V)
-    features = str(options.temporal) if options.temporal else "tokens"
-    folder = make_folder(options.out / (options.name or _default_name(options, cache)))
-    report = ProbeReport(
-        result=str(folder),
-        probe=options.probe,
-        features=features,
-        pool=task.pool if options.probe == "linear" else "all frames",
-        top1=top1,
-        standard_error=(top1 * (1 - top1) / num_clips) ** 0.5,
-        num_eval_clips=num_clips,
-        num_eval_missing=num_missing(cache, eval_split, layers=source.layers, parts=source.parts),
-        eval_split=eval_split,
-        chance=1 / len(cache.class_names),
-        chosen=fit.chosen,
-        num_parameters=fit.num_parameters,
-        seconds=time.perf_counter() - started,
-    )
-    _write(report, options, cache)
-    return report
+    opened: dict[tuple[str, ...] | None, Sources] = {}
+    reports = []
+    for one in configurations(options, tuple(cache.layers)):
+        if one.layers not in opened:
+            opened.clear()  # one layer's features at a time
+            opened[one.layers] = Sources(one, cache, device=device, progress=progress)
+        reports.append(_Job(one, opened[one.layers], progress).report())
+    return tuple(reports)
 
 
-class _FeatureSource:
-    """Features of clips, split by split: the tokens themselves, or a trained core's outputs."""
+def configurations(options: ProbeOptions, cached_layers: Sequence[str]) -> list[ProbeOptions]:
+    """One set of options for each probe that is asked for."""
+    layers: list[tuple[str, ...] | None] = [options.layers]
+    if options.sweep:
+        layers = [(layer,) for layer in options.layers or cached_layers]
+    shots: Sequence[str | None] = options.shots or (None,)
+    several = len(layers) * len(shots) > 1
+    found = []
+    for some in layers:
+        for few in shots:
+            suffix = (f"-layer{some[0]}" if options.sweep and some else "") + (f"-{few}-shots" if few else "")
+            name = f"{options.name}{suffix.replace('%', 'pc')}" if options.name and several else options.name
+            found.append(
+                dataclasses.replace(options, layers=some, sweep=False, shots=(few,) if few else None, name=name)
+            )
+    return found
 
-    def __init__(self, options: ProbeOptions, cache: FeatureCache, device: torch.device) -> None:
-        self._options, self._cache, self._device = options, cache, device
-        self._model: TemporalModel | None = None
-        layers: tuple[str, ...] = (options.layer or list(cache.layers)[-1],)
-        parts = options.parts or "all"
-        num_frames, stride = DEFAULT_CLIP_FRAMES, 1
-        if options.temporal:
-            self._model, run = load_model(options.temporal, device)
-            check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
-            if options.layer is not None or options.parts is not None:
-                raise UsageError("--layer and --parts contradict --temporal: the run fixes its tokens")
-            parts, layers = self._model.config.parts, self._model.config.encoder_layers
-            num_frames, stride = run.values["clips"]["num_frames"], run.values["clips"]["stride"]
-        _, encoder_dim = check_parts(cache, layers, parts)
-        self.dim = self._model.config.core_dim if self._model else encoder_dim
-        self.rule = ClipRule(num_frames=options.clip_frames or num_frames, stride=options.clip_stride or stride)
-        self.num_prefix = cache.layers[layers[-1]].get("prefix", (0, 0))[0] if parts != "patch" else 0
-        self.layers, self.parts = layers, parts
-        self._tokens = CachedTokens(cache, layers=layers, parts=parts)
 
-    def clips(self, split: str) -> FeatureClips:
-        """The features of a split."""
-        videos = labelled_videos(self._cache, split, layers=self.layers, parts=self.parts)
-        loader = ClipLoader(
-            self._tokens,
-            videos,
-            rule=self.rule,
-            batch_size=self._options.batch_size,
-            device=self._device,
-            seed=self._options.seed,
+class _Job:
+    """One configuration."""
+
+    def __init__(self, options: ProbeOptions, sources: Sources, progress: Progress) -> None:
+        self._options, self._sources, self._progress = options, sources, progress
+        self._cache = sources.cache
+        self._kind = PROBES.get(options.probe)
+        default = "last" if options.temporal and self._kind.sees_vectors else self._kind.pools[0]
+        self._pool = options.pool or default
+        check_pool(self._pool, self._kind.pools)
+        self._settings = _settings(options) | {
+            "layers": list(sources.layers),
+            "parts": sources.parts,
+            "pool": self._pool,
+            "clip_frames": sources.rule.num_frames,
+            "clip_stride": sources.rule.stride,
+            "eval_split": sources.eval_split,
+        }
+        self._digests = {
+            "settings": sha256_hex(canonical_json(self._settings)),
+            "cache": self._cache.fingerprint,
+            "ledger": self._cache.ledger_digest,
+            "labels": sources.labels_digest(),
+            "run": sources.run_digest,
+        }
+        self._folder = options.out / (options.name or self._default_name())
+
+    def report(self) -> ProbeReport:
+        """The stored report, or that of a new fit."""
+        stored = self._stored()
+        if stored is not None:
+            self._progress.note(f"{self._folder} has this result already; --force probes again")
+            return stored
+        started = time.perf_counter()
+        train = self._sources.held(self._options.train_split, self._kind, self._pool)
+        evaluated = self._sources.held(self._sources.eval_split, self._kind, self._pool)
+        runs = [self._fit(train, evaluated, self._options.seed + turn) for turn in range(self._options.seeds)]
+        report = self._summary(runs, evaluated, seconds=time.perf_counter() - started)
+        write_record(self._folder, self._record(report, runs, evaluated))
+        return report
+
+    def _stored(self) -> ProbeReport | None:
+        if self._options.force or not (self._folder / FILE_NAME).exists():
+            return None
+        record = read_record(self._folder)
+        if record["digests"] == self._digests:
+            return report_of(record, folder=self._folder, reused=True)
+        old, new = record["settings"], self._settings
+        differing = [f"{key} (there {old.get(key)}, now {new[key]})" for key in new if old.get(key) != new[key]]
+        differing += [f"the {key}" for key in self._digests if record["digests"].get(key) != self._digests[key]]
+        raise RunError(
+            f"{self._folder} holds another result; these differ: {', '.join(differing)}: choose another --name, or "
+            "replace it with --force"
         )
 
-        def batches(epoch: int | None) -> Iterator[FeatureBatch]:
-            for batch in loader.in_order() if epoch is None else loader.shuffled(epoch):
-                features_BTND = self._features(batch)
-                yield FeatureBatch(features_BTND=features_BTND, labels_B=batch.labels_B, indices_B=batch.indices_B)
+    def _fit(self, train: Features, evaluated: Features, seed: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        options, num_classes = self._options, len(self._cache.class_names)
+        if options.shots and train.labels_V is not None:
+            check_classes(train.labels_V, num_classes)
+            train = train.subset(few_videos(train.labels_V, options.shots[0], seed=seed))
+        labels_V, eval_labels_V = _labels(train), _labels(evaluated)
+        spec = self._spec(seed)
+        choice = fit_and_choose(
+            lambda num_videos: self._kind.make(spec, train, num_classes, num_videos),
+            train,
+            labels_V,
+            num_classes=num_classes,
+            held_out=options.held_out,
+            folds=options.folds,
+            seed=seed,
+            batch_size=options.batch_size,
+            progress=self._progress,
+        )
+        everything = torch.arange(len(evaluated))
+        answers = answer(choice.grid, evaluated, everything, eval_labels_V, batch_size=options.batch_size)
+        top1_H = answers.top1
+        return {
+            "seed": seed,
+            "num_train": len(train),
+            "num_fitted": choice.num_fitted,
+            "num_held_out": choice.num_held_out,
+            "num_parameters": choice.grid.num_parameters,
+            "seconds": time.perf_counter() - started,
+            "chosen": choice.chosen,
+            "heads": [head | {"eval_top1": top1} for head, top1 in zip(choice.heads, top1_H, strict=True)],
+            "best_head": max(range(len(top1_H)), key=lambda head: top1_H[head]),
+            "curves": choice.curves.of_head(choice.best),
+            "top1": top1_H[choice.best],
+            "top5": answers.top(5)[choice.best],
+            "predicted": answers.predicted_HV[choice.best].tolist(),
+            "confidence": [round(value, 6) for value in answers.confidence_HV[choice.best].tolist()],
+            "label_rank": answers.label_rank_HV[choice.best].tolist(),
+        }
 
-        return FeatureClips(batches=batches, labels_V=torch.tensor([row.label for row in videos]))
+    def _spec(self, seed: int) -> ProbeSpec:
+        options = self._options
+        return ProbeSpec(
+            pool=self._pool,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            seed=seed,
+            solver=options.solver,
+            depth=options.depth,
+            lrs=options.lrs,
+            weight_decays=options.weight_decays,
+            neighbours=options.neighbours,
+            progress=self._progress,
+        )
 
-    @torch.no_grad()
-    def _features(self, batch: ClipBatch) -> Tensor:
-        return self._model.features(batch.layers_BTND) if self._model else batch.layers_BTND[-1]
+    def _summary(self, runs: Sequence[dict[str, Any]], evaluated: Features, *, seconds: float) -> ProbeReport:
+        options, sources = self._options, self._sources
+        right_V = np.mean([np.array(run["label_rank"]) == 0 for run in runs], axis=0)
+        interval = bootstrap_interval(right_V)
+        tops = [run["top1"] for run in runs]
+        num_clips, num_planned = len(evaluated), sources.num_planned(sources.eval_split)
+        return ProbeReport(
+            result=str(self._folder),
+            probe=options.probe,
+            features=str(options.temporal) if options.temporal else "tokens",
+            layers=sources.layers,
+            pool=self._pool,
+            task="classify",
+            top1=interval.mean,
+            top5=statistics.fmean(run["top5"] for run in runs),
+            low=interval.low,
+            high=interval.high,
+            standard_error=(interval.mean * (1 - interval.mean) / num_clips) ** 0.5,
+            deviation=statistics.stdev(tops) if len(tops) > 1 else None,
+            num_seeds=len(runs),
+            num_eval_clips=num_clips,
+            num_eval_missing=num_planned - num_clips,
+            num_eval_planned=num_planned,
+            top1_of_planned=interval.mean * num_clips / num_planned,
+            eval_split=sources.eval_split,
+            best_head_on_validation=statistics.fmean(run["heads"][run["best_head"]]["eval_top1"] for run in runs),
+            chance=1 / len(self._cache.class_names),
+            shots=options.shots[0] if options.shots else None,
+            num_train=runs[0]["num_train"],
+            chosen=runs[0]["chosen"],
+            num_parameters=runs[0]["num_parameters"],
+            seconds=seconds,
+        )
+
+    def _record(self, report: ProbeReport, runs: Sequence[dict[str, Any]], evaluated: Features) -> dict[str, Any]:
+        return {
+            "vfz": version("vfz"),
+            "settings": self._settings,
+            "digests": self._digests,
+            "cache": self._sources.describe_cache(),
+            "features": self._sources.describe() | {"pool": self._pool},
+            "class_names": list(self._cache.class_names),
+            "report": dataclasses.asdict(report),
+            "videos": {"ids": list(evaluated.ids), "labels": _labels(evaluated).tolist()},
+            "missing": [dataclasses.asdict(video) for video in self._sources.missing(self._sources.eval_split)],
+            "runs": list(runs),
+        }
+
+    def _default_name(self) -> str:
+        """What was probed and how, with a digest of everything that decides it."""
+        options = self._options
+        stem = options.temporal.resolve().name if options.temporal else self._cache.path.resolve().name
+        return f"{stem}-{options.probe}-probe-{sha256_hex(canonical_json(self._digests))[:8]}"
 
 
-def _default_name(options: ProbeOptions, cache: FeatureCache) -> str:
-    """What was probed and how, with a digest of the settings: other settings never replace a result."""
-    settings = {key: value for key, value in _settings(options).items() if key not in {"out", "device", "cache"}}
-    stem = options.temporal.resolve().name if options.temporal else cache.path.resolve().name
-    return f"{stem}-{options.probe}-probe-{sha256_hex(canonical_json(settings))[:8]}"
-
-
-def _settings(options: ProbeOptions) -> dict[str, str]:
-    return {key: str(value) for key, value in dataclasses.asdict(options).items() if value is not None}
-
-
-def _write(report: ProbeReport, options: ProbeOptions, cache: FeatureCache) -> None:
-    record = {
-        "format_version": 1,
-        "report": dataclasses.asdict(report),
-        "options": _settings(options),
-        "cache": {"fingerprint": cache.fingerprint, "ledger_digest": cache.ledger_digest},
+def _settings(options: ProbeOptions) -> dict[str, Any]:
+    values = dataclasses.asdict(options)
+    return {
+        key: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        for key, value in values.items()
+        if key not in _NO_SETTINGS
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_file_atomic(Path(report.result) / "probe.json", text.encode())
+
+
+def _labels(features: Features) -> torch.Tensor:
+    if features.labels_V is None:
+        raise RunError("features without labels cannot be probed; use videos of a labelled split")
+    return features.labels_V

@@ -1,95 +1,117 @@
-"""What every probe must do, whatever it is: subclass and set `name`."""
+"""What every probe must do, whatever it is: subclass and set `name`, `fit` and, where it trains, `settings`."""
 
-import dataclasses
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
-from vfz.pipeline.errors import UsageError
-from vfz.pipeline.progress import SilentProgress
-from vfz.temporal.probes import PROBES
-from vfz.temporal.probes.base import FeatureBatch, FeatureClips, ProbeTask
+from vfz.pipeline.errors import RunError, UsageError
 
 
-def clips(features_VTND, labels_V):
-    """Features in memory as a probe is given them."""
-
-    def batches(epoch):
-        generator = torch.Generator().manual_seed(epoch or 0)
-        order = torch.arange(len(labels_V)) if epoch is None else torch.randperm(len(labels_V), generator=generator)
-        for indices in order.split(16):
-            yield FeatureBatch(features_BTND=features_VTND[indices], labels_B=labels_V[indices], indices_B=indices)
-
-    return FeatureClips(batches=batches, labels_V=labels_V)
-
-
-def make_task(*, signal=1.0, num_classes=3, num_train=120, num_evaluate=60, num_prefix=1, seed=0):
-    """Clips [V,2,5,8] whose class shifts every token by a class vector, `signal` times as long as the noise."""
+def make_clips(num_videos, *, signal=1.0, num_classes=3, seed=0):
+    """Clips [V,2,5,8] and labels [V]: the class shifts every token by a class vector, `signal` times the noise."""
+    class_KD = torch.randn(num_classes, 8, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(seed)
-    class_KD = torch.randn(num_classes, 8, generator=generator)
-
-    def split(count):
-        labels_V = torch.arange(count) % num_classes
-        noise = torch.randn(count, 2, 5, 8, generator=generator)
-        return clips(noise + signal * class_KD[labels_V][:, None, None], labels_V)
-
-    return ProbeTask(
-        train=split(num_train),
-        evaluate=split(num_evaluate),
-        num_classes=num_classes,
-        num_prefix=num_prefix,
-        dim=8,
-        num_frames=2,
-        pool="mean",
-        epochs=8,
-        batch_size=16,
-        seed=0,
-        device=torch.device("cpu"),
-        progress=SilentProgress(),
-    )
+    labels_V = torch.arange(num_videos) % num_classes
+    noise = torch.randn(num_videos, 2, 5, 8, generator=generator)
+    return noise + signal * class_KD[labels_V][:, None, None], labels_V
 
 
 class ProbeContract:
     """Tests of a registered probe."""
 
     name: str
+    settings: ClassVar[dict] = {}
 
-    def fit(self, task):
-        return PROBES[self.name](task)
+    def fit(self, *data, **changes):
+        raise NotImplementedError
 
-    def accuracy(self, task):
-        fit = self.fit(task)
-        return float((fit.predicted_V == fit.labels_V).float().mean())
+    def fitted(self, *data, **changes):
+        return self.fit(*data, **(self.settings | {"device": "cpu"} | changes))
 
     def test_it_finds_classes_that_are_there(self):
-        assert self.accuracy(make_task(signal=2.0)) > 0.9
+        probe = self.fitted(*make_clips(120, signal=2.0))
+        assert probe.score(*make_clips(60, signal=2.0, seed=1)) > 0.9
 
     def test_it_finds_nothing_where_there_is_nothing(self):
-        accuracy = self.accuracy(make_task(signal=0.0, num_evaluate=300))
-        assert abs(accuracy - 1 / 3) < 4 * (2 / 9 / 300) ** 0.5
+        probe = self.fitted(*make_clips(120, signal=0.0))
+        score = probe.score(*make_clips(300, signal=0.0, seed=1))
+        assert abs(score - 1 / 3) < 4 * (2 / 9 / 300) ** 0.5
 
-    def test_it_predicts_every_evaluated_clip_in_order(self):
-        task = make_task()
-        fit = self.fit(task)
-        assert torch.equal(fit.labels_V, task.evaluate.labels_V)
-        assert fit.predicted_V.shape == task.evaluate.labels_V.shape
+    def test_probabilities_add_up_to_one_and_the_likeliest_is_predicted(self):
+        probe = self.fitted(*make_clips(120))
+        x, _ = make_clips(20, seed=1)
+        proba = probe.predict_proba(x)
+        assert proba.shape == (20, 3)
+        torch.testing.assert_close(proba.sum(dim=1), torch.ones_like(proba[:, 0]))
+        assert torch.equal(probe.predict(x), proba.argmax(dim=1))
 
-    def test_the_same_seed_gives_the_same_predictions(self):
-        assert torch.equal(self.fit(make_task()).predicted_V, self.fit(make_task()).predicted_V)
+    def test_labels_of_any_kind_come_back_and_arrays_give_arrays(self):
+        x, labels_V = make_clips(120, signal=2.0)
+        names = np.array(["up", "down", "left"])
+        probe = self.fitted(x.numpy(), names[labels_V])
+        assert probe.classes_.tolist() == sorted(names)
+        predicted = probe.predict(x.numpy())
+        assert isinstance(predicted, np.ndarray)
+        assert set(predicted) <= set(names)
+        assert probe.score(x.numpy(), names[labels_V]) > 0.9
 
-    def test_the_reported_split_chooses_nothing(self):
-        """Other labels there change neither the settings nor the predictions."""
-        task = make_task(signal=0.5)
-        other = dataclasses.replace(task.evaluate, labels_V=task.evaluate.labels_V.roll(1))
-        one, two = self.fit(task), self.fit(dataclasses.replace(task, evaluate=other))
-        assert one.chosen == two.chosen
-        assert torch.equal(one.predicted_V, two.predicted_V)
+    def test_the_same_seed_gives_the_same_probabilities(self):
+        x, _ = make_clips(20, seed=1)
+        one, two = (self.fitted(*make_clips(120)).predict_proba(x) for _ in range(2))
+        assert torch.equal(one, two)
 
     def test_settings_are_chosen_on_a_tenth_of_training(self):
-        fit = self.fit(make_task())
-        assert fit.chosen["num_held_out"] == 12
-        assert 0 <= fit.chosen["held_out_top1"] <= 1
+        probe = self.fitted(*make_clips(120))
+        assert probe.chosen["num_held_out"] == 12
+        assert probe.chosen["held_out_top1"] == max(head["held_out_top1"] for head in probe.heads)
 
-    def test_one_class_only_is_refused(self):
-        with pytest.raises(UsageError, match="1 class"):
-            self.fit(make_task(num_classes=1))
+    def test_cross_validation_holds_every_video_out_once(self):
+        assert self.fitted(*make_clips(60), folds=3).chosen["num_held_out"] == 60
+
+    def test_several_clips_of_a_video_are_answered_by_the_mean_of_their_probabilities(self):
+        probe = self.fitted(*make_clips(120))
+        clips = [make_clips(10, seed=seed)[0] for seed in (1, 2)]
+        together = probe.predict_proba(torch.stack(clips, dim=1))
+        torch.testing.assert_close(together, sum(map(probe.predict_proba, clips)) / 2)
+
+    def test_the_best_head_is_never_worse_than_the_chosen_one(self):
+        probe = self.fitted(*make_clips(120, signal=0.3))
+        data = make_clips(90, signal=0.3, seed=1)
+        assert probe.best_head_score(*data) >= probe.score(*data)
+
+    @pytest.mark.parametrize(
+        ("labels", "changes", "words"),
+        [
+            ([0] * 30, {}, "1 class"),
+            ([0, 1, 5] * 10, {"num_classes": 3}, "label 5 is out of range: there are 3 classes, 0 to 2"),
+            ([0, 1, -1] * 10, {"num_classes": 3}, "label -1 is out of range"),
+            (list(range(30)), {}, "one video only"),
+            ([0, 1], {}, "one for each"),
+            ([0, 1, 2] * 10, {"folds": 11}, "2 to 10 folds"),
+            ([0, 1, 2] * 10, {"held_out": 1.5}, "no share"),
+        ],
+    )
+    def test_labels_and_settings_that_cannot_be_fitted_are_refused_in_one_line(self, labels, changes, words):
+        x, _ = make_clips(30)
+        with pytest.raises(UsageError, match=words) as caught:
+            self.fitted(x, labels, **changes)
+        assert "\n" not in str(caught.value)
+
+    def test_features_that_are_not_finite_are_refused_by_name(self):
+        x, labels_V = make_clips(60)
+        x[7, 1, 2, 3] = float("nan")
+        with pytest.raises(RunError, match="video '7' are not finite"):
+            self.fitted(x, labels_V)
+
+    def test_a_class_of_one_video_is_fitted_and_not_held_out(self):
+        x, labels_V = make_clips(61, num_classes=3)
+        labels_V[-1] = 3
+        probe = self.fitted(x, labels_V)
+        assert len(probe.classes_) == 4
+        assert probe.chosen["num_held_out"] == 6
+
+    def test_an_argument_nobody_knows_is_refused(self):
+        with pytest.raises(TypeError, match="'sede'"):
+            self.fitted(*make_clips(30), sede=1)

@@ -1,131 +1,196 @@
-"""The probes against their contract, against closed forms, and on caches."""
+"""Every probe against its contract, in all its forms, and what is particular to one of them."""
 
-import dataclasses
-import json
-from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-from contracts.probe_contract import ProbeContract
+from contracts.probe_contract import ProbeContract, make_clips
 
-from vfz.pipeline.errors import CacheMismatchError, UsageError
-from vfz.temporal.options import ProbeOptions, TrainOptions
-from vfz.temporal.probes import PROBES
-from vfz.temporal.probes.linear import clip_vector, fit_logistic
-from vfz.temporal.probes.run import probe
-from vfz.temporal.probes.selection import hold_out
-from vfz.temporal.train import train_temporal
+from vfz.pipeline.errors import UsageError
+from vfz.temporal.probes import PROBES, fit_attentive, fit_knn, fit_linear
+from vfz.temporal.probes.attentive import AttentiveStack
+from vfz.temporal.probes.heads import HeadOptimizer, StackedOptimizer
+from vfz.temporal.probes.pooling import clip_vectors, frame_vectors
 
 
 class TestLinear(ProbeContract):
     name = "linear"
+    settings: ClassVar = {"solver": "exact"}
+
+    def fit(self, *data, **changes):
+        return fit_linear(*data, **changes)
+
+
+class TestLinearBySgd(TestLinear):
+    settings: ClassVar = {"solver": "sgd"}
+
+
+class TestLinearOfEachFrame(TestLinear):
+    settings: ClassVar = {"pool": "frame"}
 
 
 class TestAttentive(ProbeContract):
     name = "attentive"
+    settings: ClassVar = {"epochs": 8}
+
+    def fit(self, *data, **changes):
+        return fit_attentive(*data, **changes)
+
+
+class TestAttentiveOfTheLastFrame(TestAttentive):
+    settings: ClassVar = {"epochs": 8, "pool": "last", "lrs": (1e-3, 3e-3), "weight_decays": (0.1,)}
+
+
+class TestAttentiveOfEachFrame(TestAttentive):
+    settings: ClassVar = {"epochs": 8, "pool": "frame", "lrs": (1e-3,), "weight_decays": (0.1,)}
+
+
+class TestAttentiveOfDepthFour(TestAttentive):
+    settings: ClassVar = {"epochs": 10, "depth": 4, "lrs": (3e-3,), "weight_decays": (0.01, 0.1)}
+
+
+class TestKnn(ProbeContract):
+    name = "knn"
+
+    def fit(self, *data, **changes):
+        return fit_knn(*data, **changes)
 
 
 def test_every_registered_probe_is_tested():
-    assert {cls.name for cls in ProbeContract.__subclasses__()} == set(PROBES)
+    assert {cls.name for cls in ProbeContract.__subclasses__()} == set(PROBES.names())
 
 
-def test_the_fit_is_where_the_gradient_vanishes():
-    """Logistic regression has one optimum: there, the gradient of the whole objective is zero."""
-    torch.manual_seed(0)
-    x_VD, labels_V = torch.randn(50, 4, dtype=torch.float64), torch.arange(50) % 3
-    weight_KD, bias_K = fit_logistic(x_VD, labels_V, num_classes=3, inverse_penalty=0.7)
-    weight_KD.requires_grad_()
-    bias_K.requires_grad_()
-    loss = torch.nn.functional.cross_entropy(x_VD @ weight_KD.T + bias_K, labels_V, reduction="sum")
-    (loss + weight_KD.square().sum() / (2 * 0.7)).backward()
-    assert weight_KD.grad.abs().max() < 1e-4
-    assert bias_K.grad.abs().max() < 1e-4
+def make_ordered_clips(num_videos, *, seed=0):
+    """The class is whether a mark is met in the first or in the second half of four frames; frames are the same."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_videos, 4, 3, 16, generator=generator)
+    labels_V = torch.arange(num_videos) % 2
+    marks = torch.eye(2).repeat_interleave(2, dim=1)[labels_V]  # [V, 4]
+    x[..., 0] += 4 * marks[:, :, None] - 4 * (1 - marks[:, :, None])
+    return x, labels_V
 
 
-def test_a_clips_vector_is_cls_beside_the_mean_of_the_patches():
-    features_BTND = torch.arange(2 * 3 * 4 * 2, dtype=torch.float32).view(2, 3, 4, 2)
-    vector = clip_vector(features_BTND, num_prefix=1, pool="mean")
-    assert torch.equal(vector[:, :2], features_BTND[:, :, 0].mean(dim=1))
-    assert torch.equal(vector[:, 2:], features_BTND[:, :, 1:].mean(dim=(1, 2)))
-    assert torch.equal(clip_vector(features_BTND, num_prefix=0, pool="last"), features_BTND[:, -1].mean(dim=1))
-
-
-def test_the_mean_over_frames_is_blind_to_their_order():
-    features_BTND = torch.randn(4, 6, 5, 3)
-    shuffled_BTND = features_BTND[:, torch.randperm(6)]
-    for num_prefix in (0, 1):
-        one, other = (clip_vector(x, num_prefix=num_prefix, pool="mean") for x in (features_BTND, shuffled_BTND))
-        torch.testing.assert_close(one, other)
-
-
-def test_the_held_out_part_has_a_tenth_of_every_class():
-    labels_V = torch.tensor([0] * 50 + [1] * 20 + [2] * 3 + [3])
-    held_V = hold_out(labels_V, seed=0)
-    assert [int(held_V[labels_V == label].sum()) for label in range(4)] == [5, 2, 1, 0]
-    assert torch.equal(held_V, hold_out(labels_V, seed=0))
-    assert not torch.equal(held_V, hold_out(labels_V, seed=1))
-
-
-def test_classes_of_one_clip_each_are_refused():
-    with pytest.raises(UsageError, match="needs two"):
-        hold_out(torch.arange(5), seed=0)
-
-
-@pytest.fixture
-def options(synthetic_cache, tmp_path):
-    return ProbeOptions(cache=synthetic_cache.path, clip_frames=6, out=tmp_path / "runs", epochs=2)
-
-
-@pytest.mark.parametrize("name", sorted(PROBES))
-def test_a_probe_of_a_cache_is_reported_with_its_denominator_and_kept(options, synthetic_cache, name):
-    report = probe(dataclasses.replace(options, probe=name))
-    assert (report.num_eval_clips, report.num_eval_missing, report.eval_split) == (12, 0, "test")
-    assert report.chance == pytest.approx(1 / 6)
-    record = json.loads((Path(report.result) / "probe.json").read_text())
-    assert record["report"]["top1"] == report.top1
-    assert record["cache"] == {
-        "fingerprint": synthetic_cache.fingerprint, "ledger_digest": synthetic_cache.ledger_digest,
-    }  # fmt: skip
-
-
-def test_other_settings_never_replace_a_result(options):
-    first = probe(options)
-    assert probe(options).result == first.result
-    assert probe(dataclasses.replace(options, pool="last")).result != first.result
-
-
-def train(cache, out, **changes):
-    settings = {
-        "core": "rvm_rnn", "core_dim": 32, "num_layers": 1, "num_heads": 2, "readout_dim": 32, "readout_heads": 2,
-        "clip_frames": 6, "epochs": 1,
-    }  # fmt: skip
-    return train_temporal(TrainOptions(cache=cache.path, out=out, name="run", **(settings | changes))).run
-
-
-def test_a_probe_of_a_temporal_module_takes_its_clips_and_layers_from_the_run(options, synthetic_cache):
-    run = train(synthetic_cache, options.out, clip_frames=4)
-    report = probe(dataclasses.replace(options, temporal=run, clip_frames=None))
-    assert report.features == run
-    assert report.pool == "last"
-    assert report.num_parameters == 6 * (32 + 1)
-    for changes in ({"layer": "3"}, {"parts": "patch"}):
-        with pytest.raises(UsageError, match="contradict"):
-            probe(dataclasses.replace(options, temporal=run, **changes))
-
-
-def test_a_run_trained_on_another_encoder_is_refused_field_by_field(options, synthetic_cache, vit_cache):
-    run = train(synthetic_cache, options.out)
-    with pytest.raises(
-        CacheMismatchError, match=r"encoder\.name: cache vit_tiny_patch16_224, run tf_efficientnet_lite0"
-    ):
-        probe(dataclasses.replace(options, cache=vit_cache.path, temporal=run))
+def attentive_of_three(*data, **changes):
+    return fit_attentive(*data, epochs=25, batch_size=16, lrs=[1e-3, 3e-3, 5e-3], weight_decays=[0.1], **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
-    [({"layer": "9"}, "it has 3"), ({"eval_split": "nope"}, "nope"), ({"temporal": "nowhere"}, "no run")],
+    ("fit", "sees"),
+    [
+        (fit_linear, False),
+        (fit_knn, False),
+        (lambda *data, **plan: fit_linear(*data, pool="last", **plan), True),
+        (attentive_of_three, True),
+        (lambda *data, **plan: attentive_of_three(*data, pool="mean", **plan), False),
+        (
+            lambda *data, **plan: fit_attentive(
+                *data, epochs=20, batch_size=16, depth=4, lrs=[3e-3], weight_decays=[0.1], **plan
+            ),
+            True,
+        ),
+    ],
 )
-def test_what_does_not_fit_the_cache_is_refused(options, changes, words):
+def test_only_probes_that_see_when_find_what_is_in_the_order_of_frames(fit, sees):
+    score = fit(*make_ordered_clips(200), device="cpu").score(*make_ordered_clips(200, seed=1))
+    assert score > 0.9 if sees else abs(score - 0.5) < 4 * 0.5 / 200**0.5
+
+
+def test_the_vector_of_a_frame_is_cls_of_every_layer_beside_the_mean_of_the_last_ones_patches():
+    first_BTND, last_BTND = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 5, 2)
+    vectors_BTE = frame_vectors([first_BTND, last_BTND], (1, 2))
+    assert torch.equal(vectors_BTE[..., :6], first_BTND[:, :, 0])
+    assert torch.equal(vectors_BTE[..., 6:8], last_BTND[:, :, 0])
+    torch.testing.assert_close(vectors_BTE[..., 8:], last_BTND[:, :, 2:].mean(dim=2))
+
+
+def test_without_cls_it_is_the_means_of_all_layers_and_without_patches_cls_alone():
+    first_BTND, last_BTND = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 5, 2)
+    means = torch.cat([first_BTND.mean(dim=2), last_BTND.mean(dim=2)], dim=2)
+    torch.testing.assert_close(frame_vectors([first_BTND, last_BTND], (0, 0)), means)
+    assert torch.equal(frame_vectors([last_BTND], (5,)), last_BTND[:, :, 0])
+
+
+def test_the_mean_over_frames_is_blind_to_their_order_and_the_last_is_the_last():
+    x_BTND = torch.randn(4, 6, 5, 3)
+    shuffled_BTND = x_BTND[:, torch.randperm(6)]
+    for prefix in (0, 1):
+        one, other = (clip_vectors([x], (prefix,), "mean") for x in (x_BTND, shuffled_BTND))
+        torch.testing.assert_close(one, other)
+    assert torch.equal(clip_vectors([x_BTND], (0,), "last")[:, 0], x_BTND[:, -1].mean(dim=1))
+    assert clip_vectors([x_BTND], (0,), "frame").shape == (4, 6, 3)
+
+
+def test_stacked_heads_compute_what_the_readout_with_their_weights_computes():
+    torch.manual_seed(0)
+    stack = AttentiveStack(3, dim=128, num_classes=5, num_frames=4)
+    for parameter in stack.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    tokens_BTND = 2 * torch.randn(6, 4, 9, 128) + 1
+    with torch.no_grad():
+        logits_GBK = stack(tokens_BTND)
+        explicit_GBK = torch.stack([stack.readout(head)(tokens_BTND) for head in range(3)])
+    assert (logits_GBK - explicit_GBK).abs().max() <= 1e-5
+
+
+def test_gradients_of_stacked_heads_are_those_of_the_readouts():
+    torch.manual_seed(0)
+    stack = AttentiveStack(2, dim=64, num_classes=3, num_frames=2)
+    tokens_BTND, labels_B = torch.randn(8, 2, 5, 64), torch.arange(8) % 3
+    sum(torch.nn.functional.cross_entropy(logits, labels_B) for logits in stack(tokens_BTND)).backward()
+    readout = stack.readout(1)
+    torch.nn.functional.cross_entropy(readout(tokens_BTND), labels_B).backward()
+    for name, parameter in readout.named_parameters():
+        if name != "key_proj.bias":  # moves no softmax
+            torch.testing.assert_close(stack.weights[name.replace(".", "_")].grad[1], parameter.grad)
+
+
+@pytest.mark.parametrize(("kind", "torch_kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_each_stacked_head_moves_as_if_it_were_trained_alone(kind, torch_kind):
+    settings = [{"lr": 0.1, "weight_decay": 0.5}, {"lr": 0.01, "weight_decay": 0.0}]
+    whole = torch.nn.Parameter(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)))
+    alone = [torch.nn.Parameter(whole.detach()[head].clone()) for head in range(2)]
+    stacked = StackedOptimizer([whole], settings, kind=kind, num_steps=5)
+    single = [
+        HeadOptimizer([[one]], [setting], kind=kind, num_steps=5) for one, setting in zip(alone, settings, strict=True)
+    ]
+    for _ in range(5):
+        for optimizer, loss in (
+            (stacked, whole.cos().sum()),
+            *zip(single, (one.cos().sum() for one in alone), strict=True),
+        ):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert torch.equal(whole.detach(), torch.stack([one.detach() for one in alone]))
+    assert not torch.equal(whole.detach()[0], whole.detach()[1])
+
+
+def test_a_head_that_diverges_is_not_chosen_and_spoils_no_other():
+    x, labels_V = make_clips(120, signal=2.0)
+    probe = fit_linear(1e3 * x, labels_V, solver="sgd", lrs=(1e38, 1e-2), device="cpu")
+    assert probe.chosen["lr"] == 1e-2
+    assert probe.heads[0]["held_out_top1"] == 0
+    assert probe.score(1e3 * x, labels_V) > 0.9
+
+
+def test_more_neighbours_than_training_videos_are_refused():
+    with pytest.raises(UsageError, match="k 50 is more than the 27 training clips"):
+        fit_knn(*make_clips(30), neighbours=(5, 50))
+    assert [head["k"] for head in fit_knn(*make_clips(30)).heads] == [10, 20]
+    with pytest.raises(UsageError, match="k 10 is more than the 9 training clips"):
+        fit_knn(*make_clips(12))
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"pool": "all"}, "mean"), ({"solver": "lbfgs"}, "auto, exact, sgd")])
+def test_settings_that_are_not_there_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
-        probe(dataclasses.replace(options, **changes))
-    assert not options.out.exists()
+        fit_linear(*make_clips(30), **settings)
+
+
+def test_features_of_another_shape_are_refused():
+    with pytest.raises(UsageError, match=r"\(30, 2, 40\)"):
+        fit_linear(torch.randn(30, 2, 40), [0, 1] * 15)
+    with pytest.raises(UsageError, match="int64"):
+        fit_linear(torch.ones(30, 4, dtype=torch.int64), [0, 1] * 15)
+    with pytest.raises(UsageError, match="needs the labels"):
+        fit_linear(torch.randn(30, 4))

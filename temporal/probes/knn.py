@@ -1,0 +1,114 @@
+"""The kNN probe: a vote of the most similar training clips (DINO, arXiv 2104.14294). Nothing is trained.
+
+Vectors are L2-normalised; the k most similar ones vote with weight softmax(similarity / 0.07). Cost: one product of
+every asked vector with every training vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfz.temporal.probes.features import Features
+from vfz.temporal.probes.heads import HeadGrid
+from vfz.temporal.probes.linear import every_vector
+from vfz.temporal.probes.pooling import clip_vectors
+from vfz.temporal.probes.training import Curves
+
+NEIGHBOURS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+
+
+class KnnGrid(HeadGrid):
+    """Votes of the nearest, one head per k.
+
+    Args:
+        bank_ME: normalised training vectors.
+        labels_M: their classes.
+        num_classes: K.
+        neighbours: values of k, each at most M.
+        temperature: of the votes' weights.
+        pool: which frames are seen.
+    """
+
+    def __init__(
+        self,
+        bank_ME: Tensor,
+        labels_M: Tensor,
+        *,
+        num_classes: int,
+        neighbours: Sequence[int],
+        temperature: float,
+        pool: str,
+    ) -> None:
+        self._bank_ME, self._labels_M = bank_ME, labels_M
+        self._num_classes, self._neighbours, self._temperature = num_classes, tuple(neighbours), temperature
+        self._pool = pool
+        self.settings = [{"k": k} for k in neighbours]
+        self.num_parameters = 0
+
+    def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:
+        """See `HeadGrid`."""
+        vectors_BFE = F.normalize(clip_vectors(layers_BTND, num_prefix, self._pool), dim=2)
+        similarity_BFM = vectors_BFE @ self._bank_ME.T
+        nearest_BFk, which_BFk = similarity_BFM.topk(max(self._neighbours), dim=2)
+        labels_BFk = self._labels_M[which_BFk]
+        votes = []
+        for k in self._neighbours:
+            weights_BFk = (nearest_BFk[..., :k] / self._temperature).softmax(dim=2)
+            votes_BFK = weights_BFk.new_zeros(*weights_BFk.shape[:2], self._num_classes)
+            votes.append(votes_BFK.scatter_add_(2, labels_BFk[..., :k], weights_BFk).mean(dim=1))
+        return torch.stack(votes)
+
+    def only(self, head: int) -> KnnGrid:
+        """See `HeadGrid`."""
+        return KnnGrid(
+            self._bank_ME,
+            self._labels_M,
+            num_classes=self._num_classes,
+            neighbours=self._neighbours[head : head + 1],
+            temperature=self._temperature,
+            pool=self._pool,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnFitter:
+    """Every k at once.
+
+    Attributes:
+        neighbours: values of k, none above the number of training vectors.
+        temperature: of the votes' weights.
+        pool: which frames are seen; each frame is a vector of its own.
+    """
+
+    num_classes: int
+    pool: str
+    neighbours: tuple[int, ...] = NEIGHBOURS
+    temperature: float = TEMPERATURE
+    refits: bool = True
+
+    def fit_grid(
+        self,
+        features: Features,
+        labels_V: Tensor,
+        videos: Tensor,
+        watched: Tensor | None,  # noqa: ARG002
+    ) -> tuple[HeadGrid, Curves]:
+        """Keeps the vectors of some videos."""
+        vectors_VCFE = every_vector(features, videos, self.pool)
+        bank_ME = F.normalize(vectors_VCFE.flatten(0, 2), dim=1).to(features.device)
+        labels_M = labels_V[videos].repeat_interleave(vectors_VCFE[0].shape[:2].numel()).to(features.device)
+        grid = KnnGrid(
+            bank_ME,
+            labels_M,
+            num_classes=self.num_classes,
+            neighbours=self.neighbours,
+            temperature=self.temperature,
+            pool=self.pool,
+        )
+        return grid, Curves()

@@ -1,0 +1,86 @@
+"""What a probe sees of a clip: all tokens, or fewer.
+
+The vector of a frame follows DINOv2 (arXiv 2304.07193): the CLS tokens of the layers asked for beside the mean of the
+last layer's patches; where no layer has a CLS token, the means of all of them. Of a clip's frames a probe sees
+
+    all     every one of them, as one token map with time (attentive only)
+    mean    their average, which no order of frames can change
+    last    the last one: what a causal module knows in the end
+    frame   each on its own; the clip's answer is the mean of its frames' answers
+
+Shapes: B clips, T frames, N tokens, D channels, E width of a frame's vector, F frames that are seen (1 or T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vfz.pipeline.errors import UnknownNameError, UsageError
+
+POOLS = ("all", "mean", "last", "frame")
+VECTOR_POOLS = ("mean", "last", "frame")
+
+
+def check_pool(pool: str, allowed: Sequence[str]) -> None:
+    """Refuse a way of pooling that a probe does not have.
+
+    Raises:
+        UnknownNameError: naming those it has.
+    """
+    if pool not in allowed:
+        raise UnknownNameError("pool of this probe", pool, allowed)
+
+
+def frame_tokens(layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:
+    """The CLS token (where there is one) and the mean of the patches of each frame of one layer: [B,T,1 or 2,D]."""
+    parts = []
+    if num_prefix[-1]:
+        parts.append(layers_BTND[-1][:, :, :1])
+    if layers_BTND[-1].shape[2] > num_prefix[-1]:
+        parts.append(layers_BTND[-1][:, :, num_prefix[-1] :].mean(dim=2, keepdim=True))
+    return torch.cat(parts, dim=2)
+
+
+def frame_vectors(layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:
+    """One vector [B,T,E] of each frame; see the module's docstring.
+
+    Args:
+        layers_BTND: tokens of each layer, prefix tokens first; layers may differ in N and D.
+        num_prefix: how many of each layer's tokens are prefix tokens; the first is CLS.
+    """
+    cls_BTD = [tokens[:, :, 0] for tokens, prefix in zip(layers_BTND, num_prefix, strict=True) if prefix]
+    mean_BTD = [
+        tokens[:, :, prefix:].mean(dim=2)
+        for tokens, prefix in zip(layers_BTND, num_prefix, strict=True)
+        if tokens.shape[2] > prefix
+    ]
+    has_patches = layers_BTND[-1].shape[2] > num_prefix[-1]
+    return torch.cat(cls_BTD + (mean_BTD[-1:] if has_patches else []) if cls_BTD else mean_BTD, dim=2)
+
+
+def clip_vectors(layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], pool: str) -> Tensor:
+    """The vectors [B,F,E] that a linear or kNN probe sees of each clip."""
+    if pool == "last":
+        return frame_vectors([tokens[:, -1:] for tokens in layers_BTND], num_prefix)
+    vectors_BTE = frame_vectors(layers_BTND, num_prefix)
+    return vectors_BTE.mean(dim=1, keepdim=True) if pool == "mean" else vectors_BTE
+
+
+def clip_tokens(layers_BTND: Sequence[Tensor], pool: str) -> Tensor:
+    """The token map that an attentive probe sees of each clip: [B,F,N,D], or [B,T,N,D] for `all`.
+
+    Several layers stand side by side among the N.
+
+    Raises:
+        UsageError: when layers differ in channels.
+    """
+    dims = [tokens.shape[-1] for tokens in layers_BTND]
+    if len(set(dims)) > 1:
+        raise UsageError(f"layers of {', '.join(map(str, dims))} channels cannot be attended to together; give one")
+    tokens_BTND = torch.cat(list(layers_BTND), dim=2) if len(layers_BTND) > 1 else layers_BTND[0]
+    if pool == "mean":
+        return tokens_BTND.mean(dim=1, keepdim=True)
+    return tokens_BTND[:, -1:] if pool == "last" else tokens_BTND

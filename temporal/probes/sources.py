@@ -1,0 +1,214 @@
+"""Where a probe's features come from, as the options of `vfz probe` say: a cache's tokens, or a run's outputs.
+
+Each split is read once for all probes of a sweep: what was held in memory stays on the shelf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.errors import UsageError
+from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex
+from vfz.pipeline.ledger_table import from_utf8
+from vfz.pipeline.progress import Progress
+from vfz.temporal.clips import ClipRule, choose_eval_split
+from vfz.temporal.model import TemporalModel
+from vfz.temporal.options import ProbeOptions
+from vfz.temporal.probes.derived import DerivedFeatures, derived_features
+from vfz.temporal.probes.features import CacheFeatures, Features, check_layers, rows_in_views
+from vfz.temporal.probes.fitters import ProbeKind
+from vfz.temporal.probes.pooling import frame_tokens
+from vfz.temporal.runs import RunInfo, check_same_tokens, load_model
+
+DEFAULT_CLIP_FRAMES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingVideo:
+    """A video of the reported split that nothing can be said of."""
+
+    id: str
+    status: str
+    reason: str
+
+
+class Sources:
+    """The features of a cache's splits, as options ask for them.
+
+    Attributes:
+        cache: that they come from.
+        run: the temporal run they went through; None for the tokens themselves.
+        run_digest: of its weights and config.
+        layers, parts: which tokens are read.
+        rule, segments, views: which clips of them.
+        eval_split: the reported split.
+        derived: caches of the run's outputs that were opened.
+
+    Raises:
+        UsageError: for options that do not fit the cache. CacheMismatchError: for a run on tokens of another recipe.
+    """
+
+    def __init__(self, options: ProbeOptions, cache: FeatureCache, *, device: torch.device, progress: Progress) -> None:
+        if not cache.class_names:
+            raise UsageError(f"{cache.path} has no class labels; a probe needs them")
+        self.cache, self._options, self._device, self._progress = cache, options, device, progress
+        self.run: RunInfo | None = None
+        self.run_digest: str | None = None
+        self._model: TemporalModel | None = None
+        layers, parts = options.layers or tuple(cache.layers)[-1:], options.parts or "all"
+        num_frames, stride = DEFAULT_CLIP_FRAMES, 1
+        if options.temporal is not None:
+            self._model, self.run, self.run_digest = open_run(options.temporal, cache, device)
+            if options.layers is not None or options.parts is not None:
+                raise UsageError("--layers and --parts contradict --temporal: the run fixes its tokens")
+            layers, parts = self._model.config.encoder_layers, self._model.config.parts
+            num_frames, stride = self.run.values["clips"]["num_frames"], self.run.values["clips"]["stride"]
+        check_layers(cache, layers, parts)
+        self.layers, self.parts = tuple(layers), parts
+        self.rule = ClipRule(num_frames=options.clip_frames or num_frames, stride=options.clip_stride or stride)
+        self.segments, self.views = options.segments, options.views
+        self.eval_split = choose_eval_split(cache, options.eval_split, layers=self.layers, parts=parts)
+        self.derived: list[DerivedFeatures] = []
+        self._shelf: dict[tuple[str, str, bool], Features] = {}
+
+    def held(self, split: str, kind: ProbeKind, pool: str) -> Features:
+        """The features of a split as a probe sees them, read at most once where they fit into memory."""
+        key = (split, pool, kind.sees_vectors)
+        if key not in self._shelf:
+            features = self.features(split, frames_only=kind.sees_vectors)
+            self._shelf[key] = kind.held(features, pool, self._progress, f"reading the {split} split")
+        return self._shelf[key]
+
+    def features(self, split: str, *, frames_only: bool = False) -> Features:
+        """The features of a split; of a run's outputs all tokens, or one or two for each frame."""
+        tokens = CacheFeatures(
+            self.cache,
+            rows_in_views(self.cache, split, views=self.views, layers=self.layers, parts=self.parts),
+            layers=self.layers,
+            parts=self.parts,
+            rule=self.rule,
+            num_segments=self.segments,
+            device=self._device,
+        )
+        if self._model is None:
+            return tokens
+        model, num_prefix = self._model, tokens.num_prefix[-1]
+
+        def outputs(layers_BTND: list[Tensor]) -> Tensor:
+            features_BTND = model.features(layers_BTND)
+            return frame_tokens([features_BTND], [num_prefix]) if frames_only else features_BTND
+
+        derived = derived_features(
+            self._options.out / "derived",
+            f"{Path(self._options.temporal or '').resolve().name}-{split}",
+            self._identity(split, kept="frames" if frames_only else "tokens"),
+            tokens,
+            outputs,
+            num_prefix=min(num_prefix, 1) if frames_only else num_prefix,
+            dtype="float32" if self.cache.precision == "fp32" else "float16",
+            progress=self._progress,
+            batch_size=self._options.batch_size,
+        )
+        self.derived.append(derived)
+        return derived
+
+    def describe_cache(self) -> dict[str, Any]:
+        """The cache, as `probe.json` has it."""
+        cache = self.cache
+        return {
+            "path": str(cache.path),
+            "name": cache.path.resolve().name,
+            "fingerprint": cache.fingerprint,
+            "ledger_digest": cache.ledger_digest,
+            "encoder": cache.recipe["encoder"],
+            "precision": cache.precision,
+            "store": cache.store,
+            "num_bytes": cache.num_bytes,
+            "layers": list(cache.layers),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What is probed, as `probe.json` has it."""
+        run, model = self.run, self._model
+        derived = [{"path": str(one.path), "num_bytes": one.num_bytes, "made": one.made} for one in self.derived]
+        return {
+            "kind": "tokens" if run is None else "temporal",
+            "run": None if run is None else str(run.path),
+            "core": None if model is None else model.config.core,
+            "run_parameters": None if model is None else sum(one.numel() for one in model.parameters()),
+            "layers": list(self.layers),
+            "parts": self.parts,
+            "token_shapes": {layer: {part: list(shape) for part, shape in self.cache.layers[layer].items()}
+                             for layer in self.layers},
+            "clips": self._clips(),
+            "derived": derived,
+        }  # fmt: skip
+
+    def missing(self, split: str) -> list[MissingVideo]:
+        """The labelled videos of a split, as planned, that lack these tokens in one of the views."""
+        present = {
+            rows[0].id
+            for rows in rows_in_views(self.cache, split, views=self.views, layers=self.layers, parts=self.parts)
+        }
+        return [
+            MissingVideo(id=id_, status=status if status != "ok" else "lacking", reason=reason)
+            for id_, label, status, reason in self._planned(split)
+            if id_ not in present and label is not None
+        ]
+
+    def num_planned(self, split: str) -> int:
+        """Labelled videos of a split, whether they can be read or not."""
+        return sum(label is not None for _, label, _, _ in self._planned(split))
+
+    def labels_digest(self) -> str:
+        """SHA-256 over the class names and the classes of all videos of both splits, sorted by id."""
+        rows = [
+            [split, *sorted([id_, label] for id_, label, _, _ in self._planned(split))]
+            for split in (self._options.train_split, self.eval_split)
+        ]
+        return sha256_hex(canonical_json([list(self.cache.class_names), rows]))
+
+    def _planned(self, split: str) -> Sequence[tuple[str, int | None, str, str]]:
+        table = self.cache.table().select(["id", "view", "split", "label", "status", "reason"]).to_pydict()
+        return [
+            (from_utf8(id_), label, status, from_utf8(reason))
+            for id_, view, of_split, label, status, reason in zip(*table.values(), strict=True)
+            if view == 0 and from_utf8(of_split) == split
+        ]
+
+    def _clips(self) -> dict[str, int]:
+        return {
+            "num_frames": self.rule.num_frames,
+            "stride": self.rule.stride,
+            "segments": self.segments,
+            "views": self.views,
+        }
+
+    def _identity(self, split: str, *, kept: str) -> dict[str, Any]:
+        return {
+            "source_fingerprint": self.cache.fingerprint,
+            "ledger_digest": self.cache.ledger_digest,
+            "run_digest": self.run_digest,
+            "clips": self._clips(),
+            "split": split,
+            "kept": kept,
+        }
+
+
+def open_run(path: Path, cache: FeatureCache, device: torch.device) -> tuple[TemporalModel, RunInfo, str]:
+    """A trained temporal module that fits a cache, its record, and a digest of its weights and config.
+
+    Raises:
+        UsageError: no run there. RunError: not finished. CacheMismatchError: trained on tokens of another recipe.
+    """
+    model, run = load_model(path, device)
+    check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
+    weights = sha256_file(path / "model.safetensors")
+    return model, run, sha256_hex(canonical_json([weights, run.values["model"]]))

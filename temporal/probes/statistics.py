@@ -1,0 +1,196 @@
+"""How sure an accuracy is, and whether two probes differ: bootstrap intervals, McNemar's test, the paired bootstrap.
+
+All of them take outcomes of videos, [V]: right or wrong, or any number a video. A resample of V values draws each of
+the few distinct values a multinomially distributed number of times, so that ten thousand resamples of 0/1 outcomes
+cost ten thousand binomial draws and not ten thousand passes over the videos; the distribution is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vfz.pipeline.errors import UsageError
+
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with the interval that resampling the videos gives it.
+
+    Attributes:
+        mean: of the outcomes.
+        low, high: the percentile interval.
+        confidence: share of resamples within.
+    """
+
+    mean: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Outcome of McNemar's exact test of two classifiers on the same videos.
+
+    Attributes:
+        num_only_first: videos that the first has right and the second wrong.
+        num_only_second: the other way round.
+        p_value: two-sided; how often two equally good classifiers would differ at least as much.
+    """
+
+    num_only_first: int
+    num_only_second: int
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedBootstrap:
+    """The difference of two means over the same videos, first minus second.
+
+    Attributes:
+        difference: of the means.
+        low, high: its percentile interval.
+        p_value: two-sided; twice the share of resamples on the other side of zero, never below 1 / resamples.
+        confidence: share of resamples within the interval.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    confidence: float
+
+
+def bootstrap_interval(
+    values_V: ArrayLike, *, confidence: float = 0.95, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
+    """The percentile bootstrap interval of a mean over videos.
+
+    Args:
+        values_V: one number or truth value a video.
+        confidence: between 0 and 1.
+        num_resamples: draws of V videos with replacement.
+        seed: of the draws.
+
+    Raises:
+        UsageError: when there is no value, one is not finite, or `confidence` is no share.
+    """
+    values_V = _outcomes(values_V, "values")
+    means_R = _resampled_means(values_V, num_resamples=num_resamples, seed=seed)
+    low, high = _percentiles(means_R, confidence)
+    return Interval(mean=float(values_V.mean()), low=low, high=high, confidence=confidence)
+
+
+def mcnemar(first_V: ArrayLike, second_V: ArrayLike) -> McNemar:
+    """McNemar's exact test: do two classifiers, right or wrong on the same videos, differ?
+
+    Only videos on which they disagree tell anything; were both equally good, each of them would go either way like a
+    fair coin.
+
+    Args:
+        first_V: whether the first is right on each video.
+        second_V: whether the second is.
+
+    Raises:
+        UsageError: when they are not truth values of the same videos.
+    """
+    first_V, second_V = _pair(first_V, second_V)
+    if not np.isin(np.concatenate([first_V, second_V]), (0.0, 1.0)).all():
+        raise UsageError(
+            "mcnemar takes right or wrong, 1 or 0, for every video; use paired_bootstrap for other numbers"
+        )
+    only_first, only_second = int((first_V > second_V).sum()), int((second_V > first_V).sum())
+    num_differing = only_first + only_second
+    # Exact integers: the tail of a fair coin thrown `num_differing` times.
+    tail, term = 0, 1
+    for heads in range(min(only_first, only_second) + 1):
+        tail += term
+        term = term * (num_differing - heads) // (heads + 1)
+    p_value = min(1.0, _ratio(2 * tail, num_differing))
+    return McNemar(num_only_first=only_first, num_only_second=only_second, p_value=p_value)
+
+
+def paired_bootstrap(
+    first_V: ArrayLike,
+    second_V: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> PairedBootstrap:
+    """The bootstrap of a difference of means over the same videos, which are drawn together.
+
+    Args:
+        first_V: one number or truth value a video.
+        second_V: the same of the other probe.
+        confidence: between 0 and 1.
+        num_resamples: draws of V videos with replacement.
+        seed: of the draws.
+
+    Raises:
+        UsageError: when they are not of the same videos, or a value is not finite.
+    """
+    first_V, second_V = _pair(first_V, second_V)
+    differences_V = first_V - second_V
+    means_R = _resampled_means(differences_V, num_resamples=num_resamples, seed=seed)
+    low, high = _percentiles(means_R, confidence)
+    on_one_side = min(float((means_R <= 0).mean()), float((means_R >= 0).mean()))
+    return PairedBootstrap(
+        difference=float(differences_V.mean()),
+        low=low,
+        high=high,
+        p_value=min(1.0, max(1 / num_resamples, 2 * on_one_side)),
+        confidence=confidence,
+    )
+
+
+def _resampled_means(values_V: NDArray[np.float64], *, num_resamples: int, seed: int) -> NDArray[np.float64]:
+    if num_resamples < 1:
+        raise UsageError(f"{num_resamples} resamples; at least 1 is needed")
+    distinct_U, counts_U = np.unique(values_V, return_counts=True)
+    generator = np.random.default_rng(seed)
+    share_U = counts_U / len(values_V)
+    # A row of draws is as long as the distinct values are many; rows are made some at a time to bound the memory.
+    rows = max(1, 10_000_000 // len(distinct_U))
+    means = [
+        generator.multinomial(len(values_V), share_U, size=min(rows, num_resamples - start)) @ distinct_U
+        for start in range(0, num_resamples, rows)
+    ]
+    return np.concatenate(means) / len(values_V)
+
+
+def _percentiles(means_R: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence {confidence} is no share; give a number between 0 and 1, such as 0.95")
+    low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _pair(first_V: ArrayLike, second_V: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first_V, second_V = _outcomes(first_V, "first"), _outcomes(second_V, "second")
+    if len(first_V) != len(second_V):
+        raise UsageError(
+            f"{len(first_V)} outcomes against {len(second_V)}; a paired test needs both probes on the same videos"
+        )
+    return first_V, second_V
+
+
+def _outcomes(values_V: ArrayLike, name: str) -> NDArray[np.float64]:
+    values_V = np.asarray(values_V, dtype=np.float64)
+    if values_V.ndim != 1 or not len(values_V):
+        raise UsageError(f"{name} has shape {values_V.shape}; one value for each of at least one video is needed")
+    if not np.isfinite(values_V).all():
+        raise UsageError(f"{name} has {int((~np.isfinite(values_V)).sum())} values that are not finite")
+    return values_V
+
+
+def _ratio(numerator: int, num_throws: int) -> float:
+    """`numerator / 2**num_throws`, also where neither fits a float."""
+    spare = max(0, numerator.bit_length() - 64)
+    return math.ldexp(float(numerator >> spare), spare - num_throws)

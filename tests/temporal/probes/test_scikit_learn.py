@@ -1,0 +1,86 @@
+"""Solved probes against scikit-learn's, on the same features."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from vfz.temporal.probes import fit_knn, fit_linear
+from vfz.temporal.probes.logistic import fit_logistic
+
+TEMPERATURE = 0.07
+
+
+@pytest.fixture(scope="module")
+def data():
+    """1500 training and 2000 other vectors [V,64] of 8 classes that overlap; channels of very different size."""
+    generator = np.random.default_rng(0)
+    centres, sizes = generator.normal(size=(8, 64)), generator.lognormal(size=64)
+
+    def split(count):
+        labels = generator.integers(8, size=count)
+        return ((generator.normal(size=(count, 64)) + 0.35 * centres[labels]) * sizes + 1).astype(np.float32), labels
+
+    return (*split(1500), *split(2000))
+
+
+def agree(ours, theirs, labels):
+    assert (ours == theirs).mean() >= 0.995
+    assert abs(accuracy_score(labels, ours) - accuracy_score(labels, theirs)) <= 0.002
+    assert 0.3 < accuracy_score(labels, theirs) < 0.95
+
+
+@pytest.mark.parametrize("inverse_penalty", [1e-3, 1.0, 100.0])
+def test_logistic_regression_predicts_as_scikit_learn_does(data, inverse_penalty):
+    x, y, x_other, y_other = data
+    ours = fit_linear(x, y, inverse_penalties=[inverse_penalty])
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=5000, tol=1e-8)).fit(x, y)
+    agree(ours.predict(x_other), theirs.predict(x_other), y_other)
+
+
+@pytest.mark.parametrize("k", [10, 200])
+def test_knn_votes_as_scikit_learn_does(data, k):
+    x, y, x_other, y_other = data
+
+    def weights(distances):
+        return np.exp((1 - distances**2 / 2) / TEMPERATURE)
+
+    theirs = make_pipeline(Normalizer(), KNeighborsClassifier(k, weights=weights)).fit(x, y)
+    agree(fit_knn(x, y, neighbours=[k]).predict(x_other), theirs.predict(x_other), y_other)
+
+
+def test_probabilities_are_scikit_learns(data):
+    x, y, x_other, _ = data
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)).fit(x, y)
+    ours = fit_linear(x, y, inverse_penalties=[0.1])
+    assert np.abs(ours.predict_proba(x_other) - theirs.predict_proba(x_other)).max() < 1e-3
+
+
+@pytest.mark.parametrize("penalties", [(0.7,), (1e-4, 0.7, 10.0)])
+def test_every_fit_is_where_the_gradient_vanishes(penalties):
+    """Logistic regression has one optimum: there, the gradient of the whole objective is zero."""
+    generator = torch.Generator().manual_seed(0)
+    x_VE, labels_V = torch.randn(50, 4, dtype=torch.float64, generator=generator), torch.arange(50) % 3
+    weights, biases = fit_logistic(x_VE, labels_V, num_classes=3, inverse_penalties=penalties)
+    for weight_KE, bias_K, penalty in zip(weights, biases, penalties, strict=True):
+        weight_KE, bias_K = weight_KE.clone().requires_grad_(), bias_K.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(x_VE @ weight_KE.T + bias_K, labels_V, reduction="sum")
+        (loss + weight_KE.square().sum() / (2 * penalty)).backward()
+        assert weight_KE.grad.abs().max() < 1e-5
+        assert bias_K.grad.abs().max() < 1e-5
+
+
+def test_separable_classes_at_a_weak_penalty_end_finite():
+    x_VE = torch.cat([torch.randn(20, 3) + 9, torch.randn(20, 3) - 9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights, biases = fit_logistic(x_VE, torch.arange(40) // 20, num_classes=2, inverse_penalties=[1e5])
+    assert weights.isfinite().all()
+    assert biases.isfinite().all()
+    assert ((x_VE.double() @ weights[0].T + biases[0]).argmax(dim=1) == torch.arange(40) // 20).all()

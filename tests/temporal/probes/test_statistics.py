@@ -1,0 +1,89 @@
+"""Intervals and tests against closed forms, brute force and what they promise."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vfz.pipeline.errors import UsageError
+from vfz.temporal.probes import bootstrap_interval, mcnemar, paired_bootstrap
+
+
+def test_the_interval_of_a_share_is_that_of_the_binomial_distribution():
+    interval = bootstrap_interval(np.arange(400) < 300, num_resamples=100_000)
+    assert interval.mean == 0.75
+    deviation = math.sqrt(0.75 * 0.25 / 400)
+    assert interval.low == pytest.approx(0.75 - 1.96 * deviation, abs=0.004)
+    assert interval.high == pytest.approx(0.75 + 1.96 * deviation, abs=0.004)
+
+
+def test_resampling_by_distinct_values_is_resampling_of_videos():
+    generator = np.random.default_rng(1)
+    values = generator.normal(size=40)
+    plain = generator.choice(values, size=(50_000, 40)).mean(axis=1)
+    interval = bootstrap_interval(values, num_resamples=50_000)
+    assert interval.low == pytest.approx(np.quantile(plain, 0.025), abs=0.01)
+    assert interval.high == pytest.approx(np.quantile(plain, 0.975), abs=0.01)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    held = 0
+    for trial in range(400):
+        interval = bootstrap_interval(generator.random(200) < 0.6, confidence=0.9, num_resamples=500, seed=trial)
+        held += interval.low <= 0.6 <= interval.high
+    assert 0.84 < held / 400 < 0.95
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (5, 0), (0, 7), (3, 3), (10, 2), (40, 60), (600, 500)])
+def test_mcnemar_is_the_exact_binomial_test(only_first, only_second):
+    scipy_stats = pytest.importorskip("scipy.stats")  # comes with scikit-learn
+    first = [1] * only_first + [0] * only_second + [1] * 20 + [0] * 5
+    second = [0] * only_first + [1] * only_second + [1] * 20 + [0] * 5
+    test = mcnemar(first, second)
+    assert (test.num_only_first, test.num_only_second) == (only_first, only_second)
+    number = only_first + only_second
+    expected = scipy_stats.binomtest(only_first, number, 0.5).pvalue if number else 1.0
+    assert test.p_value == pytest.approx(expected)
+
+
+def test_mcnemar_of_many_videos_is_finite_and_symmetric():
+    first, second = np.arange(20_000) < 11_000, np.arange(20_000) >= 9_500
+    assert mcnemar(first, second).p_value == mcnemar(second, first).p_value
+    assert 0 < mcnemar(first, second).p_value < 1
+    assert mcnemar([1] * 5000, [0] * 5000).p_value == 0.0  # 2 ** -4999 is below the least float
+
+
+def test_a_paired_bootstrap_finds_a_difference_that_unpaired_intervals_hide():
+    generator = np.random.default_rng(0)
+    hard = generator.random(1000)
+    first, second = hard < 0.62, hard < 0.60
+    test = paired_bootstrap(first, second)
+    assert test.difference == pytest.approx(first.mean() - second.mean())
+    assert 0 < test.low < test.difference < test.high
+    assert test.p_value < 0.01
+    one, two = bootstrap_interval(first), bootstrap_interval(second)
+    assert one.low < two.high
+
+
+def test_the_sign_of_a_paired_test_turns_with_its_arguments():
+    first, second = np.arange(100) < 70, np.arange(100) < 50
+    assert paired_bootstrap(first, second).difference == -paired_bootstrap(second, first).difference > 0
+    assert paired_bootstrap(first, first).p_value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: bootstrap_interval([]), "at least one"),
+        (lambda: bootstrap_interval([1.0, math.nan]), "1 values that are not finite"),
+        (lambda: bootstrap_interval([1, 0], confidence=95), "0.95"),
+        (lambda: bootstrap_interval([1, 0], num_resamples=0), "at least 1"),
+        (lambda: mcnemar([1, 0], [1]), "2 outcomes against 1"),
+        (lambda: mcnemar([0.5, 0], [1, 0]), "paired_bootstrap"),
+        (lambda: paired_bootstrap([1, 0], [1, 0, 1]), "2 outcomes against 3"),
+    ],
+)
+def test_outcomes_that_cannot_be_meant_are_refused(call, words):
+    with pytest.raises(UsageError, match=words):
+        call()
