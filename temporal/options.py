@@ -38,6 +38,9 @@ class ProbeOptions(Options):
     clip_stride: int | None = option(
         None, help="Cached frames from one to the next; default: the run's, else 1.", minimum=1
     )
+    clip_seconds: float | None = option(
+        None, help="Seconds from one to the next, instead of a stride; default: the run's.", above=0
+    )
     segments: int = option(1, help="Clips along each video, whose answers are averaged.", minimum=1)
     views: int = option(1, help="Cached crops of each video, whose answers are averaged.", minimum=1)
     solver: str = option(

@@ -21,7 +21,9 @@ from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.clips import CachedTokens, ClipRequest, ClipRule, parts_of
+from vfz.temporal.clip_rule import ClipRule
+from vfz.temporal.clip_videos import clip_videos
+from vfz.temporal.token_source import CachedTokens, ClipRequest, num_prefix_of
 
 HELD_BYTES = 2**31
 """Token maps up to this size are kept in memory instead of being read again in every epoch."""
@@ -150,7 +152,7 @@ class CacheFeatures(Features):
         layers: which layers.
         parts: `all`, `patch` or `prefix`.
         rule: which frames make a clip.
-        num_segments: clips along each video, evenly spaced; C = K * num_segments.
+        num_segments: clips of each view, evenly spaced from start to end, one alone centred; C = K * num_segments.
         device: where to.
     """
 
@@ -168,9 +170,7 @@ class CacheFeatures(Features):
         self.ids = [rows_K[0].id for rows_K in rows_VK]
         self.labels_V = torch.tensor([rows_K[0].label for rows_K in rows_VK], dtype=torch.int64)
         self.num_clips = num_segments * len(rows_VK[0])
-        self.num_prefix = tuple(
-            cache.layers[layer].get("prefix", (0, 0))[0] if parts != "patch" else 0 for layer in layers
-        )
+        self.num_prefix = tuple(num_prefix_of(cache, layer, parts) for layer in layers)
         self.device = device
         self._rows_VK, self._rule, self._num_segments = rows_VK, rule, num_segments
         self._tokens = CachedTokens(cache, layers=layers, parts=parts)
@@ -178,13 +178,18 @@ class CacheFeatures(Features):
     def read(self, videos_B: Tensor, clips_B: Tensor) -> list[Tensor]:
         """See `Features`."""
         pairs = zip(videos_B.tolist(), clips_B.tolist(), strict=True)
-        return self._tokens.read_clips([self._request(video, clip) for video, clip in pairs], self.device)
+        requests = [self._request(video, clip) for video, clip in pairs]
+        return self._tokens.read_clips(requests, self.device).layers_BTND
 
     def _request(self, video: int, clip: int) -> ClipRequest:
         view, segment = divmod(clip, self._num_segments)
         row = self._rows_VK[video][view]
-        frames = self._rule.frames(row.num_frames, position=(segment + 0.5) / self._num_segments)
-        return ClipRequest(video=row, frames=frames)
+        frames = self._rule.choose(
+            row.num_frames,
+            position=segment / (self._num_segments - 1) if self._num_segments > 1 else 0.5,
+            pts_seconds=None if self._rule.step_seconds is None else self._tokens.pts_seconds(row, 0),
+        )
+        return ClipRequest(video=row, frames=frames.numbers, mask=frames.mask)
 
 
 def check_layers(cache: FeatureCache, layers: Sequence[str], parts: str) -> None:
@@ -208,28 +213,14 @@ def rows_in_views(
     """Rows of the labelled videos of a split that have these tokens in each of the first `views` views.
 
     Raises:
-        UsageError: when there is none; says which splits and views there are.
+        UsageError: when there is none, or no such view; says which splits and views there are.
     """
-    if missing := [view for view in range(views) if view not in cache.views]:
-        raise UsageError(
-            f"view {missing[0]} is not in {cache.path}; it has {len(cache.views)}: ask for fewer with --views, or "
-            f"extract more with vfz extract --views {views}"
-        )
-    by_view = [
-        {row.id: row for row in cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))}
-        for view in range(views)
-    ]
-    rows = [
-        tuple(of_view[video_id] for of_view in by_view)
-        for video_id, row in by_view[0].items()
-        if row.label is not None and all(video_id in of_view for of_view in by_view)
-    ]
+    videos = clip_videos(cache, split, layers=layers, parts=parts, views=range(views), labelled=True)
+    rows = [video.rows for video in videos if len(video.rows) == views]
     if not rows:
-        having = cache.ok_videos(layers=layers, parts=parts_of(parts))
-        splits = sorted({row.split for row in having if row.label is not None})
         raise UsageError(
-            f"split {split!r} of {cache.path} has no labelled video with {parts} tokens of layers "
-            f"{', '.join(layers)} in {views} views; splits with some: {', '.join(splits) or 'none'}"
+            f"split {split!r} of {cache.path} has no labelled video in all of {views} views; give fewer --views, or "
+            f"extract more with vfz extract --views {views}"
         )
     return rows
 

@@ -6,7 +6,8 @@
                             this result
     cache                   path, name, fingerprint, ledger_digest, encoder, precision, store, num_bytes, layers
     features                kind (tokens | temporal), run, core, run_parameters, layers, parts, token_shapes,
-                            clips (num_frames, stride, segments, views), pool, derived: path, num_bytes, made of each
+                            clips (num_frames, stride, step_seconds, segments, views), pool, derived: path,
+                            num_bytes and made of each
     class_names             K names
     report                  the figures, as `ProbeReport`
     videos                  ids, labels: of the reported split's present videos, V of each

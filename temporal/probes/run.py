@@ -101,6 +101,7 @@ class _Job:
             "pool": self._pool,
             "clip_frames": sources.rule.num_frames,
             "clip_stride": sources.rule.stride,
+            "clip_seconds": sources.rule.step_seconds,
             "eval_split": sources.eval_split,
         }
         self._digests = {

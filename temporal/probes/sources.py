@@ -5,7 +5,7 @@ Each split is read once for all probes of a sweep: what was held in memory stays
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex
 from vfz.pipeline.ledger_table import from_utf8
 from vfz.pipeline.progress import Progress
-from vfz.temporal.clips import ClipRule, choose_eval_split
+from vfz.temporal.clip_rule import ClipRule
+from vfz.temporal.clip_videos import choose_eval_split
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.options import ProbeOptions
 from vfz.temporal.probes.derived import DerivedFeatures, derived_features
@@ -63,16 +64,16 @@ class Sources:
         self.run_digest: str | None = None
         self._model: TemporalModel | None = None
         layers, parts = options.layers or tuple(cache.layers)[-1:], options.parts or "all"
-        num_frames, stride = DEFAULT_CLIP_FRAMES, 1
+        of_run = {"num_frames": DEFAULT_CLIP_FRAMES, "stride": 1, "step_seconds": None}
         if options.temporal is not None:
             self._model, self.run, self.run_digest = open_run(options.temporal, cache, device)
             if options.layers is not None or options.parts is not None:
                 raise UsageError("--layers and --parts contradict --temporal: the run fixes its tokens")
             layers, parts = self._model.config.encoder_layers, self._model.config.parts
-            num_frames, stride = self.run.values["clips"]["num_frames"], self.run.values["clips"]["stride"]
+            of_run = self.run.values["clips"]
         check_layers(cache, layers, parts)
         self.layers, self.parts = tuple(layers), parts
-        self.rule = ClipRule(num_frames=options.clip_frames or num_frames, stride=options.clip_stride or stride)
+        self.rule = _clip_rule(options, of_run)
         self.segments, self.views = options.segments, options.views
         self.eval_split = choose_eval_split(cache, options.eval_split, layers=self.layers, parts=parts)
         self.derived: list[DerivedFeatures] = []
@@ -183,10 +184,11 @@ class Sources:
             if view == 0 and from_utf8(of_split) == split
         ]
 
-    def _clips(self) -> dict[str, int]:
+    def _clips(self) -> dict[str, Any]:
         return {
             "num_frames": self.rule.num_frames,
             "stride": self.rule.stride,
+            "step_seconds": self.rule.step_seconds,
             "segments": self.segments,
             "views": self.views,
         }
@@ -200,6 +202,14 @@ class Sources:
             "split": split,
             "kept": kept,
         }
+
+
+def _clip_rule(options: ProbeOptions, of_run: Mapping[str, Any]) -> ClipRule:
+    """The run's, but for what is given; a stride and a step in seconds replace each other."""
+    stride, seconds = options.clip_stride, options.clip_seconds
+    if stride is None and seconds is None:
+        stride, seconds = of_run["stride"], of_run["step_seconds"]
+    return ClipRule(num_frames=options.clip_frames or of_run["num_frames"], stride=stride or 1, step_seconds=seconds)
 
 
 def open_run(path: Path, cache: FeatureCache, device: torch.device) -> tuple[TemporalModel, RunInfo, str]:

@@ -70,7 +70,9 @@ def test_the_record_has_what_figures_are_made_of(options, synthetic_cache):
     assert best == report.best_head_on_validation == max(head["eval_top1"] for head in run["heads"])
     assert {len(curve) for curve in run["curves"].values()} == {2}
     assert run["chosen"] == report.chosen
-    assert record["features"]["clips"] == {"num_frames": 6, "stride": 1, "segments": 1, "views": 1}
+    assert record["features"]["clips"] == {
+        "num_frames": 6, "stride": 1, "step_seconds": None, "segments": 1, "views": 1,
+    }  # fmt: skip
 
 
 def test_the_reported_split_chooses_nothing(options):
@@ -139,7 +141,7 @@ def test_a_sweep_is_not_one_probe(options):
 
 
 def test_several_layers_stand_side_by_side(vit_cache, tmp_path):
-    options = ProbeOptions(cache=vit_cache.path, clip_frames=6, out=tmp_path, layers=("5", "11"))
+    options = ProbeOptions(cache=vit_cache.path, clip_frames=6, out=tmp_path, layers=("5", "11"), solver="sgd")
     assert probe(options).num_parameters == 6 * (3 * 192 + 1)
     assert probe(dataclasses.replace(options, parts="prefix")).num_parameters == 6 * (2 * 192 + 1)
     assert probe(dataclasses.replace(options, parts="patch")).num_parameters == 6 * (2 * 192 + 1)
@@ -167,7 +169,7 @@ def test_views_are_averaged_and_more_than_there_are_are_refused(synthetic_option
     cache = extract(synthetic_options(views=2, num_videos=24, root=tmp_path / "videos", out=tmp_path)).cache
     options = ProbeOptions(cache=cache, clip_frames=6, out=tmp_path / "runs", views=2)
     assert probe(options).num_eval_clips == 6
-    with pytest.raises(UsageError, match=r"view 2 is not in .*--views 3"):
+    with pytest.raises(UsageError, match=r"view 2 is not in .* the views 0, 1"):
         probe(dataclasses.replace(options, views=3))
 
 
@@ -314,6 +316,7 @@ def test_outputs_that_are_not_finite_are_refused(options, synthetic_cache):
         ({"temporal": "nowhere"}, "no run"),
         ({"probe": "knn", "neighbours": (99,)}, "k 99 is more than"),
         ({"shots": ("1",)}, "one video only"),
+        ({"clip_seconds": 0.1, "clip_stride": 2}, "give one of them"),
         ({"shots": ("x",)}, "neither a share"),
         ({"pool": "all"}, "unknown pool"),
         ({"segments": 2, "views": 2}, "view 1"),
