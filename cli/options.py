@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 import click
 
+from vfz.cli.lazy import Commands, LazyGroup
 from vfz.cli.text import printable
 from vfz.pipeline.config import OptionField, Options
+from vfz.pipeline.errors import UsageError
 
 VERBOSE_HELP = "-v: show every option's value. -vv: also tracebacks of errors."
 OptionsType = TypeVar("OptionsType", bound=Options)
@@ -30,7 +32,12 @@ class Session:
 
 
 def command(
-    options_type: type[OptionsType], *, name: str, example: str, argument: str | None = None
+    options_type: type[OptionsType],
+    *,
+    name: str,
+    example: str,
+    argument: str | None = None,
+    commands: Commands | None = None,
 ) -> Callable[[Callable[[OptionsType, Session], None]], click.Command]:
     """Decorator: a function of (options, session) becomes a click command with every option of the dataclass.
 
@@ -38,17 +45,22 @@ def command(
         options_type: the command's options.
         name: as typed; a command of a group by both names with a dot between, e.g. `cache.verify`.
         example: shown at the end of `--help`, one command a line.
-        argument: name of the option that is given without its flag.
+        argument: name of the option that is given without its flag; one that takes several takes all that follow.
+        commands: commands of its own, as in `vfz probe compare`; without one of them it is run itself.
     """
 
     def decorate(function: Callable[[OptionsType, Session], None]) -> click.Command:
         @functools.wraps(function)
         def callback(*, config: Path | None, as_json: bool, verbose: int, **flags: Any) -> None:
-            session = click.get_current_context().ensure_object(Session)
+            context = click.get_current_context()
+            if context.invoked_subcommand is not None:
+                return
+            session = context.ensure_object(Session)
             session.verbosity = max(session.verbosity, verbose)
             session.json = as_json
             flags = {name: value or None if isinstance(value, tuple) else value for name, value in flags.items()}
             if config is None:
+                _check_argument(options_type, argument, flags)
                 options = options_type.from_mapping(flags, where="the command line")
             else:
                 options = options_type.from_toml(config, command=name, overrides=flags)
@@ -62,16 +74,31 @@ def command(
             _click_argument(field) if field.name == argument else _click_option(field)
             for field in options_type.option_fields()
         ]
+        settings: dict[str, Any] = {
+            "callback": callback,
+            "params": [*parameters, *_common()],
+            "help": function.__doc__,
+            "epilog": shown,
+        }
         own_name = name.rpartition(".")[2]
-        return click.Command(
-            own_name, callback=callback, params=[*parameters, *_common()], help=function.__doc__, epilog=shown,
-            no_args_is_help=any(field.required for field in options_type.option_fields()),
-        )  # fmt: skip
+        if commands is not None:
+            return LazyGroup(own_name, commands=commands, invoke_without_command=True, **settings)
+        required = any(field.required for field in options_type.option_fields())
+        return click.Command(own_name, no_args_is_help=required, **settings)
 
     return decorate
 
 
+def _check_argument(options_type: type[Options], argument: str | None, flags: dict[str, Any]) -> None:
+    """Says what a command's argument is where it was left out: it has no flag that a message could name."""
+    for field in options_type.option_fields():
+        if field.name == argument and field.required and flags[argument] is None:
+            raise UsageError(f"{argument.upper()} is missing: {field.info.help}")
+
+
 def _click_argument(field: OptionField) -> click.Parameter:
+    if field.many:
+        return click.Argument([field.name], nargs=-1, required=False, type=str, metavar=f"[{field.name.upper()}]...")
     return click.Argument([field.name], required=False, type=str, metavar=f"[{field.name.upper()}]")
 
 

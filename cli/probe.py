@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vfz.cli.lazy import Commands
 from vfz.cli.options import Session, command
 from vfz.temporal.options import ProbeOptions
 
@@ -16,10 +17,16 @@ EXAMPLE = """\
 vfz probe --probe linear
 vfz probe --probe attentive --temporal runs/my-run
 vfz probe --probe linear --layers 2,5,8,11 --sweep
-vfz probe --probe knn --shots 1%,5%,10% --seeds 3"""
+vfz probe --probe knn --shots 1%,5%,10% --seeds 3
+vfz probe compare runs/*-probe-*"""
 
 
-@command(ProbeOptions, name="probe", example=EXAMPLE)
+COMMANDS: Commands = {
+    "compare": ("vfz.cli.probe_compare", "compare_command", "Put probes side by side: tables, tests, one HTML page."),
+}
+
+
+@command(ProbeOptions, name="probe", example=EXAMPLE, commands=COMMANDS)
 def probe_command(options: ProbeOptions, session: Session) -> None:
     """Fit a probe on cached tokens, or on what a trained temporal module makes of them.
 

@@ -202,7 +202,25 @@ def read_toml(path: Path, *, command: str) -> dict[str, Any]:
     commands, or, in a file without tables, at the top.
 
     Raises:
-        UsageError: when the file is not there, is not TOML, or mixes both.
+        UsageError: when the file is not there, is not TOML, mixes both, or has several tables for the command.
+    """
+    document = read_tables(path)
+    if not any(_is_table(value) for value in document.values()):
+        return document
+    found: Any = document
+    for name in command.split("."):
+        found = found.get(name, {})
+    if isinstance(found, list):
+        raise UsageError(f"{path} has {len(found)} tables [[{command}]]; run them all with vfz run {path}")
+    table: dict[str, Any] = found
+    return table
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """A config file as it is, once its tables are known to be those of commands.
+
+    Raises:
+        UsageError: when the file is not there, is not TOML, or mixes tables and other keys.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -210,19 +228,23 @@ def read_toml(path: Path, *, command: str) -> dict[str, Any]:
         raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
-    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
-    if not tables:
-        return document
-    if stray := sorted(document.keys() - tables.keys()):
-        raise UsageError(f"{path} has keys outside its tables: {', '.join(stray)}; move them into [{command}]")
-    if unknown := sorted(tables.keys() - COMMANDS):
-        raise UnknownNameError(f"table in {path}", unknown[0], COMMANDS)
-    for name in command.split("."):
-        tables = tables.get(name, {})
-    return tables
+    tables = {key for key, value in document.items() if _is_table(value)}
+    if tables and (stray := sorted(document.keys() - tables)):
+        raise UsageError(
+            f"{path} has keys outside its tables: {', '.join(stray)}; move them into {' or '.join(sorted(tables))}"
+        )
+    if unknown := sorted(tables - TABLES):
+        raise UnknownNameError(f"table in {path}", unknown[0], TABLES)
+    return document
 
 
-COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "probe", "cache", "demo"})
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (bool(value) and isinstance(value, list) and isinstance(value[0], dict))
+
+
+COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "probe", "cache", "demo", "run"})
+TABLES = COMMANDS | {"paper"}
+"""Names a table of a config file may have; `paper` says what was published of the result that a recipe makes."""
 
 
 def _kind_of(hint: Any) -> tuple[type, bool]:

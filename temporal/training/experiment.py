@@ -91,19 +91,27 @@ class Experiment:
     def differences(self, record: dict[str, Any]) -> list[str]:
         """Why the run that `record` is of cannot be resumed as this one; empty where it can."""
         ours = self.record()
-        found = [
-            f"{key} (run {record['options'].get(key)}, now {value})"
-            for key, value in ours["options"].items()
-            if record["options"].get(key) != value
+        machine = [
+            f"{name} (run {record[key]}, now {ours[key]})"
+            for key, name in (("device_type", "the device"), ("num_processes", "the number of processes"))
+            if record[key] != ours[key]
         ]
-        for key, name in (("device_type", "the device"), ("num_processes", "the number of processes")):
-            if record[key] != ours[key]:
-                found.append(f"{name} (run {record[key]}, now {ours[key]})")
-        if record["cache"]["fingerprint"] != ours["cache"]["fingerprint"]:
-            found.append("the cache's recipe")
-        elif record["cache"]["ledger_digest"] != ours["cache"]["ledger_digest"]:
-            found.append("the cache's videos")
-        return found
+        return made_otherwise(record, self.options, self.caches) + machine
+
+
+def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequence[FeatureCache]) -> list[str]:
+    """Which options and which tokens of the run that `record` is of are not these; empty where all are the same."""
+    found = [
+        f"{key} (run {record['options'].get(key)}, now {value})"
+        for key, value in _plain_options(options).items()
+        if record["options"].get(key) != value
+    ]
+    ours = cache_record(caches)
+    if record["cache"]["fingerprint"] != ours["fingerprint"]:
+        found.append("the cache's recipe")
+    elif record["cache"]["ledger_digest"] != ours["ledger_digest"]:
+        found.append("the cache's videos")
+    return found
 
 
 def cache_record(caches: Sequence[FeatureCache]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("extract", "train-temporal", "probe", "cache", "demo")
+COMMANDS = ("extract", "train-temporal", "evaluate", "probe", "run", "cache", "demo")
 
 
 def vfz(*arguments, cwd=None):

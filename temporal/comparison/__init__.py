@@ -1,0 +1,1 @@
+"""Probes side by side: what `vfz probe compare` reads, works out, draws and writes."""
