@@ -95,7 +95,7 @@ def _data(shard: str, contents: Contents, rows: tuple[LedgerRow, ...]) -> ShardD
     keys = [array.key for column in contents.columns for array in column.arrays]
     return ShardData(
         store="zarr",
-        name=f"{shard}-0123456789abcdef.zarr",
+        name=f"{shard}-0123456789abcdef",
         columns=contents.columns,
         videos=tuple(StoredVideo(id=row.id, view=row.view, num_frames=row.num_frames) for row in rows),
         files={f"{key}/c/0": FileRecord(num_bytes=10**9, sha256="0" * 64) for key in keys},
