@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfz.temporal.probes.features import ArrayFeatures, Features
-from vfz.temporal.probes.heads import HeadGrid, StackedOptimizer
+from vfz.temporal.probes.heads import HeadGrid, HeadOptimizer
 from vfz.temporal.probes.logistic import fit_logistic
 from vfz.temporal.probes.pooling import clip_vectors
 from vfz.temporal.probes.training import Curves, Schedule, train_heads
@@ -98,9 +98,11 @@ class _SgdHeads:
         self._weight_HKE = nn.Parameter(first_KE.to(features.device).expand(num_heads, -1, -1).clone())
         self._bias_HK = nn.Parameter(torch.zeros(num_heads, fitter.num_classes, device=features.device))
         factor = fitter.schedule.batch_size / _REFERENCE_BATCH
-        self._optimizer = StackedOptimizer(
-            [self._weight_HKE, self._bias_HK],
-            [{"lr": lr * factor} for lr in fitter.lrs],
+        # Momentum is linear in the gradients, so a head's rate may scale its loss instead: one update serves them all.
+        self._lr_H = torch.tensor([lr * factor for lr in fitter.lrs], device=features.device)
+        self._optimizer = HeadOptimizer(
+            [[self._weight_HKE, self._bias_HK]],
+            [{"lr": 1.0}],
             kind="sgd",
             num_steps=fitter.schedule.num_steps(len(videos)),
         )
@@ -108,11 +110,11 @@ class _SgdHeads:
     def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:
         vectors_BFE = clip_vectors(layers_BTND, num_prefix, self._fitter.pool)
         logits_BFHK = _all_heads((vectors_BFE - self._mean_E) * self._scale_E, self._weight_HKE, self._bias_HK)
-        labels_BFH = labels_B[:, None, None].expand(logits_BFHK.shape[:3])
-        losses_BFH = F.cross_entropy(logits_BFHK.movedim(-1, 1), labels_BFH, reduction="none")
+        labels = labels_B.repeat_interleave(logits_BFHK.shape[1:3].numel())
+        losses_BFH = F.cross_entropy(logits_BFHK.flatten(0, 2), labels, reduction="none").view(logits_BFHK.shape[:3])
         losses_H = losses_BFH.mean(dim=(0, 1))
         self._optimizer.zero_grad()
-        losses_H.sum().backward()
+        (losses_H * self._lr_H).sum().backward()
         self._optimizer.step()
         return losses_H.detach()
 
