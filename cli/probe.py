@@ -11,6 +11,7 @@ from vfz.cli.options import Session, command
 from vfz.temporal.options import ProbeOptions
 
 if TYPE_CHECKING:
+    from vfz.temporal.probes.dense import DenseReport
     from vfz.temporal.probes.record import ProbeReport
 
 EXAMPLE = """\
@@ -18,6 +19,7 @@ vfz probe --probe linear
 vfz probe --probe attentive --temporal runs/my-run
 vfz probe --probe linear --layers 2,5,8,11 --sweep
 vfz probe --probe knn --shots 1%,5%,10% --seeds 3
+vfz probe --task depth --temporal runs/my-run
 vfz probe compare runs/*-probe-*"""
 
 
@@ -34,6 +36,7 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     there already is shown again.
     """
     from vfz.cli.console import print_json, progress
+    from vfz.temporal.probes.record import ProbeReport
     from vfz.temporal.probes.run import probe_all
 
     with progress() as shown:
@@ -41,10 +44,15 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     if session.json:
         values = [dataclasses.asdict(report) for report in reports]
         print_json(values[0] if len(values) == 1 else {"probes": values})
-    elif len(reports) == 1:
-        _show_one(reports[0])
-    else:
-        _show_several(reports)
+        return
+    found = [report for report in reports if isinstance(report, ProbeReport)]
+    for report in reports:
+        if not isinstance(report, ProbeReport):
+            _show_dense(report)
+    if len(found) == 1:
+        _show_one(found[0])
+    elif found:
+        _show_several(found)
 
 
 def _show_one(report: ProbeReport) -> None:
@@ -64,6 +72,25 @@ def _show_one(report: ProbeReport) -> None:
         "themselves, as others publish)",
     }
     show(f"probe {report.probe}", rows)
+
+
+def _show_dense(report: DenseReport) -> None:
+    from vfz.cli.console import show
+
+    interval = "" if report.low is None or report.high is None else f" [{report.low:.4g}, {report.high:.4g}]"
+    deviation = "" if report.deviation is None else f" ± {report.deviation:.4g} over {report.num_seeds} seeds"
+    others = {name: f"{value:.4g}" for name, value in report.metrics.items() if name != report.headline}
+    rows = {
+        "result": report.result + (" (stored; --force probes again)" if report.reused else ""),
+        "features": f"{report.features}, layers {', '.join(report.layers)}, {report.protocol}",
+        report.headline: f"{report.value:.4g}{deviation}{interval}",
+        **others,
+        "measured on": f"{report.num_eval_clips} of {report.num_eval_planned} videos of {report.eval_split}, "
+        f"{report.num_eval_missing} of them not in the cache",
+        "chosen": ", ".join(f"{name} {value:.4g}" for name, value in report.chosen.items()),
+        "best head on validation": f"{report.best_head_on_validation:.4g} (chosen on the reported videos themselves)",
+    }
+    show(f"probe {report.task}", rows)
 
 
 def _show_several(reports: Sequence[ProbeReport]) -> None:

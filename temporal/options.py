@@ -8,7 +8,15 @@ from pathlib import Path
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.options import DEVICE_HELP
-from vfz.temporal.train_options import CACHE_HELP, PARTS, PARTS_HELP, EvaluateOptions, TrainOptions
+from vfz.temporal.train_options import (
+    CACHE_HELP,
+    PARTS,
+    PARTS_HELP,
+    TARGETS_HELP,
+    TASKS,
+    EvaluateOptions,
+    TrainOptions,
+)
 
 __all__ = ["DemoOptions", "EvaluateOptions", "ProbeOptions", "TrainOptions"]
 
@@ -18,6 +26,11 @@ class ProbeOptions(Options):
     """What `vfz probe` does: fit a probe on tokens, or on what a trained temporal module makes of them."""
 
     cache: Path | None = option(None, help=CACHE_HELP)
+    task: str = option(
+        "classify",
+        help="classify: --probe reads classes off frozen features; else the task's readout is trained on them.",
+        choices=TASKS,
+    )
     probe: str = option(
         "linear",
         help="linear: a classifier of one vector a clip; attentive: a learned query over all tokens; knn: a vote.",
@@ -52,13 +65,28 @@ class ProbeOptions(Options):
     epochs: int = option(20, help="attentive, sgd: passes over the training split.", minimum=1)
     batch_size: int = option(32, help="attentive, sgd: videos per step.", minimum=1)
     lrs: tuple[float, ...] | None = option(
-        None, help="attentive, sgd: learning rates to choose from; default: as published, 5 and 13.", above=0
+        None,
+        help="attentive, sgd, other tasks: learning rates to choose from; default: as published, 5 and 13, or 3.",
+        above=0,
     )
     weight_decays: tuple[float, ...] | None = option(
         None, help="attentive: weight decays to choose from; default: 0.01, 0.1, 0.4, 0.8.", minimum=0
     )
     neighbours: tuple[int, ...] | None = option(
         None, help="knn: numbers of neighbours to choose from; default: 10, 20, 100, 200.", minimum=1
+    )
+    targets: Path | None = option(None, help=f"boxes, points, depth, pose: {TARGETS_HELP}")
+    protocol: str = option(
+        "streaming", help="boxes, points, depth, pose: of the readout.", choices=("streaming", "clip")
+    )
+    readout_dim: int | None = option(
+        None, help="boxes, points, depth, pose: width of the readout; default: the paper's, 1024.", minimum=1
+    )
+    readout_heads: int | None = option(
+        None, help="boxes, points, depth, pose: its attention heads; default: the paper's.", minimum=1
+    )
+    depth_size: int | None = option(
+        None, help="depth: side of the maps, a multiple of 8; default: the encoder's image size.", minimum=8
     )
     train_split: str = option("train", help="The split to fit on; a part of it chooses the settings.")
     eval_split: str | None = option(None, help="The split to report on; default: val, else test.")
@@ -86,6 +114,16 @@ class ProbeOptions(Options):
             raise UsageError("--sweep contradicts --temporal: the run fixes its layers; leave one of them out")
         if self.probe == "attentive" and self.depth not in (1, 4):
             raise UsageError(f"--depth {self.depth} is not allowed; choose 1 or 4")
+        if self.task != "classify":
+            self._check_dense()
+
+    def _check_dense(self) -> None:
+        alone = {"segments": 1, "views": 1, "folds": None, "shots": None, "pool": None, "neighbours": None}
+        for name, default in alone.items():
+            if getattr(self, name) != default:
+                raise UsageError(
+                    f"--{name} {getattr(self, name)} is for --task classify, not {self.task}; leave it out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

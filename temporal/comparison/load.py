@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vfz.pipeline.errors import RunError
+from vfz.pipeline.errors import RunError, UsageError
 from vfz.temporal.comparison.results import Curve, ProbeResult
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.statistics import Interval
@@ -21,9 +21,12 @@ def load_result(folder: Path) -> ProbeResult:
     """The result that `vfz probe` has written into a folder, under the folder's name.
 
     Raises:
-        UsageError: when the folder holds none. RunError: when it is damaged or of another version.
+        UsageError: when the folder holds none, or one of another task than classes. RunError: when it is damaged or of
+        another version.
     """
     record = read_record(folder)
+    if (task := record["report"].get("task", "classify")) != "classify":
+        raise UsageError(f"{folder} is a probe of task {task}; only probes of classes are compared")
     try:
         return _result(folder, record)
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -168,7 +168,8 @@ class CacheFeatures(Features):
         device: torch.device,
     ) -> None:
         self.ids = [rows_K[0].id for rows_K in rows_VK]
-        self.labels_V = torch.tensor([rows_K[0].label for rows_K in rows_VK], dtype=torch.int64)
+        labels = [rows_K[0].label for rows_K in rows_VK]
+        self.labels_V = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
         self.num_clips = num_segments * len(rows_VK[0])
         self.num_prefix = tuple(num_prefix_of(cache, layer, parts) for layer in layers)
         self.device = device
@@ -208,14 +209,14 @@ def check_layers(cache: FeatureCache, layers: Sequence[str], parts: str) -> None
 
 
 def rows_in_views(
-    cache: FeatureCache, split: str, *, views: int, layers: Sequence[str], parts: str
+    cache: FeatureCache, split: str, *, views: int, layers: Sequence[str], parts: str, labelled: bool = True
 ) -> list[tuple[LedgerRow, ...]]:
-    """Rows of the labelled videos of a split that have these tokens in each of the first `views` views.
+    """Rows of the (labelled) videos of a split that have these tokens in each of the first `views` views.
 
     Raises:
         UsageError: when there is none, or no such view; says which splits and views there are.
     """
-    videos = clip_videos(cache, split, layers=layers, parts=parts, views=range(views), labelled=True)
+    videos = clip_videos(cache, split, layers=layers, parts=parts, views=range(views), labelled=labelled)
     rows = [video.rows for video in videos if len(video.rows) == views]
     if not rows:
         raise UsageError(

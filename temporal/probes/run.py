@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +19,22 @@ import torch
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import RunError, UsageError
-from vfz.pipeline.files import canonical_json, sha256_hex
 from vfz.pipeline.find import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.options import ProbeOptions
+from vfz.temporal.probes.dense import DenseReport, probe_dense
 from vfz.temporal.probes.features import Features
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.fitting import fit_and_choose
 from vfz.temporal.probes.heads import answer
 from vfz.temporal.probes.pooling import check_pool
-from vfz.temporal.probes.record import FILE_NAME, ProbeReport, read_record, report_of, write_record
+from vfz.temporal.probes.record import ProbeReport, report_of
 from vfz.temporal.probes.selection import check_classes, few_videos
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.probes.statistics import bootstrap_interval
+from vfz.temporal.probes.stored import StoredResult
 
 __all__ = ["ProbeReport", "probe", "probe_all"]
-
-_NO_SETTINGS = frozenset({"cache", "temporal", "out", "name", "force", "device", "sweep", "layer"})
 
 
 def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeReport:
@@ -47,23 +45,32 @@ def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeRe
         run was trained on tokens of another recipe. RunError: features that are not finite, or another result of that
         name.
     """
-    if len(configurations(options, ())) > 1:
-        raise UsageError("--sweep and several --shots are several probes; use probe_all, which returns all reports")
-    return probe_all(options, progress=progress)[0]
+    if options.sweep or len(options.shots or ()) > 1 or options.task != "classify":
+        raise UsageError(
+            f"--sweep, several --shots and --task {options.task} are for probe_all, which returns a report of each"
+        )
+    report = probe_all(options, progress=progress)[0]
+    assert isinstance(report, ProbeReport)  # noqa: S101 - of task classify
+    return report
 
 
-def probe_all(options: ProbeOptions, *, progress: Progress | None = None) -> tuple[ProbeReport, ...]:
-    """As `probe`, for every layer of a sweep and every number of shots; each split of a layer is read once."""
+def probe_all(
+    options: ProbeOptions, *, progress: Progress | None = None
+) -> tuple[ProbeReport, ...] | tuple[DenseReport, ...]:
+    """As `probe`, for every task, layer of a sweep and number of shots; each split of a layer is read once."""
     progress = progress or SilentProgress()
     device = choose_device(options.device)
     cache = FeatureCache(find_cache(options.cache))
     opened: dict[tuple[str, ...] | None, Sources] = {}
-    reports = []
+    reports: list[Any] = []
     for one in configurations(options, tuple(cache.layers)):
         if one.layers not in opened:
             opened.clear()  # one layer's features at a time
             opened[one.layers] = Sources(one, cache, device=device, progress=progress)
-        reports.append(_Job(one, opened[one.layers], progress).report())
+        if one.task == "classify":
+            reports.append(_Job(one, opened[one.layers], progress).report())
+        else:
+            reports.append(probe_dense(one, opened[one.layers], progress=progress))
     return tuple(reports)
 
 
@@ -95,51 +102,21 @@ class _Job:
         default = "last" if options.temporal and self._kind.sees_vectors else self._kind.pools[0]
         self._pool = options.pool or default
         check_pool(self._pool, self._kind.pools)
-        self._settings = _settings(options) | {
-            "layers": list(sources.layers),
-            "parts": sources.parts,
-            "pool": self._pool,
-            "clip_frames": sources.rule.num_frames,
-            "clip_stride": sources.rule.stride,
-            "clip_seconds": sources.rule.step_seconds,
-            "eval_split": sources.eval_split,
-        }
-        self._digests = {
-            "settings": sha256_hex(canonical_json(self._settings)),
-            "cache": self._cache.fingerprint,
-            "ledger": self._cache.ledger_digest,
-            "labels": sources.labels_digest(),
-            "run": sources.run_digest,
-        }
-        self._folder = options.out / (options.name or self._default_name())
+        self._stored = StoredResult.of(options, sources, pool=self._pool, kind=options.probe)
 
     def report(self) -> ProbeReport:
         """The stored report, or that of a new fit."""
-        stored = self._stored()
-        if stored is not None:
-            self._progress.note(f"{self._folder} has this result already; --force probes again")
-            return stored
+        folder, record = self._stored.folder, self._stored.record()
+        if record is not None:
+            self._progress.note(f"{folder} has this result already; --force probes again")
+            return report_of(record, folder=folder, reused=True)
         started = time.perf_counter()
         train = self._sources.held(self._options.train_split, self._kind, self._pool)
         evaluated = self._sources.held(self._sources.eval_split, self._kind, self._pool)
         runs = [self._fit(train, evaluated, self._options.seed + turn) for turn in range(self._options.seeds)]
         report = self._summary(runs, evaluated, seconds=time.perf_counter() - started)
-        write_record(self._folder, self._record(report, runs, evaluated))
+        self._stored.write(self._content(report, runs, evaluated))
         return report
-
-    def _stored(self) -> ProbeReport | None:
-        if self._options.force or not (self._folder / FILE_NAME).exists():
-            return None
-        record = read_record(self._folder)
-        if record["digests"] == self._digests:
-            return report_of(record, folder=self._folder, reused=True)
-        old, new = record["settings"], self._settings
-        differing = [f"{key} (there {old.get(key)}, now {new[key]})" for key in new if old.get(key) != new[key]]
-        differing += [f"the {key}" for key in self._digests if record["digests"].get(key) != self._digests[key]]
-        raise RunError(
-            f"{self._folder} holds another result; these differ: {', '.join(differing)}: choose another --name, or "
-            "replace it with --force"
-        )
 
     def _fit(self, train: Features, evaluated: Features, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -203,7 +180,7 @@ class _Job:
         tops = [run["top1"] for run in runs]
         num_clips, num_planned = len(evaluated), sources.num_planned(sources.eval_split)
         return ProbeReport(
-            result=str(self._folder),
+            result=str(self._stored.folder),
             probe=options.probe,
             features=str(options.temporal) if options.temporal else "tokens",
             layers=sources.layers,
@@ -230,11 +207,9 @@ class _Job:
             seconds=seconds,
         )
 
-    def _record(self, report: ProbeReport, runs: Sequence[dict[str, Any]], evaluated: Features) -> dict[str, Any]:
+    def _content(self, report: ProbeReport, runs: Sequence[dict[str, Any]], evaluated: Features) -> dict[str, Any]:
         return {
             "vfz": version("vfz"),
-            "settings": self._settings,
-            "digests": self._digests,
             "cache": self._sources.describe_cache(),
             "features": self._sources.describe() | {"pool": self._pool},
             "class_names": list(self._cache.class_names),
@@ -243,21 +218,6 @@ class _Job:
             "missing": [dataclasses.asdict(video) for video in self._sources.missing(self._sources.eval_split)],
             "runs": list(runs),
         }
-
-    def _default_name(self) -> str:
-        """What was probed and how, with a digest of everything that decides it."""
-        options = self._options
-        stem = options.temporal.resolve().name if options.temporal else self._cache.path.resolve().name
-        return f"{stem}-{options.probe}-probe-{sha256_hex(canonical_json(self._digests))[:8]}"
-
-
-def _settings(options: ProbeOptions) -> dict[str, Any]:
-    values = dataclasses.asdict(options)
-    return {
-        key: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for key, value in values.items()
-        if key not in _NO_SETTINGS
-    }
 
 
 def _labels(features: Features) -> torch.Tensor:

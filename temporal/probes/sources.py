@@ -16,10 +16,12 @@ from torch import Tensor
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex
+from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.ledger_table import from_utf8
 from vfz.pipeline.progress import Progress
 from vfz.temporal.clip_rule import ClipRule
 from vfz.temporal.clip_videos import choose_eval_split
+from vfz.temporal.frame_targets import default_targets_path
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.options import ProbeOptions
 from vfz.temporal.probes.derived import DerivedFeatures, derived_features
@@ -57,9 +59,10 @@ class Sources:
     """
 
     def __init__(self, options: ProbeOptions, cache: FeatureCache, *, device: torch.device, progress: Progress) -> None:
-        if not cache.class_names:
+        if options.task == "classify" and not cache.class_names:
             raise UsageError(f"{cache.path} has no class labels; a probe needs them")
         self.cache, self._options, self._device, self._progress = cache, options, device, progress
+        self._labelled = options.task == "classify"
         self.run: RunInfo | None = None
         self.run_digest: str | None = None
         self._model: TemporalModel | None = None
@@ -91,7 +94,7 @@ class Sources:
         """The features of a split; of a run's outputs all tokens, or one or two for each frame."""
         tokens = CacheFeatures(
             self.cache,
-            rows_in_views(self.cache, split, views=self.views, layers=self.layers, parts=self.parts),
+            self.rows(split),
             layers=self.layers,
             parts=self.parts,
             rule=self.rule,
@@ -153,25 +156,31 @@ class Sources:
         }  # fmt: skip
 
     def missing(self, split: str) -> list[MissingVideo]:
-        """The labelled videos of a split, as planned, that lack these tokens in one of the views."""
-        present = {
-            rows[0].id
-            for rows in rows_in_views(self.cache, split, views=self.views, layers=self.layers, parts=self.parts)
-        }
+        """The videos of a split, as planned (classify: with a label), that lack these tokens in one of the views."""
+        present = {rows[0].id for rows in self.rows(split)}
         return [
             MissingVideo(id=id_, status=status if status != "ok" else "lacking", reason=reason)
-            for id_, label, status, reason in self._planned(split)
-            if id_ not in present and label is not None
+            for id_, _, status, reason in self._planned(split)
+            if id_ not in present
         ]
 
+    def rows(self, split: str) -> list[tuple[LedgerRow, ...]]:
+        """The rows of every video of a split that is read, one for each view."""
+        return rows_in_views(
+            self.cache, split, views=self.views, layers=self.layers, parts=self.parts, labelled=self._labelled
+        )
+
     def num_planned(self, split: str) -> int:
-        """Labelled videos of a split, whether they can be read or not."""
-        return sum(label is not None for _, label, _, _ in self._planned(split))
+        """Videos of a split (classify: with a label), whether they can be read or not."""
+        return len(self._planned(split))
 
     def labels_digest(self) -> str:
-        """SHA-256 over the class names and the classes of all videos of both splits, sorted by id."""
+        """SHA-256 over the class names and the classes of all videos of both splits, sorted; or over the targets."""
+        if not self._labelled:
+            path = self._options.targets or default_targets_path(self.cache)
+            return sha256_file(path) if path.is_file() else ""  # whoever opens it says that it is not there
         rows = [
-            [split, *sorted([id_, label] for id_, label, _, _ in self._planned(split))]
+            [split, *sorted([id_, -1 if label is None else label] for id_, label, _, _ in self._planned(split))]
             for split in (self._options.train_split, self.eval_split)
         ]
         return sha256_hex(canonical_json([list(self.cache.class_names), rows]))
@@ -181,7 +190,7 @@ class Sources:
         return [
             (from_utf8(id_), label, status, from_utf8(reason))
             for id_, view, of_split, label, status, reason in zip(*table.values(), strict=True)
-            if view == 0 and from_utf8(of_split) == split
+            if view == 0 and from_utf8(of_split) == split and (label is not None or not self._labelled)
         ]
 
     def _clips(self) -> dict[str, Any]:
