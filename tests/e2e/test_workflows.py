@@ -9,12 +9,23 @@ from pathlib import Path
 import pytest
 
 from vfz.pipeline.options import ExtractOptions
-from vfz.temporal.options import DemoOptions, ProbeOptions, TrainOptions
+from vfz.temporal.comparison.options import CompareOptions
+from vfz.temporal.options import DemoOptions, ProbeOptions
+from vfz.temporal.train_options import EvaluateOptions, TrainOptions
+from vfz.temporal.workflow import RunOptions
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "workflows/quickstart.toml"
 README = (ROOT / "README.md").read_text()
-OPTIONS = {"extract": ExtractOptions, "train-temporal": TrainOptions, "probe": ProbeOptions, "demo": DemoOptions}
+OPTIONS = {
+    "extract": ExtractOptions,
+    "train-temporal": TrainOptions,
+    "evaluate": EvaluateOptions,
+    "probe": ProbeOptions,
+    "probe compare": CompareOptions,
+    "run": RunOptions,
+    "demo": DemoOptions,
+}
 
 
 def test_quickstart_runs_the_three_commands_from_one_file(tmp_path):
@@ -33,7 +44,7 @@ def test_quickstart_runs_the_three_commands_from_one_file(tmp_path):
 @pytest.mark.parametrize("command", OPTIONS)
 def test_every_flag_of_a_command_in_the_readme_exists(command):
     known = {field.flag for field in OPTIONS[command].option_fields()} | {"--config", "--json", "--help"}
-    lines = re.findall(rf"^ *vfz {command} (.*(?:\\\n.*)*)", README, flags=re.MULTILINE)
+    lines = re.findall(rf"^ *(?:\w+=\S+ )*vfz {command} (?!compare)(.*(?:\\\n.*)*)", README, flags=re.MULTILINE)
     assert lines, f"the README shows vfz {command}"
     assert {flag for line in lines for flag in re.findall(r"--[a-z-]+", line)} <= known
 
