@@ -20,6 +20,7 @@ from vfz.pipeline.errors import (
 )
 from vfz.temporal.cores import CORES
 from vfz.temporal.runs import load_model, read_run
+from vfz.temporal.token_source import CachedTokens
 from vfz.temporal.train import train_temporal
 
 
@@ -48,6 +49,14 @@ def test_every_core_trains(options, core):
     train_temporal(dataclasses.replace(options, core=core, epochs=6, lr=3e-3))
     losses = losses_of(options.out / "run")
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_bfloat16_changes_a_loss_in_its_third_digit(options):
+    for dtype in ("float32", "bfloat16"):
+        train_temporal(dataclasses.replace(options, name=dtype, dtype=dtype, epochs=1))
+    exact, rounded = (losses_of(options.out / dtype) for dtype in ("float32", "bfloat16"))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.02)
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(options):
@@ -175,6 +184,22 @@ def test_a_projection_stands_in_front_only_where_widths_differ(options):
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_clips(options):
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step .* any clip of train/"):
         train_temporal(dataclasses.replace(options, lr=1e30, clip_grad=0, warmup_epochs=0, epochs=5))
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_clip_whose_loss_is_not_finite_ends_the_run_by_its_name(options, monkeypatch, accumulate):
+    read_clips = CachedTokens.read_clips
+
+    def poisoned(self, requests, device):
+        tokens = read_clips(self, requests, device)
+        for place, request in enumerate(requests):
+            if request.id == "train/000007":
+                tokens.layers_BTND[0][place, 0, 0, 0] = torch.inf
+        return tokens
+
+    monkeypatch.setattr(CachedTokens, "read_clips", poisoned)
+    with pytest.raises(RunError, match=r"the loss is nan at step .*, clip train/000007\); look at these videos"):
+        train_temporal(dataclasses.replace(options, accumulate=accumulate))
 
 
 @pytest.mark.parametrize(
