@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfz.pipeline.encoder_checkpoint import first_line
 from vfz.pipeline.errors import CheckpointError, UnknownNameError
 from vfz.temporal.cores import TemporalCore, build_core
 from vfz.temporal.mixers import LayerMixer, build_mixer
 from vfz.temporal.readouts import READOUTS, Readout, build_readout
-from vfz.temporal.reference_names import CORE, MIXERS, check_tensors, fill, shorten
+from vfz.temporal.reference_names import CORE, LOSS, MIXERS, MODEL, fill, released_tensors, shorten
 from vfz.temporal.reference_names import READOUTS as READOUT_NAMES
 from vfz.temporal.reference_rvm import load_rvm_npz
 from vfz.temporal.reference_sizes import PAPER_HEADS, core_sizes, mixer_sizes, readout_sizes
@@ -36,7 +35,7 @@ __all__ = ["ReferenceModel", "load_checkpoint", "load_core", "load_mixer", "load
 # The cores of the paper, each with the names that tell it from those below it.
 RELEASED_CORES = {"gmmix": "gates.", "mmix": "spatial_blocks.", "m": "mamba_blocks.", "rvm_rnn": "transformer."}
 _PAPER_READOUT_DIM = 1024
-_MODEL, _LOSS, _ENCODER = "model.", "loss_fn.", "model.encoder."
+_ENCODER = f"{MODEL}encoder."
 
 
 class ReferenceModel(nn.Module):
@@ -64,7 +63,7 @@ def load_core(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None
     """The core of a released checkpoint.
 
     Args:
-        state_dict: its tensors, `model.sequential_core.*`, and no others.
+        state_dict: its tensors, `model.sequential_core.*`, and no others; with or without `model.` in front of all.
         name: `m`, `mmix`, `gmmix` or `rvm_rnn`.
         num_heads: of its attention; None for what `build_core` has for this width, the paper's. `m` has none.
 
@@ -75,7 +74,7 @@ def load_core(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None
     """
     if name not in RELEASED_CORES:
         raise UnknownNameError("released core", name, RELEASED_CORES)
-    check_tensors(state_dict)
+    state_dict = released_tensors(state_dict)
     with torch.random.fork_rng(devices=[]):
         core = build_core(name, **core_sizes(state_dict, name, num_heads))
     found = _core_of(state_dict)
@@ -95,13 +94,14 @@ def load_mixer(state_dict: Mapping[str, Tensor], *, num_prefix: int = 0) -> Laye
     """The layer mixer of a released checkpoint: `mean` or `xattn`, as its names say.
 
     Args:
-        state_dict: its tensors, `model.encoder.interm_mlps.*` or `model.encoder.interm_aggregator.*`, and no others.
+        state_dict: its tensors, `model.encoder.interm_mlps.*` or `model.encoder.interm_aggregator.*`, and no others;
+            with or without `model.` in front of all.
         num_prefix: see `build_mixer`; 5 where DINOv3's CLS and registers come with the patch tokens.
 
     Raises:
         CheckpointError: when these are no mixer's weights. The batch statistics of `mean` are among them.
     """
-    check_tensors(state_dict)
+    state_dict = released_tensors(state_dict)
     for name, naming in MIXERS.items():
         if any(key.startswith(naming.prefix) for key in state_dict):
             with torch.random.fork_rng(devices=[]):
@@ -118,7 +118,7 @@ def load_readout(
     """The readout of a released checkpoint.
 
     Args:
-        state_dict: its tensors, and no others.
+        state_dict: its tensors, and no others; with or without `model.` in front of all.
         name: the task: `classify`, `boxes`, `points`, `depth` or `pose`.
         protocol: `streaming`, or `clip` where the task has it.
         num_heads: of the decoder of `boxes` and `points`; None for the paper's 4 and 8. `classify` and `depth` have it
@@ -130,7 +130,7 @@ def load_readout(
         CheckpointError: when these are not the weights of that readout.
     """
     READOUTS.get(name).check_protocol(protocol)
-    check_tensors(state_dict)
+    state_dict = released_tensors(state_dict)
     with torch.random.fork_rng(devices=[]):
         readout = build_readout(name, protocol=protocol, **readout_sizes(state_dict, name, protocol, num_heads))
     return fill(readout, state_dict, READOUT_NAMES[name, protocol], what=f"a {name} readout in {protocol} protocol")
@@ -170,11 +170,10 @@ def load_checkpoint(
     path = Path(path)
     state_dict = _read(path)
     try:
-        check_tensors(state_dict)
-        parts = _split(state_dict)
+        parts = _split(released_tensors(state_dict))
         loaded_core = load_core(parts[CORE.prefix], core, num_heads)
         loaded_readout = load_readout(
-            parts[_MODEL], task, protocol, readout_heads or _readout_heads(parts[_MODEL], task, protocol, num_heads)
+            parts[MODEL], task, protocol, readout_heads or _readout_heads(parts[MODEL], task, protocol, num_heads)
         )
         mixer = (
             load_mixer(parts[_ENCODER], num_prefix=num_prefix)
@@ -212,7 +211,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             'save {"state_dict": ...} alone'
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": .")
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint ({reason}); give a whole file of torch.save"
+        ) from error
     state_dict = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not state_dict:
         found = shorten([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
@@ -222,16 +224,16 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def _split(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors by part: core, mixer (in the encoder's wrapper), readout (the rest). Those of losses are dropped."""
-    parts: dict[str, dict[str, Tensor]] = {CORE.prefix: {}, _ENCODER: {}, _MODEL: {}}
+    parts: dict[str, dict[str, Tensor]] = {CORE.prefix: {}, _ENCODER: {}, MODEL: {}}
     unknown = []
     for key, value in state_dict.items():
         part = next((prefix for prefix in parts if key.startswith(prefix)), None)
         if part is not None:
             parts[part][key] = value
-        elif not key.startswith(_LOSS):
+        elif not key.startswith(LOSS):
             unknown.append(key)
     if unknown:
         raise CheckpointError(
-            f"there are weights whose names do not start with {_MODEL}, as all that are released do: {shorten(unknown)}"
+            f"there are weights whose names do not start with {MODEL}, as all that are released do: {shorten(unknown)}"
         )
     return parts

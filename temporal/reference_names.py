@@ -17,6 +17,9 @@ from vfz.pipeline.errors import CheckpointError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+MODEL, LOSS = "model.", "loss_fn."
+"""In front of the weights of the model, and of the loss."""
+
 _NAMES_SHOWN = 3
 
 
@@ -40,7 +43,7 @@ class Naming:
         return self.prefix + name
 
 
-CORE = Naming(prefix="model.sequential_core.")
+CORE = Naming(prefix=f"{MODEL}sequential_core.")
 
 MIXERS = {
     "mean": Naming(prefix="model.encoder.interm_mlps.", renames=(("blocks.", ""),)),
@@ -136,14 +139,17 @@ def shorten(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_tensors(state_dict: Mapping[str, Tensor]) -> None:
-    """Refuses a state dict with anything but tensors in it.
+def released_tensors(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict under the names of a released checkpoint: `model.` is put in front where no name has it.
 
     Raises:
-        CheckpointError: naming what is none.
+        CheckpointError: when there is anything but tensors in it, naming what is none.
     """
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(f"weights are a {type(state_dict).__name__}; pass a state dict: tensors by name")
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{name!r} in the weights is a {type(value).__name__}; all must be tensors by name")
+    if any(name.startswith(MODEL) for name in state_dict):
+        return state_dict
+    return {name if name.startswith(LOSS) else MODEL + name: value for name, value in state_dict.items()}

@@ -172,7 +172,8 @@ def rotate(x_SHTd: Tensor, first_position: int) -> Tensor:
         first_position: of the first of the T frames.
     """
     num_pairs = x_SHTd.shape[-1] // 2
-    exponents = torch.arange(num_pairs, device=x_SHTd.device, dtype=torch.float32) / num_pairs
+    dtype = torch.promote_types(x_SHTd.dtype, torch.float32)
+    exponents = torch.arange(num_pairs, device=x_SHTd.device, dtype=dtype) / num_pairs
     positions = torch.arange(first_position, first_position + x_SHTd.shape[2], device=x_SHTd.device)
     angles = positions.unsqueeze(1) * _ROTARY_BASE**-exponents
     cos, sin = angles.cos().to(x_SHTd.dtype), angles.sin().to(x_SHTd.dtype)

@@ -14,12 +14,13 @@ of dt.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfz.temporal.autocast import without_autocast
 from vfz.temporal.cores.selective_scan import selective_scan
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 0.1, 1e-4
@@ -59,9 +60,18 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(self.inner_dim, dim, bias=False)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(self.inner_dim, 1))
         self.D = nn.Parameter(torch.ones(self.inner_dim))
+        self._mark_undecayed()
+        self._init_dt()
+
+    def _mark_undecayed(self) -> None:
+        """Says to the optimizer, in the way of Mamba's own code, that A_log and D take no weight decay."""
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]  # noqa: SLF001 - read by the optimizer
-        self._init_dt()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Marks the parameters of a copy too: `copy.deepcopy` drops what a parameter was marked with."""
+        super().__setstate__(state)
+        self._mark_undecayed()
 
     def _init_dt(self) -> None:
         """Makes Delta start log-uniform in [1e-3, 0.1]."""
@@ -81,7 +91,7 @@ class Mamba(nn.Module):
         x_STE = F.silu(x_STE)
         dt_STR, B_STK, C_STK = self.x_proj(x_STE).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dtype = torch.promote_types(self.A_log.dtype, torch.float32)
-        with torch.autocast(u_STD.device.type, enabled=False):
+        with without_autocast(u_STD.device):
             dt_STE = F.linear(dt_STR.to(dtype), self.dt_proj.weight.to(dtype), self.dt_proj.bias.to(dtype))
             y_STE, ssm_SKE = selective_scan(
                 x_STE.to(dtype),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vfz.temporal.autocast import without_autocast
 from vfz.temporal.cores.base import TemporalCore
 
 
@@ -60,7 +61,7 @@ class _MinGruBlock(nn.Module):
         u_TSD = self.norm(x_BTND).transpose(0, 1).flatten(1, 2)
         gate_TSE, candidate_TSE = self.in_proj(u_TSD).chunk(2, dim=-1)
         h_TSE = gated_average(torch.sigmoid(gate_TSE), candidate_TSE, h_SE)
-        y_BTND = self.out_proj(h_TSE).unflatten(1, (num_videos, num_tokens)).transpose(0, 1)
+        y_BTND = self.out_proj(h_TSE.to(candidate_TSE.dtype)).unflatten(1, (num_videos, num_tokens)).transpose(0, 1)
         return x_BTND + self.dropout(y_BTND), h_TSE[-1].clone()
 
 
@@ -76,7 +77,7 @@ def gated_average(z_TSE: Tensor, c_TSE: Tensor, h_SE: Tensor | None = None) -> T
     """
     dtype = torch.promote_types(c_TSE.dtype, torch.float32)
     h_SE = c_TSE.new_zeros(c_TSE.shape[1:], dtype=dtype) if h_SE is None else h_SE.to(dtype)
-    with torch.autocast(c_TSE.device.type, enabled=False):
+    with without_autocast(c_TSE.device):
         h_TSE: Tensor = _GatedAverage.apply(z_TSE.to(dtype), c_TSE.to(dtype), h_SE)
     return h_TSE
 

@@ -51,7 +51,8 @@ class RvmRnnCore(TemporalCore[Tensor]):
 
     def forward(self, x_BTND: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `TemporalCore.forward`."""
-        s_BND = torch.zeros_like(x_BTND[:, 0]) if state is None else state
+        dtype = self.state_update.weight.dtype  # s sums over the past: not in the tokens' precision, if that is less
+        s_BND = torch.zeros_like(x_BTND[:, 0], dtype=dtype) if state is None else state.to(dtype)
         from_input = torch.cat([self.input_update(x_BTND), self.input_reset(x_BTND)], dim=-1).unbind(dim=1)
         state_weight = torch.cat([self.state_update.weight, self.state_reset.weight])
         states = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from vfz.temporal.autocast import without_autocast
 
 
 def build_projection(dim: int, readout_dim: int) -> nn.Module:
@@ -19,7 +20,7 @@ class NumericHead(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[*, readout_dim]` -> `[*, num_outputs]`."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = x.to(next(self.parameters()).dtype)
             for layer in self:
                 x = layer(x)

@@ -68,6 +68,16 @@ class CoreContract:
         for ours, theirs in zip(flatten_state(state), flatten_state(full_state), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
+    def test_in_float64_stepping_equals_the_full_pass_to_its_digits(self, core, tokens):
+        core, tokens = core.double(), tokens.double().repeat(1, 12, 1, 1)
+        full, _ = core(tokens)
+        state, outputs = None, []
+        for frame in tokens.unbind(1):
+            y, state = core.step(frame, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.stack(outputs, 1), full, rtol=0, atol=1e-12)
+        assert {leaf.dtype for leaf in [full, *flatten_state(state)]} == {torch.float64}
+
     @pytest.mark.parametrize("split", [1, 3, 6])
     def test_two_parts_with_carried_state_equal_one_pass(self, core, tokens, split):
         full, _ = core(tokens)
@@ -117,6 +127,26 @@ class CoreContract:
         assert (y.float() - exact).norm() / exact.norm() < 0.05
         assert [leaf.shape for leaf in flatten_state(state)] == [leaf.shape for leaf in flatten_state(exact_state)]
         assert all(parameter.grad.isfinite().all() for parameter in core.parameters())
+
+    def test_it_runs_with_weights_and_tokens_of_bf16(self, core, tokens):
+        exact, _ = core(tokens)
+        y, state = core.bfloat16()(tokens.bfloat16())
+        stepped, _ = core.step(tokens[:, 0].bfloat16(), state)
+        assert (y.dtype, stepped.dtype) == (torch.bfloat16, torch.bfloat16)
+        assert (y.float() - exact).norm() / exact.norm() < 0.05
+
+    def test_a_state_of_bf16_autocast_goes_on_in_float32(self, core, tokens):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            _, state = core(tokens[:, :3].bfloat16())
+        exact, _ = core(tokens)
+        rest, _ = core(tokens[:, 3:], state)
+        assert rest.dtype == torch.float32
+        assert (rest - exact[:, 3:]).norm() / exact[:, 3:].norm() < 0.05
+
+    def test_shapes_can_be_had_without_computing(self, core, tokens):
+        y, state = core.to("meta")(tokens.to("meta"))
+        assert y.shape == tokens.shape
+        assert core.step(tokens[:, 0].to("meta"), state)[0].shape == tokens[:, 0].shape
 
     def test_a_state_dict_makes_the_same_core(self, core, tokens):
         torch.manual_seed(1)

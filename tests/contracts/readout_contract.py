@@ -120,6 +120,12 @@ class ReadoutContract:
             assert (ours.float() - theirs).norm() / theirs.norm() < 0.05, name
         assert all(parameter.grad.isfinite().all() for parameter in readout.parameters())
 
+    def test_shapes_can_be_had_without_computing(self, readout, tokens):
+        inputs = {name: value.to("meta") for name, value in self.inputs.items()}
+        outputs = self.run(readout.to("meta"), tokens.to("meta"), **inputs)
+        shapes = self.shapes((NUM_VIDEOS, NUM_FRAMES), readout.protocol)
+        assert {name: tuple(value.shape) for name, value in outputs.items()} == shapes
+
     def test_a_state_dict_makes_the_same_readout(self, readout, tokens):
         other = self.build(readout.protocol, seed=1)
         other.load_state_dict(readout.state_dict())

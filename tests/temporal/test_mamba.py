@@ -1,5 +1,8 @@
 """The Mamba layer: its published start values, what stays in float32, and what carries no weight decay."""
 
+import copy
+
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -27,11 +30,13 @@ def test_decay_rates_start_at_one_to_sixteen_and_the_direct_path_at_one():
     assert torch.equal(layer.D, torch.ones(80))
 
 
-def test_only_the_decay_rates_and_the_direct_path_are_marked_against_weight_decay():
-    marked = {
-        name for name, parameter in make_layer().named_parameters() if getattr(parameter, "_no_weight_decay", False)
+@pytest.mark.parametrize("copied", [lambda layer: layer, copy.deepcopy])
+def test_only_the_decay_rates_and_the_direct_path_are_marked_against_weight_decay(copied):
+    layer = copied(make_layer())
+    assert {name for name, parameter in layer.named_parameters() if hasattr(parameter, "_no_weight_decay")} == {
+        "A_log",
+        "D",
     }
-    assert marked == {"A_log", "D"}
 
 
 def test_the_carried_state_is_float32_under_autocast():

@@ -165,6 +165,22 @@ def test_a_tensor_that_is_missing_unknown_or_of_another_shape_is_refused_by_name
             assert re.search(r"have shapes that do not fit one another: model\.\S+ \[.*\] instead of \[", message)
 
 
+@pytest.mark.parametrize(("file_name", "load"), PARTS, ids=[name for name, _ in PARTS])
+def test_names_may_come_without_the_prefix_of_the_model(file_name, load):
+    state_dict = weights(file_name)
+    without = load({name.removeprefix("model."): value for name, value in state_dict.items()}).state_dict()
+    assert all(torch.equal(without[name], value) for name, value in load(state_dict).state_dict().items())
+
+
+def test_a_checkpoint_may_come_without_the_prefix_of_the_model(tmp_path):
+    state_dict = weights("mixer_mean", "core_m", "readout_pose_streaming")
+    bare = {name.removeprefix("model."): value for name, value in state_dict.items()}
+    path = save(tmp_path / "last.ckpt", {**bare, "loss_fn.log_variances": torch.zeros(2)})
+    expected = load_checkpoint(save(tmp_path / "first.ckpt", state_dict), "m", "pose").state_dict()
+    found = load_checkpoint(path, "m", "pose").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 @pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
 def test_a_mean_mixer_without_its_batch_statistics_is_refused(tmp_path, statistic):
     state_dict = weights("mixer_mean", "core_m", "readout_pose_streaming")

@@ -73,7 +73,15 @@ def test_gradients_pass_a_numerical_check_in_float64(block_elements):
     assert torch.autograd.gradcheck(selective_scan, inputs)
 
 
-def test_a_gradient_of_the_last_state_alone_is_right():
+def test_gradients_of_several_pieces_pass_a_numerical_check_in_float64(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_FRAMES", 3)
+    inputs = make_inputs(num_sequences=2, num_frames=7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(selective_scan, inputs)
+
+
+@pytest.mark.parametrize("max_frames", [64, 4])
+def test_a_gradient_of_the_last_state_alone_is_right(monkeypatch, max_frames):
+    monkeypatch.setattr(module, "_MAX_FRAMES", max_frames)
     inputs = make_inputs()
     ours = torch.autograd.grad(selective_scan(*inputs)[1].sum(), inputs[:1])
     expected = torch.autograd.grad(plain_scan(*inputs)[1].sum(), inputs[:1])
@@ -97,11 +105,12 @@ def test_only_the_inputs_are_kept_for_the_backward_pass():
     assert sum(kept) <= sum(tensor.numel() for tensor in inputs)
 
 
-def test_the_workspace_does_not_grow_with_the_number_of_sequences(monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS_CPU", 5 * 6 * 4 * 3)
+@pytest.mark.parametrize("num_frames", [6, 3 * module._MAX_FRAMES - 5])
+def test_the_workspace_does_not_grow_with_the_number_of_sequences(monkeypatch, num_frames):
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS_CPU", 5 * min(num_frames, module._MAX_FRAMES) * 4 * 3)
 
     def workspace(num_sequences):
-        inputs = make_inputs(num_sequences=num_sequences)
+        inputs = make_inputs(num_sequences=num_sequences, num_frames=num_frames)
         cotangents = [torch.ones_like(output) for output in selective_scan(*inputs)]
         peak = peak_bytes(lambda: torch.autograd.grad(selective_scan(*inputs), inputs, cotangents))
         return peak - sum(tensor.nbytes for tensor in [*cotangents, *inputs])  # outputs and gradients are as large
