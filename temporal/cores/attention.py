@@ -72,10 +72,8 @@ class AttentionCore(TemporalCore[tuple[KeyValueCache, ...]]):
         )
         self.output_norm = nn.LayerNorm(dim)
 
-    def forward(
-        self, x_BTND: Tensor, state: tuple[KeyValueCache, ...] | None = None
-    ) -> tuple[Tensor, tuple[KeyValueCache, ...]]:
-        """See `TemporalCore.forward`."""
+    def run(self, x_BTND: Tensor, state: tuple[KeyValueCache, ...] | None) -> tuple[Tensor, tuple[KeyValueCache, ...]]:
+        """See `TemporalCore.run`."""
         y_BTND, new_state = self._run_layers(self.blocks, x_BTND, state)
         return self.output_norm(y_BTND), new_state
 

@@ -13,12 +13,14 @@ Shape suffixes: B batch, T time, N tokens of a frame, D channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from vfz.pipeline.errors import UsageError
 
 StateT = TypeVar("StateT")
 LayerStateT = TypeVar("LayerStateT")
@@ -46,7 +48,6 @@ class TemporalCore(nn.Module, ABC, Generic[StateT]):
         super().__init__()
         self.dim = dim
 
-    @abstractmethod
     def forward(self, x_BTND: Tensor, state: StateT | None = None) -> tuple[Tensor, StateT]:
         """Runs over T consecutive frames.
 
@@ -56,7 +57,28 @@ class TemporalCore(nn.Module, ABC, Generic[StateT]):
 
         Returns:
             Output `[B, T, N, D]`, where frame t depends on frames 0..t and `state` only, and the state after frame T-1.
+
+        Raises:
+            UsageError: when the tokens have another shape than the core was built for, or the state is not of as many
+                videos and tokens.
         """
+        if x_BTND.dim() != 4 or x_BTND.shape[-1] != self.dim or x_BTND.shape[1] == 0:
+            raise UsageError(
+                f"the core got tokens of shape {list(x_BTND.shape)}; it takes [B, T, N, {self.dim}] of 1 frame or more"
+            )
+        num_videos, _, num_tokens, _ = x_BTND.shape
+        rows = self.state_rows(num_videos, num_tokens)
+        for leaf in _leaves(state):
+            if leaf.shape[: len(rows)] != rows:
+                raise UsageError(
+                    f"the core got a state of shape {list(leaf.shape)} beside {num_videos} videos of {num_tokens} "
+                    "tokens; pass the state of the frames just before these, or None at the start of a video"
+                )
+        return self.run(x_BTND, state)
+
+    @abstractmethod
+    def run(self, x_BTND: Tensor, state: StateT | None) -> tuple[Tensor, StateT]:
+        """`forward` for tokens and a state that have been checked."""
 
     def step(self, x_BND: Tensor, state: StateT | None = None) -> tuple[Tensor, StateT]:
         """Runs over one frame: `forward` with T = 1, without the time axis.
@@ -92,6 +114,20 @@ class TemporalCore(nn.Module, ABC, Generic[StateT]):
         return result
 
     @staticmethod
+    def state_rows(num_videos: int, num_tokens: int) -> tuple[int, ...]:
+        """What the shape of every tensor of a state starts with: a row for each token position of each video."""
+        return (num_videos * num_tokens,)
+
+    @staticmethod
     def default_num_heads(dim: int) -> int:
         """Attention heads where none are asked for: the first of 16, 12, 8, 6, 4, 2, 1 that divides `dim`."""
         return next(heads for heads in (16, 12, 8, 6, 4, 2, 1) if dim % heads == 0)
+
+
+def _leaves(state: Any) -> Iterator[Tensor]:
+    """The tensors of a state, however it nests them."""
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None:
+        for part in state:
+            yield from _leaves(part)

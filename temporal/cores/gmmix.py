@@ -54,10 +54,8 @@ class GMMixCore(TemporalCore[tuple[MambaState, ...]]):
         self.gates = nn.ModuleList(_build_gate(dim, gate_hidden_dim) for _ in range(num_layers))
         self.output_norm = nn.LayerNorm(dim)
 
-    def forward(
-        self, x_BTND: Tensor, state: tuple[MambaState, ...] | None = None
-    ) -> tuple[Tensor, tuple[MambaState, ...]]:
-        """See `TemporalCore.forward`."""
+    def run(self, x_BTND: Tensor, state: tuple[MambaState, ...] | None) -> tuple[Tensor, tuple[MambaState, ...]]:
+        """See `TemporalCore.run`."""
         blocks = zip(self.spatial_blocks, self.mamba_blocks, self.gates, strict=True)
         y_BTND, new_state = self._run_layers((partial(_mix_gated, *layer) for layer in blocks), x_BTND, state)
         return self.output_norm(y_BTND), new_state

@@ -16,6 +16,6 @@ class IdentityCore(TemporalCore[tuple[()]]):
         super().__init__(dim)
         self.output_norm = nn.LayerNorm(dim)
 
-    def forward(self, x_BTND: Tensor, state: tuple[()] | None = None) -> tuple[Tensor, tuple[()]]:  # noqa: ARG002
-        """See `TemporalCore.forward`."""
+    def run(self, x_BTND: Tensor, state: tuple[()] | None) -> tuple[Tensor, tuple[()]]:  # noqa: ARG002
+        """See `TemporalCore.run`."""
         return self.output_norm(x_BTND), ()

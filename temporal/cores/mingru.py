@@ -39,8 +39,8 @@ class MinGruCore(TemporalCore[tuple[Tensor, ...]]):
         self.blocks = nn.ModuleList(_MinGruBlock(dim, dropout=dropout, expand=expand) for _ in range(num_layers))
         self.output_norm = nn.LayerNorm(dim)
 
-    def forward(self, x_BTND: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `TemporalCore.forward`."""
+    def run(self, x_BTND: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `TemporalCore.run`."""
         y_BTND, new_state = self._run_layers(self.blocks, x_BTND, state)
         return self.output_norm(y_BTND), new_state
 

@@ -42,10 +42,8 @@ class MMixCore(TemporalCore[tuple[MambaState, ...]]):
         self.mamba_blocks = nn.ModuleList(MambaBlock(dim, dropout=dropout) for _ in range(num_layers))
         self.output_norm = nn.LayerNorm(dim)
 
-    def forward(
-        self, x_BTND: Tensor, state: tuple[MambaState, ...] | None = None
-    ) -> tuple[Tensor, tuple[MambaState, ...]]:
-        """See `TemporalCore.forward`."""
+    def run(self, x_BTND: Tensor, state: tuple[MambaState, ...] | None) -> tuple[Tensor, tuple[MambaState, ...]]:
+        """See `TemporalCore.run`."""
         layers = (partial(_mix, *blocks) for blocks in zip(self.spatial_blocks, self.mamba_blocks, strict=True))
         y_BTND, new_state = self._run_layers(layers, x_BTND, state)
         return self.output_norm(y_BTND), new_state

@@ -49,8 +49,8 @@ class RvmRnnCore(TemporalCore[Tensor]):
         self.transformer = _CrossTransformer(dim, num_layers=num_layers, num_heads=num_heads)
         self.output_norm = nn.LayerNorm(dim)
 
-    def forward(self, x_BTND: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `TemporalCore.forward`."""
+    def run(self, x_BTND: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `TemporalCore.run`."""
         dtype = self.state_update.weight.dtype  # s sums over the past: not in the tokens' precision, if that is less
         s_BND = torch.zeros_like(x_BTND[:, 0], dtype=dtype) if state is None else state.to(dtype)
         from_input = torch.cat([self.input_update(x_BTND), self.input_reset(x_BTND)], dim=-1).unbind(dim=1)
@@ -67,6 +67,11 @@ class RvmRnnCore(TemporalCore[Tensor]):
         update_BND, reset_BND = gates.chunk(2, dim=-1)
         h_BND: Tensor = self.transformer(x_BND, reset_BND * self.state_layer_norm(s_BND))
         return s_BND + update_BND * (h_BND - s_BND)
+
+    @staticmethod
+    def state_rows(num_videos: int, num_tokens: int) -> tuple[int, ...]:
+        """The state is a token map."""
+        return num_videos, num_tokens
 
     @staticmethod
     def default_num_heads(dim: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peak_memory import peak_bytes
 
+from vfz.pipeline.errors import UsageError
 from vfz.temporal.cores import build_core
 
 NUM_VIDEOS, NUM_FRAMES, NUM_TOKENS, DIM = 2, 7, 5, 16
@@ -142,6 +143,19 @@ class CoreContract:
         rest, _ = core(tokens[:, 3:], state)
         assert rest.dtype == torch.float32
         assert (rest - exact[:, 3:]).norm() / exact[:, 3:].norm() < 0.05
+
+    def test_tokens_of_another_shape_are_refused_in_one_line(self, core, tokens):
+        for wrong in (tokens[..., 1:], tokens[:, 0], tokens[:, :0]):
+            with pytest.raises(UsageError, match=rf"^the core got tokens of shape .*; it takes \[B, T, N, {DIM}\] .*$"):
+                core(wrong)
+
+    def test_a_state_of_other_videos_or_tokens_is_refused_in_one_line(self, core, tokens):
+        _, state = core(tokens)
+        if not flatten_state(state):
+            return
+        for wrong in (tokens[:1], tokens[:, :, :1]):
+            with pytest.raises(UsageError, match=r"^the core got a state of shape .*; pass the state of the frames "):
+                core(wrong, state)
 
     def test_shapes_can_be_had_without_computing(self, core, tokens):
         y, state = core.to("meta")(tokens.to("meta"))
