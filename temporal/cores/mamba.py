@@ -70,7 +70,7 @@ class Mamba(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Marks the parameters of a copy too: `copy.deepcopy` drops what a parameter was marked with."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._mark_undecayed()
 
     def _init_dt(self) -> None:
