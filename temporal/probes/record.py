@@ -22,6 +22,9 @@
         predicted, confidence, label_rank      V of each: class, its probability, and how many classes were thought
                             likelier than the true one
 
+Of other tasks than `classify` the report is a `DenseReport`, and in a run `held_out_<headline>` and `eval_<headline>`
+stand for `held_out_top1` and `eval_top1`, and `metrics` and `headline_of_videos` (V) for what follows `curves`.
+
 Numbers that are not finite (the loss of a head that diverged) are null.
 """
 
