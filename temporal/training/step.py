@@ -2,8 +2,7 @@
 
 A step's clips may come in several parts: micro-batches of one process (`--accumulate`) and shares of several processes.
 A part's loss is a mean over what is valid in it, so parts are weighted by how much that is (`Task.num_valid`) and their
-weighted sum is the loss of the whole batch, and so are the gradients. That is exact where a loss has one count of what
-is valid (classes, boxes, poses); points and depth also average over some of it, and differ in the third digit at most.
+weighted sum is the loss of the whole batch, and so are the gradients: exactly, as the contract of tasks demands.
 """
 
 from __future__ import annotations
