@@ -32,7 +32,7 @@ from vfz.pipeline.errors import UsageError
 from vfz.temporal.probes.features import Features
 from vfz.temporal.probes.heads import HeadGrid, StackedOptimizer
 from vfz.temporal.probes.pooling import clip_tokens
-from vfz.temporal.probes.training import Curves, Schedule, train_heads
+from vfz.temporal.probes.training import Curves, Schedule, TrainableHeads, train_heads
 from vfz.temporal.readouts import build_readout
 
 LEARNING_RATES = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -186,9 +186,13 @@ class AttentiveFitter:
         self, features: Features, labels_V: Tensor, videos: Tensor, watched: Tensor | None
     ) -> tuple[HeadGrid, Curves]:
         """Heads trained on some videos; `watched` ones are asked about after every epoch."""
-        heads = _StackInTraining(self, features, num_steps=self.schedule.num_steps(len(videos)))
+        heads = self.begin(features, num_steps=self.schedule.num_steps(len(videos)))
         curves = train_heads(heads, features, labels_V, videos, schedule=self.schedule, watched=watched)
         return heads.grid(), curves
+
+    def begin(self, features: Features, *, num_steps: int) -> TrainableHeads:
+        """Heads with fresh weights, all the same."""
+        return _StackInTraining(self, features, num_steps=num_steps)
 
 
 class _StackInTraining:

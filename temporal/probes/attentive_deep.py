@@ -11,18 +11,17 @@ a sweep costs as many times one head as it has heads. Give fewer rates and decay
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfz.temporal.cores.spatial import SpatialBlock
-from vfz.temporal.probes.attentive import LEARNING_RATES, WEIGHT_DECAYS
+from vfz.temporal.probes.attentive import AttentiveFitter
 from vfz.temporal.probes.features import Features
 from vfz.temporal.probes.heads import HeadGrid, HeadOptimizer
 from vfz.temporal.probes.pooling import clip_tokens
-from vfz.temporal.probes.training import Curves, Schedule, train_heads
+from vfz.temporal.probes.training import TrainableHeads
 from vfz.temporal.readouts import build_readout
 
 NUM_BLOCKS = 3
@@ -73,29 +72,12 @@ class DeepGrid(HeadGrid):
         return DeepGrid(nn.ModuleList([self.heads[head]]), settings=self.settings[head : head + 1], pool=self.pool)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeepFitter:
+class DeepFitter(AttentiveFitter):
     """As `AttentiveFitter`, of depth 4."""
 
-    num_classes: int
-    schedule: Schedule
-    pool: str
-    lrs: tuple[float, ...] = LEARNING_RATES
-    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
-    refits: bool = False
-
-    @property
-    def settings(self) -> list[dict[str, float]]:
-        """Of each head."""
-        return [{"lr": lr, "weight_decay": decay} for lr in self.lrs for decay in self.weight_decays]
-
-    def fit_grid(
-        self, features: Features, labels_V: Tensor, videos: Tensor, watched: Tensor | None
-    ) -> tuple[HeadGrid, Curves]:
-        """Heads trained on some videos; `watched` ones are asked about after every epoch."""
-        heads = _DeepInTraining(self, features, num_steps=self.schedule.num_steps(len(videos)))
-        curves = train_heads(heads, features, labels_V, videos, schedule=self.schedule, watched=watched)
-        return heads.grid(), curves
+    def begin(self, features: Features, *, num_steps: int) -> TrainableHeads:
+        """See `AttentiveFitter`."""
+        return _DeepInTraining(self, features, num_steps=num_steps)
 
 
 class _DeepInTraining:
