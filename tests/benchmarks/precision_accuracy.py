@@ -69,7 +69,7 @@ def _accuracies(folder: Path, cache: Path, precision: str, seed: int, epochs: in
     trained = train_temporal(
         TrainOptions(
             cache=cache, core="gmmix", core_dim=64, num_layers=2, num_heads=4, readout_dim=64, readout_heads=4,
-            clip_frames=12, batch_size=8, epochs=epochs, lr=3e-3, seed=seed, out=folder, name=name,
+            clip_frames=12, batch_size=8, epochs=epochs, lr=3e-3, seed=seed, eval_every=0, out=folder, name=name,
         )
     )  # fmt: skip
     probed = probe(ProbeOptions(cache=cache, temporal=Path(trained.run), seed=seed, out=folder, name=f"probe-{name}"))
