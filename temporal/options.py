@@ -134,6 +134,6 @@ class DemoOptions(Options):
         Path(".demo"), help="The folder for videos, cache, runs and summary.json; an earlier demo there is replaced."
     )
     num_videos: int = option(480, help="Synthetic videos; a quarter of them is held out.", minimum=24)
-    epochs: int = option(12, help="Training epochs per core.", minimum=1)
+    epochs: int = option(16, help="Training epochs per core.", minimum=1)
     seed: int = option(0, help="Decides the videos and the training.", minimum=0)
     device: str = option("auto", help=DEVICE_HELP)

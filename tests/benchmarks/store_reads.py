@@ -4,6 +4,7 @@ Every function gives rows with a baseline measured in the same moment; nothing i
 """
 
 import os
+import shutil
 import tracemalloc
 from itertools import count
 from typing import NamedTuple
@@ -131,6 +132,14 @@ def moved_rows(store, folder, *, dim=384, precision="fp16", num_frames=128):
     return rows
 
 
+def remove(path):
+    """A shard or a file is gone."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def writing_rows(store, folder, *, dim=384, precision="fp16", compression="none", rounds=9):
     """Writing a shard with fsync, against ndarray.tofile and fsync of the same bytes; and the writer's memory."""
     columns, num_frames = make_columns(dim, precision, compression=compression), FRAMES[dim]
@@ -138,15 +147,20 @@ def writing_rows(store, folder, *, dim=384, precision="fp16", compression="none"
     label = f"{store},{TOKENS}x{dim},{precision},{compression}"
     num_bytes, numbers, suffix = sum(array.nbytes for array in arrays.values()), count(), get_store(store).suffix
 
+    # Both remove what they wrote: dirty pages of earlier rounds would be written back at the expense of later ones.
     def through_store():
-        write_shard(store, folder / f"written-{label}-{next(numbers)}{suffix}", columns, arrays)
+        path = folder / f"written-{label}-{next(numbers)}{suffix}"
+        write_shard(store, path, columns, arrays)
+        remove(path)
 
     def plain():
-        with (folder / "copy").open("wb") as file:
+        path = folder / f"copy-{next(numbers)}"
+        with path.open("xb") as file:
             for array in arrays.values():
                 array.tofile(file)
             file.flush()
             os.fsync(file.fileno())
+        remove(path)
 
     ours, theirs = (num_bytes / 1e6 / seconds for seconds in seconds_of(through_store, plain, rounds=rounds))
     tracemalloc.start()
