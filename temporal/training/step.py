@@ -67,7 +67,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
     So a run that goes on in the middle of an epoch needs no state of a generator, and draws what it would have drawn.
     """
-    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + rank) % 2**63)
 
 
 @torch.no_grad()
