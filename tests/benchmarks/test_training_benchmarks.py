@@ -30,7 +30,7 @@ def vit_small_cache(tmp_path_factory):
     report = extract(
         ExtractOptions(
             dataset="synthetic", root=folder / "videos", encoder="vit_small_patch16_dinov3", random_weights=True,
-            image_size=224, num_videos=12, num_frames=18, size=224, batch_size=16, out=folder,
+            image_size=224, num_videos=8, num_frames=18, size=224, batch_size=16, out=folder,
         )
     )  # fmt: skip
     return report.cache
@@ -39,7 +39,7 @@ def vit_small_cache(tmp_path_factory):
 @pytest.fixture
 def options(vit_small_cache, tmp_path):
     return TrainOptions(
-        cache=vit_small_cache, core="gmmix", clip_frames=CLIP_FRAMES, batch_size=BATCH_SIZE, epochs=2, eval_every=0,
+        cache=vit_small_cache, core="gmmix", clip_frames=CLIP_FRAMES, batch_size=BATCH_SIZE, epochs=1, eval_every=0,
         out=tmp_path,
     )  # fmt: skip
 
@@ -49,7 +49,7 @@ def test_a_training_step_from_the_cache_against_tokens_in_memory(record, options
     train = trainer_of(experiment)
     in_memory = [batch for parts in experiment.steps(0) for batch in parts]
     cached, held = seconds_of(
-        lambda: train(batch for parts in experiment.steps(0) for batch in parts), lambda: train(in_memory), rounds=3
+        lambda: train(batch for parts in experiment.steps(0) for batch in parts), lambda: train(in_memory), rounds=2
     )
     record(
         "step_from_cache_vit_small",
@@ -68,7 +68,7 @@ def test_the_speed_up_by_the_cache_against_the_ideal_one(record, options):
     live = LiveEncoder(cache, layers=experiment.model.config.encoder_layers, device=ONE.device)
     pixels = live.pixels(cache.ok_videos()[0], np.arange(CLIP_FRAMES)).repeat(BATCH_SIZE, 1, 1, 1)
     train = trainer_of(experiment)
-    encode, step = seconds_of(lambda: live.encode(pixels), lambda: train(batches[:1]), rounds=3)
+    encode, step = seconds_of(lambda: live.encode(pixels), lambda: train(batches[:1]), rounds=2)
 
     def epoch_seconds(name, **changes):
         return min(train_temporal(replace(options, name=name, **changes)).epoch_seconds)
