@@ -36,7 +36,8 @@ class TrainReport:
         task, core: their names.
         evaluation: the figures of the last evaluation, and what they are a share of.
         train_loss: mean over the last epoch's clips.
-        epoch_seconds: time of each epoch trained from its beginning by this call, without evaluation.
+        epoch_seconds: training time of each epoch that this call brought to its end, without evaluation; what earlier
+            calls spent on it counts, if it had got into a checkpoint.
         num_parameters: of the whole temporal model.
         rank: of this process among those of the run.
     """
@@ -135,6 +136,7 @@ def _close_folder(experiment: Experiment, trainer: Trainer, report: TrainReport)
     path = experiment.path
     save_model(path, trainer.model)
     title = f"{path.name}: {report.evaluation.headline} {report.evaluation.value:.4g} on {report.evaluation.split}"
-    draw_curves(path, headline=report.evaluation.headline, title=title)
+    higher_is_better = experiment.task.higher_is_better
+    draw_curves(path, headline=report.evaluation.headline, higher_is_better=higher_is_better, title=title)
     write_run(path, experiment.record() | {"finished": True, "result": report.to_dict()})
     remove_checkpoint(path)

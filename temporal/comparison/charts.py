@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vfz.temporal.comparison.results import Comparison, Curve, ProbeResult
+from vfz.temporal.comparison.results import EPOCHS, Comparison, Curve, ProbeResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,8 @@ def curve_chart(curves: Sequence[Curve]) -> str:
     for curve in curves:
         axes.plot(*np.array(curve.points).T, label=_plain(curve.name), marker="." if len(curve.points) < 40 else "")
     x = np.array([point[0] for curve in curves for point in curve.points])
-    if (x > 0).all() and x.max() > 1000 * x.min():
+    # settings are tried over orders of magnitude; epochs are counted
+    if curves[0].x_name != EPOCHS and (x > 0).all() and x.max() >= 10 * x.min():
         axes.set_xscale("log")
     axes.set_xlabel(_plain(curves[0].x_name))
     axes.set_ylabel(_plain(curves[0].y_name))

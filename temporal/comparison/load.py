@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vfz.pipeline.errors import RunError, UsageError
-from vfz.temporal.comparison.results import Curve, ProbeResult
+from vfz.temporal.comparison.results import EPOCHS, Curve, ProbeResult
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.statistics import Interval
 
@@ -67,7 +67,7 @@ def _epoch_curves(curves: Mapping[str, list[float | None]]) -> list[Curve]:
     return [
         Curve(
             name="chosen settings",
-            x_name="epoch",
+            x_name=EPOCHS,
             y_name=_CURVE_NAMES.get(name, name),
             points=tuple((epoch + 1, value) for epoch, value in enumerate(values) if value is not None),
         )

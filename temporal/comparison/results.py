@@ -21,6 +21,8 @@ from vfz.pipeline.errors import UsageError
 from vfz.temporal.probes.statistics import Interval, McNemar, PairedBootstrap, mcnemar, paired_bootstrap
 
 NUM_WORST_PAIRS = 10
+EPOCHS = "epoch"
+"""The `x_name` of curves that have a point an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ class Trainer:
         self._ema = build_ema(experiment.model, decay=options.ema) if options.ema else None
         self.position = Position()
         self.epoch_seconds: list[float] = []
-        self._saved_at = 0.0
+        self._epoch_started = self._saved_at = 0.0
 
     @property
     def model(self) -> TemporalModel:
@@ -111,8 +111,8 @@ class Trainer:
 
     def _epoch(self) -> Evaluation | None:
         """What is left of the epoch in hand; evaluated where that is due, and always after the last one."""
-        started, resumed = time.perf_counter(), self.position.epoch_step > 0
         number, position = self.position.epoch + 1, self.position
+        self._epoch_started = time.perf_counter() - position.epoch_seconds
         self._progress.start(
             f"epoch {number}/{self._options.epochs}", total=self._experiment.train_clips.num_clips, unit="clips"
         )
@@ -122,12 +122,10 @@ class Trainer:
         for parts in self._experiment.steps(position.epoch, first=position.epoch_step):
             self._step(parts)
         self._progress.finish()
-        seconds = time.perf_counter() - started
-        self._save()  # before the evaluation: a run that is stopped there evaluates again
+        seconds = self._save()  # before the evaluation: a run that is stopped there evaluates again
         position.end_epoch()
         self._log.write("epoch", step=position.step, epoch=number, train_loss=position.train_loss, seconds=seconds)
-        if not resumed:
-            self.epoch_seconds.append(seconds)
+        self.epoch_seconds.append(seconds)
         every = self._options.eval_every
         is_due = number == self._options.epochs or (every and number % every == 0)
         return self._evaluate() if is_due else None
@@ -216,11 +214,14 @@ class Trainer:
         named = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
         raise RunError(f"{what} {where}any clip of {named}); lower --lr, or clip gradients by --clip-grad; {kept}")
 
-    def _save(self) -> None:
+    def _save(self) -> float:
+        """A checkpoint; returns how long the epoch in hand has taken until it."""
         self._saved_at = time.monotonic()
+        seconds = self.position.epoch_seconds = time.perf_counter() - self._epoch_started
         if self._ranks.is_first:
             metrics_bytes = self._log.sync()
             save_checkpoint(self._experiment.path, self.position, self._parts(), metrics_bytes=metrics_bytes)
+        return seconds
 
     def _interrupt(self) -> None:
         self._progress.finish()

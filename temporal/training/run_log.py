@@ -1,14 +1,16 @@
 """What a run says while it trains: `metrics.jsonl` for programs, TensorBoard events for people.
 
 A line has `kind`: `step` (loss, lr, grad_norm), `epoch` (train_loss, seconds) or `eval` (every metric and what it is a
-share of). Both logs can go back to where a checkpoint was written, so that steps done again after a kill are there
-once. TensorBoard takes 0.2 s to import, on the first line, and 0.1 ms a step.
+share of); a value that is not finite is null. Both logs can go back to where a checkpoint was written, so that steps
+done again after a kill are there once. TensorBoard takes 0.2 s to import, on the first line, and 0.1 ms a step.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,12 +47,9 @@ class RunLog:
         if not self._writes:
             return
         with storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
-        if self._tensorboard:
-            events = self._event_writer()
-            for name, value in values.items():
-                if name not in _NOT_DRAWN and isinstance(value, int | float):
-                    events.add_scalar(f"{kind}/{name}", value, step)
+            line = {"kind": kind, "step": step} | {name: _plain(value) for name, value in values.items()}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._write_events(line)
 
     def sync(self) -> int:
         """Flush both to the disk; returns the size of metrics.jsonl in bytes, to which `cut` can go back."""
@@ -63,7 +62,14 @@ class RunLog:
         return self._path.stat().st_size
 
     def cut(self, num_bytes: int, *, step: int) -> None:
-        """Drop everything after `num_bytes`, and events after `step`: of steps that will be done again.
+        """Drop everything after `num_bytes`, the events too: of steps that will be done again.
+
+        An epoch and an evaluation have the number of the step before them. Readers forget events by that number alone,
+        so those from `step` on are dropped, and the ones that metrics.jsonl keeps at that step are written again.
+
+        Args:
+            num_bytes: what `sync` returned for the checkpoint.
+            step: steps behind the checkpoint.
 
         Raises:
             RunError: when there are fewer bytes.
@@ -74,7 +80,10 @@ class RunLog:
             raise RunError(f"{self._path} was shortened since the checkpoint; delete the run and train again")
         with storage_errors(self._path):
             os.truncate(self._path, num_bytes)
-        self._first_step = step + 1
+        self._first_step = step
+        for line in _lines(self._path):
+            if line["step"] == step:
+                self._write_events(line)
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +92,15 @@ class RunLog:
         if self._events:
             self._events.close()  # ends its thread
             self._events = None
+
+    def _write_events(self, line: dict[str, Any]) -> None:
+        """An event for every number of a line."""
+        if not self._tensorboard:
+            return
+        events = self._event_writer()
+        for name, value in line.items():
+            if name not in _NOT_DRAWN and isinstance(value, int | float):
+                events.add_scalar(f"{line['kind']}/{name}", value, line["step"])
 
     def _event_writer(self) -> SummaryWriter:
         if self._events is None:
@@ -96,5 +114,14 @@ class RunLog:
 
 def read_metrics(path: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind in a run's metrics.jsonl, in the order they were written."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+    return [line for line in _lines(path / "metrics.jsonl") if line["kind"] == kind]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

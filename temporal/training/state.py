@@ -35,6 +35,7 @@ class Position:
         loss_sum: sum of the losses of the clips of the epoch in hand.
         num_clips: how many clips that is.
         train_loss: mean of the last whole epoch.
+        epoch_seconds: time spent on the epoch in hand until the last checkpoint.
     """
 
     epoch: int = 0
@@ -43,6 +44,7 @@ class Position:
     loss_sum: float = 0.0
     num_clips: int = 0
     train_loss: float = float("nan")
+    epoch_seconds: float = 0.0
 
     def advance(self, loss: float, num_clips: int) -> None:
         """One more step, whose clips had this mean loss."""
@@ -55,7 +57,7 @@ class Position:
         """The epoch in hand is whole."""
         self.train_loss = self.loss_sum / self.num_clips
         self.epoch += 1
-        self.epoch_step, self.loss_sum, self.num_clips = 0, 0.0, 0
+        self.epoch_step, self.loss_sum, self.num_clips, self.epoch_seconds = 0, 0.0, 0, 0.0
 
 
 def save_checkpoint(path: Path, position: Position, parts: dict[str, Any], *, metrics_bytes: int) -> None:

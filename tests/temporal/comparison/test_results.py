@@ -1,11 +1,12 @@
 """What a comparison says of probes, worked by hand."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.comparison.charts import layer_chart
+from vfz.temporal.comparison.charts import curve_chart, layer_chart
 from vfz.temporal.comparison.page import render_page
 from vfz.temporal.comparison.results import Curve, ProbeResult, compare
 from vfz.temporal.probes.statistics import bootstrap_interval
@@ -53,6 +54,15 @@ def test_only_videos_that_both_answered_for_count(worse):
     against = compare([worse, fewer]).against["fewer"]
     assert against.num_videos == 2
     assert against.difference.difference == 1.0
+
+
+def test_settings_stand_on_a_logarithmic_axis_and_epochs_do_not():
+    def marks(x_name, values):
+        svg = curve_chart([Curve(name="line", x_name=x_name, y_name="top-1", points=tuple((x, 0.5) for x in values))])
+        return re.search(r'(?s)<g id="matplotlib.axis_1">.*?<g id="matplotlib.axis_2">', svg)[0]
+
+    assert "<!-- $\\mathdefault{10^{-4}}$ -->" in marks("lr", (5e-3, 1e-3, 1e-4))
+    assert ">1000</text>" in marks("epoch", range(1, 2001))
 
 
 def test_the_baseline_may_be_named(worse, better):
