@@ -56,6 +56,27 @@ class CoreContract:
         torch.testing.assert_close(before[:, :4], after[:, :4], rtol=0, atol=1e-6)
         assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
 
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+    def test_a_frame_that_is_not_finite_reaches_no_earlier_output_and_no_other_video(self, core, tokens, value):
+        tokens = tokens.repeat(1, 12, 1, 1)
+        for first, where in ((40, ()), (40, (2,)), (83, (2, 3))):
+            changed = tokens.clone()
+            changed[(0, first, *where)] = value
+            before, after = core(tokens)[0], core(changed)[0]
+            torch.testing.assert_close(before[0, :first], after[0, :first], rtol=0, atol=1e-6)
+            torch.testing.assert_close(before[1:], after[1:], rtol=0, atol=1e-6)
+            assert not after[0, first][where[:1]].isfinite().all()
+
+    def test_frames_that_are_not_finite_are_carried_by_the_state_as_in_one_pass(self, core, tokens):
+        tokens[0, 2] = torch.nan
+        full, _ = core(tokens)
+        first, state = core(tokens[:, :4])
+        outputs = [first]
+        for frame in tokens[:, 4:].unbind(1):
+            y, state = core.step(frame, state)
+            outputs.append(y.unsqueeze(1))
+        torch.testing.assert_close(torch.cat(outputs, 1), full, rtol=0, atol=1e-5, equal_nan=True)
+
     def test_videos_of_a_batch_do_not_see_each_other(self, core, tokens):
         torch.testing.assert_close(core(tokens)[0][:1], core(tokens[:1])[0], rtol=0, atol=1e-5)
 
