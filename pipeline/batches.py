@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from vfz.pipeline.errors import DecodeError
-from vfz.pipeline.frames import prepare
+from vfz.pipeline.frame_gatherer import frame_gatherer
 from vfz.pipeline.in_hand import DECODE, PREPARE, AllEnd, FrameBatch, FromFeeder, ShardEnd, ShardInHand, VideoInHand
 from vfz.pipeline.stages import Channel, timed
-from vfz.pipeline.views import ViewCropper, cropper_of
+from vfz.pipeline.views import cropper_of
 
 if TYPE_CHECKING:
+    import torch
+
     from vfz.pipeline.decoding.base import VideoFrame
     from vfz.pipeline.decoding.pool import DecodePool
     from vfz.pipeline.decoding.stream import VideoStream
@@ -52,7 +52,7 @@ class BatchFeeder:
         pool: DecodePool,
         stop: StopRequest,
     ) -> None:
-        self._recipe, self._preprocess, self._device = recipe, preprocess, device
+        self._recipe, self._gatherer = recipe, frame_gatherer(preprocess, device)
         self._batch_size, self._pool, self._stop = batch_size, pool, stop
         self._num_ended = 0  # videos, since the last message
 
@@ -72,37 +72,33 @@ class BatchFeeder:
         batches.put(AllEnd())
 
     def _batches(self, shard: ShardInHand, streams: Iterator[VideoStream]) -> Iterator[FrameBatch]:
-        pixels: list[torch.Tensor] = []
+        gatherer, seconds = self._gatherer, shard.stage_seconds
         videos: list[VideoInHand] = []
         pts_seconds: list[float] = []
         for video in shard.videos:
             cropper = cropper_of(self._recipe.views, video.planned.id, video.planned.view)
             for frame in _frames(shard.task, video, next(streams)):
-                pixels.append(self._prepare(frame, cropper, shard))
+                with timed(seconds, PREPARE):
+                    gatherer.add(frame.pixels_HWC, cropper)
                 videos.append(video)
                 pts_seconds.append(frame.pts_seconds)
-                if len(pixels) == self._batch_size:
-                    yield self._batch(shard, pixels, videos, pts_seconds)
-                    pixels, videos, pts_seconds = [], [], []
+                if len(videos) == self._batch_size:
+                    yield self._batch(shard, videos, pts_seconds)
+                    videos, pts_seconds = [], []
             self._num_ended += 1
-        if pixels:
-            yield self._batch(shard, pixels, videos, pts_seconds)
+        if videos:
+            yield self._batch(shard, videos, pts_seconds)
 
-    def _prepare(self, frame: VideoFrame, cropper: ViewCropper | None, shard: ShardInHand) -> torch.Tensor:
+    def _batch(self, shard: ShardInHand, videos: list[VideoInHand], pts_seconds: list[float]) -> FrameBatch:
         with timed(shard.stage_seconds, PREPARE):
-            return prepare(frame, self._preprocess, cropper, device=self._device).pixels_CHW
-
-    def _batch(
-        self, shard: ShardInHand, pixels: list[torch.Tensor], videos: list[VideoInHand], pts_seconds: list[float]
-    ) -> FrameBatch:
-        with timed(shard.stage_seconds, PREPARE):
-            return FrameBatch(
-                shard=shard,
-                pixels_BCHW=torch.stack(pixels),
-                videos=videos,
-                pts_seconds=pts_seconds,
-                num_videos=self._count_ended(),
-            )
+            pixels_BCHW = self._gatherer.take()
+        return FrameBatch(
+            shard=shard,
+            pixels_BCHW=pixels_BCHW,
+            videos=videos,
+            pts_seconds=pts_seconds,
+            num_videos=self._count_ended(),
+        )
 
     def _count_ended(self) -> int:
         count, self._num_ended = self._num_ended, 0

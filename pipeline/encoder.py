@@ -9,6 +9,7 @@ Cost: one forward pass up to the last layer asked for. Loading runs the model on
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +35,7 @@ from vfz.pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from vfz.pipeline.preprocess import Interpolation
@@ -54,6 +56,7 @@ class FrozenEncoder:
         weights_sha256, weights_source, random_weights, license: identity and origin of the weights.
         device, autocast_dtype: where and in what it computes; float32 means no autocast.
         batch_size: frames per forward pass, always exactly this many; halved when they are too many for the device.
+        is_compiled: the model is compiled by `torch.compile`.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class FrozenEncoder:
         self.device = torch.device(device)
         self.autocast_dtype = AUTOCAST_DTYPES[autocast]
         self.batch_size = batch_size
+        self.is_compiled = compile_model
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._model = loaded.model.eval().requires_grad_(requires_grad=False).to(self.device)
         untyped: Any = self._model
@@ -166,6 +170,11 @@ class FrozenEncoder:
 
     def _join(self, layer: str, batches: list[LayerTokens]) -> LayerTokens:
         """The batches of one layer as one, each tensor contiguous; an empty one where there are none."""
+        if len(batches) == 1:
+            patch_BND, prefix_BPD = batches[0].patch_BND, batches[0].prefix_BPD
+            return LayerTokens(
+                patch_BND=patch_BND.contiguous(), prefix_BPD=None if prefix_BPD is None else prefix_BPD.contiguous()
+            )
         shape = self.shapes[layer]
         empty_0ND = torch.empty(0, shape.num_patches, shape.dim, device=self.device)
         empty_0PD = torch.empty(0, shape.num_prefix, shape.dim, device=self.device)
@@ -181,7 +190,10 @@ class FrozenEncoder:
         """One forward pass over exactly these frames, on the device."""
         images_BCHW = self.preprocess.normalise(frames_BCHW).contiguous(memory_format=self._memory_format)
         # Entered for float32 too: it shuts out an autocast around the caller, whose tokens would be others.
-        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype != torch.float32):
+        with (
+            torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype != torch.float32),
+            _float32_in_full(self.device),
+        ):
             return self._reader.read(images_BCHW)
 
 
@@ -265,6 +277,13 @@ def _load_weights(
     if name == DEMO_ALIAS:
         return build_demo(model_options=options)
     return build_from_hub(timm_name, model_options=options)
+
+
+def _float32_in_full(device: torch.device) -> AbstractContextManager[None]:
+    """Shuts out TF32, which keeps three digits and which torch allows to convolutions on a GPU unasked."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def _timm_name(name: str) -> str:

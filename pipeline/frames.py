@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vfz.pipeline.decoding import VideoFrame, get_decoder
@@ -41,13 +40,11 @@ def prepared_frames(
         yield prepare(frame, preprocess, cropper)
 
 
-def prepare(
-    frame: VideoFrame, preprocess: Preprocess, cropper: ViewCropper | None = None, *, device: torch.device | None = None
-) -> PreparedFrame:
-    """A decoded frame, resized and cropped on a device; None for the CPU."""
+def prepare(frame: VideoFrame, preprocess: Preprocess, cropper: ViewCropper | None = None) -> PreparedFrame:
+    """A decoded frame, resized and cropped on the CPU."""
     if cropper is None:
-        pixels_CHW = preprocess.resize_crop(frame.pixels_HWC, device)
+        pixels_CHW = preprocess.resize_crop(frame.pixels_HWC)
     else:
         height, width = frame.pixels_HWC.shape[:2]
-        pixels_CHW = preprocess.resize_view(frame.pixels_HWC, cropper.crop(height, width), device)
+        pixels_CHW = preprocess.resize_view(frame.pixels_HWC, cropper.crop(height, width))
     return PreparedFrame(pixels_CHW=pixels_CHW, pts_seconds=frame.pts_seconds)

@@ -78,8 +78,8 @@ class ShardInHand:
         videos: its videos, in stored order.
         started: when the feeder began with it, on the performance counter.
         stage_seconds: how long each stage has worked on it, each its own.
-        num_frames: by the encoder: frames encoded.
-        batch_size: by the encoder: frames at a time at the end, less than asked for where memory did not suffice.
+        num_frames: frames encoded.
+        batch_size: frames at a time at the end, less than asked for where memory did not suffice.
     """
 
     task: ShardTask
@@ -113,13 +113,21 @@ class TokenBatch:
     """The same frames as they are stored.
 
     Attributes:
+        shard: theirs.
         arrays: on their way to the CPU.
         videos, pts_seconds: [B].
+        num_videos: that have come to their end since the message before.
+        encode_seconds: how long the encoder took.
+        batch_size: frames that it took at a time.
     """
 
+    shard: ShardInHand
     arrays: HostCopy
     videos: Sequence[VideoInHand]
     pts_seconds: Sequence[float]
+    num_videos: int
+    encode_seconds: float
+    batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)

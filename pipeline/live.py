@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.decoding import get_decoder
 from vfz.pipeline.encoder import FrozenEncoder, LayerTokens, load_encoder
 from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
-from vfz.pipeline.frames import prepared_frames
+from vfz.pipeline.frame_gatherer import frame_gatherer
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.source import VideoSource
 from vfz.pipeline.spec import recipe_from_dict
@@ -81,23 +82,30 @@ class LiveEncoder:
         return VideoSource.parse(f"{self._root}{text.removeprefix(str(self._old_root))}")
 
     def pixels(self, row: LedgerRow, frames: np.ndarray) -> torch.Tensor:
-        """Decoded, resized and cropped frames [T,3,S,S] uint8 of a video.
+        """Decoded, resized and cropped frames [T,3,S,S] uint8 of a video, on the encoder's device.
+
+        Args:
+            row: the video.
+            frames: numbers of its cached frames [T], at least one.
 
         Raises:
             DecodeError: when the video does not decode to the cached number of frames.
         """
         source, wanted = self.source_of(row), set(frames.tolist())
-        decoded, num_frames = {}, 0
+        gatherer = frame_gatherer(self.encoder.preprocess, self.encoder.device)
+        places: dict[int, int] = {}
+        num_frames = 0
         cropper = cropper_of(self._recipe.views, row.id, row.view)
-        for number, frame in enumerate(prepared_frames(source, self._recipe.frames, self.encoder.preprocess, cropper)):
+        for number, frame in enumerate(get_decoder(self._recipe.frames.decoder).frames(source, self._recipe.frames)):
             num_frames = number + 1
             if number in wanted:
-                decoded[number] = frame.pixels_CHW
+                places[number] = len(places)
+                gatherer.add(frame.pixels_HWC, cropper)
         if num_frames != row.num_frames:
             raise DecodeError(
                 f"{source} gives {num_frames} frames now, the cache has {row.num_frames}; is it the same file?"
             )
-        return torch.stack([decoded[number] for number in frames.tolist()])
+        return gatherer.take()[[places[number] for number in frames.tolist()]]
 
     def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """Tokens of frames [B,3,S,S], per layer, float32."""

@@ -29,6 +29,7 @@ Shapes: N tokens, D channels, G groups of 128 channels (the last may be shorter)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -333,6 +334,12 @@ def _stats_on(device: torch.device, stats: ChannelStats | None, precision: str, 
         raise UsageError(f"{precision} needs the channel statistics of a calibration sample; none were given")
     if len(stats.std) != dim:
         raise UsageError(f"the channel statistics are of {len(stats.std)} channels, the tokens have {dim}")
+    return _copied_to(device, stats)
+
+
+@functools.lru_cache(maxsize=64)
+def _copied_to(device: torch.device, stats: ChannelStats) -> tuple[Tensor, Tensor]:
+    """Offset and std there; kept for the next batches, since a GPU is waited for when something is copied to it."""
     return torch.tensor(stats.offset, device=device), torch.tensor(stats.std, device=device)
 
 

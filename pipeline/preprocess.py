@@ -1,7 +1,7 @@
 """From a decoded frame to the encoder's square input.
 
-Two steps: `resize_crop` takes frames one by one, of any size, and keeps uint8, so that what is compared, drawn and kept
-as golden frames is what an image is; `normalise` takes batches of squares. Both run on the device.
+Two steps: `resize_crop` takes frames of any size and keeps uint8, so that what is compared, drawn and kept as golden
+frames is what an image is; `normalise` takes batches of squares. Both run on the device.
 
 Resizing on the CPU is torch's antialiased uint8 kernel: the same filters as PIL's, within one grey level of it, and
 some 4 times faster. Other devices have the filter for floats only; its result is rounded, and is within one grey level
@@ -12,6 +12,7 @@ Shapes: B frames, C = 3 channels (RGB), H x W pixels of the source, S the side o
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -55,44 +56,66 @@ class Preprocess:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise UsageError(f"mean {self.mean} and std {self.std} must be three numbers each, with std above 0")
 
-    def resize_crop(self, pixels_HWC: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
-        """The centre square of one frame.
+    def resize_crop(self, pixels_HWC: np.ndarray) -> torch.Tensor:
+        """The centre square of one frame, on the CPU.
 
         Args:
             pixels_HWC: uint8 RGB, of any size.
-            device: where to work; None for the CPU.
 
         Returns:
-            uint8 [3, S, S] on the device, in memory of its own.
+            uint8 [3, S, S], in memory of its own.
         """
-        height, width = pixels_HWC.shape[:2]
-        resized_height, resized_width = self._resized(height, width)
-        frame_1CHW = self._resize(_to_device(pixels_HWC, device), resized_height, resized_width)
-        top, left = self._offsets(resized_height, resized_width)
-        square_CSS = frame_1CHW[0, :, top : top + self.image_size, left : left + self.image_size]
-        return square_CSS.clone(memory_format=torch.contiguous_format)
+        return self.resize_crop_frames(_frames_of_one(pixels_HWC))[0]
 
-    def resize_view(self, pixels_HWC: np.ndarray, crop: ViewCrop, device: torch.device | None = None) -> torch.Tensor:
-        """A view's part of one frame, resized to the square without regard to its proportions.
+    def resize_crop_frames(self, frames_BHWC: torch.Tensor) -> torch.Tensor:
+        """The centre squares of frames of one size, on their device.
+
+        Args:
+            frames_BHWC: uint8 RGB.
+
+        Returns:
+            uint8 [B, 3, S, S], in memory of its own.
+        """
+        resized_height, resized_width = self._resized(*frames_BHWC.shape[1:3])
+        frames_BCHW = self._resize(frames_BHWC.permute(0, 3, 1, 2), resized_height, resized_width)
+        top, left = self._offsets(resized_height, resized_width)
+        squares_BCSS = frames_BCHW[..., top : top + self.image_size, left : left + self.image_size]
+        return squares_BCSS.clone(memory_format=torch.contiguous_format)
+
+    def resize_view(self, pixels_HWC: np.ndarray, crop: ViewCrop) -> torch.Tensor:
+        """A view's part of one frame, on the CPU, resized to the square without regard to its proportions.
 
         Args:
             pixels_HWC: uint8 RGB, of any size.
             crop: which part.
-            device: where to work; None for the CPU.
 
         Returns:
-            uint8 [3, S, S] on the device, in memory of its own.
+            uint8 [3, S, S], in memory of its own.
         """
-        part_HWC = pixels_HWC[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-        square_CSS = self._resize(_to_device(part_HWC, device), self.image_size, self.image_size)[0]
+        return self.resize_view_frames(_frames_of_one(pixels_HWC), crop)[0]
+
+    def resize_view_frames(self, frames_BHWC: torch.Tensor, crop: ViewCrop) -> torch.Tensor:
+        """The same part of frames of one size, on their device.
+
+        Args:
+            frames_BHWC: uint8 RGB.
+            crop: which part.
+
+        Returns:
+            uint8 [B, 3, S, S], in memory of its own.
+        """
+        parts_BHWC = frames_BHWC[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        squares_BCSS = self._resize(parts_BHWC.permute(0, 3, 1, 2), self.image_size, self.image_size)
         if crop.mirrored:
-            square_CSS = square_CSS.flip(-1)
-        return square_CSS.clone(memory_format=torch.contiguous_format)
+            squares_BCSS = squares_BCSS.flip(-1)
+        return squares_BCSS.clone(memory_format=torch.contiguous_format)
 
     def normalise(self, frames_BCHW: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, S, S] to float32 `(x / 255 - mean) / std`, on the frames' own device."""
-        mean_C11 = torch.tensor(self.mean, dtype=torch.float32, device=frames_BCHW.device).view(3, 1, 1)
-        std_C11 = torch.tensor(self.std, dtype=torch.float32, device=frames_BCHW.device).view(3, 1, 1)
+        mean_C11, std_C11 = (
+            _channel_values(self.mean, frames_BCHW.device),
+            _channel_values(self.std, frames_BCHW.device),
+        )
         return (frames_BCHW.to(torch.float32) / 255 - mean_C11) / std_C11
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
@@ -110,13 +133,13 @@ class Preprocess:
             (top + self.image_size) / resized_height,
         )
 
-    def _resize(self, frame_1CHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """One frame as uint8 [1, 3, height, width]."""
-        if frame_1CHW.shape[2:] == (height, width):
-            return frame_1CHW
-        if frame_1CHW.device.type != "cpu":
-            frame_1CHW = frame_1CHW.to(torch.float32)
-        return resize_frames(frame_1CHW, height, width, interpolation=self.interpolation)
+    def _resize(self, frames_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Frames as uint8 [B, 3, height, width]."""
+        if frames_BCHW.shape[2:] == (height, width):
+            return frames_BCHW
+        if frames_BCHW.device.type != "cpu":
+            frames_BCHW = frames_BCHW.to(torch.float32)
+        return resize_frames(frames_BCHW, height, width, interpolation=self.interpolation)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the resize: the short side at its target, the long one in proportion."""
@@ -154,11 +177,12 @@ def resize_frames(frames_BCHW: torch.Tensor, height: int, width: int, *, interpo
     return resized(across_BCHW, height, width).round().clamp(0, 255).to(torch.uint8)
 
 
-def _to_device(pixels_HWC: np.ndarray, device: torch.device | None) -> torch.Tensor:
-    """One frame as uint8 [1, 3, H, W]. Channels stay last in memory: the uint8 kernel is vectorised for that layout."""
-    frame_HWC = torch.from_numpy(np.ascontiguousarray(pixels_HWC))
-    if device is not None and device.type == "cuda":
-        frame_HWC = frame_HWC.pin_memory().to(device, non_blocking=True)
-    elif device is not None:
-        frame_HWC = frame_HWC.to(device)
-    return frame_HWC.permute(2, 0, 1).unsqueeze(0)
+def _frames_of_one(pixels_HWC: np.ndarray) -> torch.Tensor:
+    """One frame as uint8 [1, H, W, 3]. Channels stay last in memory: the uint8 kernel is vectorised for that layout."""
+    return torch.from_numpy(np.ascontiguousarray(pixels_HWC)).unsqueeze(0)
+
+
+@functools.cache
+def _channel_values(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """float32 [C, 1, 1] on a device; made once, since to copy them there a GPU is waited for."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

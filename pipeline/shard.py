@@ -3,7 +3,7 @@
 Four stages work at the same time, each on what the one before it has done, with a few batches between them at most:
 
     decode processes -> feeder thread          -> this thread -> writer thread
-    (DecodePool)        resize, crop, batches     encode         store, fsync, commit
+    (DecodePool)        resize, crop, batches     encode lanes   store, fsync, commit
 
 While one shard is being finished, the next is being decoded and encoded. Memory holds a few batches of frames and their
 tokens, however long videos are and however many. The tokens of a frame do not depend on what is beside it in a batch,
@@ -12,7 +12,9 @@ so the bytes of a shard are the same on every run.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from vfz.pipeline.batches import BatchFeeder
@@ -20,16 +22,17 @@ from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.calibration import read_calibrations
 from vfz.pipeline.contents import read_contents
 from vfz.pipeline.decoding.pool import DecodePool
+from vfz.pipeline.encode_lanes import EncodeLanes, num_lanes_for
 from vfz.pipeline.encoder_columns import layers_of, stored_tensors
 from vfz.pipeline.errors import CacheMismatchError
 from vfz.pipeline.host_copy import HostCopier
-from vfz.pipeline.in_hand import ENCODE, AllEnd, FrameBatch, FromFeeder, ShardInHand, TokenBatch, ToWriter
+from vfz.pipeline.in_hand import ENCODE, AllEnd, FrameBatch, FromFeeder, ShardEnd, ShardInHand, TokenBatch, ToWriter
 from vfz.pipeline.interrupts import STOPPING, StopRequest
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.pipeline.shard_log import log_shard
 from vfz.pipeline.shard_writer import ShardCommitter
 from vfz.pipeline.spec import recipe_from_dict
-from vfz.pipeline.stages import Channel, Stages, StoppedError, timed
+from vfz.pipeline.stages import Channel, Stages, StoppedError
 from vfz.pipeline.telemetry import RunMeter
 
 if TYPE_CHECKING:
@@ -134,20 +137,22 @@ class ShardExtractor:
         stop: StopRequest,
     ) -> Iterator[ShardResult]:
         """Encodes what the feeder brings, to the last shard it began; gives results as the writer has them."""
-        for message in self._received(batches, stop):
-            if isinstance(message, FrameBatch):
-                tokens.put(self._encode(message))
-            else:
-                tokens.put(message)
-            if isinstance(message, ShardInHand):
-                meter.begin(message)
-            elif not isinstance(message, AllEnd):
-                self._progress.advance(message.num_videos, figures=meter.figures())
-            for result in results.take_all():
-                meter.end(result)
-                yield result
-            if isinstance(message, AllEnd):
-                break
+        with EncodeLanes[ToWriter](num_lanes_for(self._encoder)) as lanes:
+            for message in self._received(batches, stop):
+                if isinstance(message, ShardInHand):
+                    meter.begin(message)
+                if isinstance(message, FrameBatch):
+                    lanes.put(partial(self._encode, message, self._reading(layers_of(message.shard.task.columns))))
+                else:
+                    lanes.put_done(message)
+                is_last = isinstance(message, AllEnd)
+                for encoded in lanes.take_all() if is_last else lanes.take_done():
+                    self._hand_on(encoded, tokens, meter, lanes.num_lanes)
+                for result in results.take_all():
+                    meter.end(result)
+                    yield result
+                if is_last:
+                    break
         while meter.num_in_hand:
             result = next(self._received(results, stop))
             meter.end(result)
@@ -166,22 +171,35 @@ class ShardExtractor:
             if item is not None:
                 yield item
 
-    def _encode(self, batch: FrameBatch) -> TokenBatch:
-        """Tokens as they are stored."""
-        shard, columns = batch.shard, batch.shard.task.columns
-        encoder = self._reading(layers_of(columns))
-        with timed(shard.stage_seconds, ENCODE):
-            tokens = encoder.encode(batch.pixels_BCHW)
-            copies = self._copier.start(stored_tensors(tokens, columns, self._calibrations))
-        if encoder.batch_size < self._batch_size:
-            self._progress.note(
-                f"out of memory with {self._batch_size} frames at a time: {encoder.batch_size} from now on; "
-                f"--batch-size {encoder.batch_size} saves the attempt"
-            )
-            self._batch_size = encoder.batch_size
-        shard.num_frames += len(batch.pts_seconds)
-        shard.batch_size = encoder.batch_size
-        return TokenBatch(arrays=copies, videos=batch.videos, pts_seconds=batch.pts_seconds)
+    def _encode(self, batch: FrameBatch, encoder: FrozenEncoder) -> TokenBatch:
+        """Tokens as they are stored; runs in a lane."""
+        started = time.perf_counter()
+        tokens = encoder.encode(batch.pixels_BCHW)
+        return TokenBatch(
+            shard=batch.shard,
+            arrays=self._copier.start(stored_tensors(tokens, batch.shard.task.columns, self._calibrations)),
+            videos=batch.videos,
+            pts_seconds=batch.pts_seconds,
+            num_videos=batch.num_videos,
+            encode_seconds=time.perf_counter() - started,
+            batch_size=encoder.batch_size,
+        )
+
+    def _hand_on(self, message: ToWriter, tokens: Channel[ToWriter], meter: RunMeter, num_lanes: int) -> None:
+        """What comes out of the lanes goes to the writer, and is counted."""
+        if isinstance(message, TokenBatch):
+            message.shard.stage_seconds[ENCODE] += message.encode_seconds / num_lanes
+            message.shard.num_frames += len(message.pts_seconds)
+            message.shard.batch_size = message.batch_size
+            if message.batch_size < self._batch_size:
+                self._progress.note(
+                    f"out of memory with {self._batch_size} frames at a time: {message.batch_size} from now on; "
+                    f"--batch-size {message.batch_size} saves the attempt"
+                )
+                self._batch_size = message.batch_size
+        tokens.put(message)
+        if isinstance(message, TokenBatch | ShardEnd):
+            self._progress.advance(message.num_videos, figures=meter.figures())
 
     def _reading(self, layers: tuple[str, ...]) -> FrozenEncoder:
         """The encoder that gives these layers; commits of one run may be of different ones."""
