@@ -53,7 +53,7 @@ def ls_command(options: LsOptions, session: Session) -> None:
     if not rows:
         click.echo(printable(f"no cache in {options.folder}/; make one with vfz extract"))
         return
-    table(f"{len(rows)} cache{'' if len(rows) == 1 else 's'} in {options.folder}", columns, rows, header=True)
+    table(f"{len(rows)} cache{'' if len(rows) == 1 else 's'} in {options.folder}", columns, rows)
 
 
 @command(InfoOptions, name="cache.info", example="vfz cache info\nvfz cache info caches/mine --json", argument="cache")
@@ -105,11 +105,10 @@ def _rule(frames: Mapping[str, Any]) -> str:
     return {"uniform": f"{count}, evenly spaced,", "centred": f"{count} at {rate}, centred,"}.get(rule, rate)
 
 
-_COLUMNS = ["layer", "part", "per frame", "codec", "payload", "scales", "per token", "error", "ratio by codec"]
+_COLUMNS = ["layer", "part", "per frame", "codec", "payload", "scales", "size", "error", "ratio by codec"]
 
 
 def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
-    """Cells that say what they are: plain lines have no header."""
     return [
         (
             f"layer {column.layer}",
@@ -117,9 +116,9 @@ def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
             f"{column.num_tokens} x {column.dim}",
             column.compression,
             human_bytes(column.payload_bytes),
-            f"scales {human_bytes(column.scale_bytes)}",
+            human_bytes(column.scale_bytes),
             f"{column.bytes_per_token:.0f} B/token",
-            "error ?" if column.precision_error is None else f"error {column.precision_error:.2g}",
+            "?" if column.precision_error is None else f"{column.precision_error:.2g}",
             ", ".join(f"{codec} {ratio:.2f}" for codec, ratio in column.compression_ratios.items()) or "-",
         )
         for column in info.columns

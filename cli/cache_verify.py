@@ -34,6 +34,7 @@ def verify_command(options: VerifyOptions, session: Session) -> None:
     from vfz.pipeline.maintenance.verify import verify_cache
 
     path = find_cache(options.cache, how="as CACHE")
+    against = None if options.against is None else find_cache(options.against)
     failures = []
     with progress() as shown:
         report = verify_cache(path, progress=shown)
@@ -41,16 +42,14 @@ def verify_command(options: VerifyOptions, session: Session) -> None:
     if not session.json:
         _show_report(report)
     if not report.intact:
-        failures.append(
-            f"{path} is damaged: {counted(len(report.damage), 'problem')}; vfz cache repair mends what it can"
-        )
-    if options.against is not None and not failures:
-        compared = compare_caches(path, options.against)
+        failures.append(f"{path} is damaged: {counted(len(report.damage), 'problem')}; {report.advice}")
+    if against is not None and not failures:
+        compared = compare_caches(path, against)
         found["against"] = {**dataclasses.asdict(compared), "interchangeable": compared.interchangeable}
         if not session.json:
             _show_comparison(compared)
         if not compared.interchangeable:
-            failures.append(f"{path} and {options.against} are not interchangeable")
+            failures.append(f"{path} and {against} are not interchangeable")
     if options.encoder and report.intact:
         from vfz.pipeline.maintenance.verify_encoder import verify_encoder
 
@@ -101,12 +100,12 @@ def _show_encoder(report: EncoderReport) -> None:
 
     table(
         f"encoder: {report.encoder} on {report.device}, {report.num_frames} golden frames",
-        ["column", "cosine", "relative error", ""],
+        ["column", "cosine", "relative error", "result"],
         [
             (
                 column.column,
-                f"cosine {column.mean_cosine:.5f} (mark {column.cosine_mark:.5f}, least {column.min_cosine:.5f})",
-                f"relative error {column.relative_error:.1e} (mark {column.error_mark:.1e})",
+                f"{column.mean_cosine:.5f} (mark {column.cosine_mark:.5f}, least {column.min_cosine:.5f})",
+                f"{column.relative_error:.1e} (mark {column.error_mark:.1e})",
                 "passed" if column.passed else "FAILED",
             )
             for column in report.columns

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -141,23 +142,32 @@ def show(title: str, rows: Mapping[str, object]) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: bool = True) -> None:
     """A table on stdout; where that is no terminal, plain aligned lines as wide as they need to be."""
-    terminal = sys.stdout.isatty()
-    console = Console() if terminal else Console(width=400)
-    heading = Text(printable(title))
-    if not terminal and title:
-        console.print(heading, soft_wrap=True)  # a table's own title is as wide as the table
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        _plain_table(printable(title), [list(columns), *cells] if header else cells, numbers=header)
+        return
     drawn = Table(
-        title=heading if terminal else None,
-        title_justify="left",
-        show_header=header and terminal,
-        box=box.HEAVY_HEAD if terminal else None,
-        pad_edge=terminal,
+        title=Text(printable(title)), title_justify="left", show_header=header, box=box.HEAVY_HEAD, pad_edge=True
     )
     for position, name in enumerate(columns):
         drawn.add_column(name, justify="left" if position == 0 or not header else "right", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
-    console.print(drawn)
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    Console().print(drawn)
+
+
+def _plain_table(title: str, lines: Sequence[Sequence[str]], *, numbers: bool) -> None:
+    """Two spaces between columns; all but the first end at the same place where they are `numbers`."""
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    if title:
+        sys.stdout.write(f"{title}\n")
+    for line in lines:
+        padding = [" " * (width - cell_len(cell)) for width, cell in zip(widths, line, strict=True)]
+        shown = [
+            pad + cell if numbers and place else cell + pad
+            for place, (cell, pad) in enumerate(zip(line, padding, strict=True))
+        ]
+        sys.stdout.write("  ".join(shown).rstrip() + "\n")
 
 
 def print_json(value: Any) -> None:

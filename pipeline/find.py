@@ -14,9 +14,11 @@ def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER, how: str = "w
     """`path`, or the only cache in the folder `under`; `how` says in an error how to name one.
 
     Raises:
-        UsageError: when there is none, or more than one.
+        UsageError: when `path` is no folder, or where none is named, when there is none or more than one.
     """
     if path is not None:
+        if not path.is_dir():
+            raise UsageError(f"{path} is not a folder; name that of a cache, as vfz cache ls {under} lists them")
         return path
     found = sorted(header.parent for header in under.glob("*/vfz.json") if not header.parent.name.startswith("."))
     if not found:
@@ -37,4 +39,4 @@ def find_caches(paths: Sequence[Path] | None) -> tuple[Path, ...]:
     Raises:
         UsageError: as `find_cache`.
     """
-    return tuple(paths) if paths else (find_cache(None),)
+    return tuple(find_cache(path) for path in paths or (None,))

@@ -24,13 +24,11 @@ from pathlib import Path
 from vfz.pipeline.cache_header import HEADER
 from vfz.pipeline.catalog import TABLE, write_catalog
 from vfz.pipeline.commit import SHARDS, committed_paths, is_data_name
-from vfz.pipeline.contents import CONTENTS
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import fsync_dir, storage_errors
 from vfz.pipeline.lease import LOCK_SUFFIX, lock_is_held, writer_is_gone
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.maintenance.verify_report import Problem, VerifyReport
-from vfz.pipeline.maintenance.verify_state import PLAN
 from vfz.pipeline.maintenance.verify_strays import data_names, is_orphan, is_unfinished
 from vfz.pipeline.progress import Progress
 from vfz.pipeline.stores.base import remove_data
@@ -104,10 +102,9 @@ def repair_cache(path: str | Path, *, dry_run: bool = False, progress: Progress 
     """
     path = Path(path)
     found = verify_cache(path, progress=progress)
-    beyond = tuple(problem for problem in found.damage if problem.remedy in {"restore", "none"})
     dropped: set[Commit] = set()
     steps: list[RepairStep] = []
-    if not any(_says_what_it_is(problem) for problem in beyond):
+    if found.can_be_judged:
         dropped = _to_drop(path, found)
         steps = list(_steps(path, found, dropped))
     if not dry_run:
@@ -117,15 +114,11 @@ def repair_cache(path: str | Path, *, dry_run: bool = False, progress: Progress 
         cache=str(path),
         dry_run=dry_run,
         steps=tuple(steps),
-        not_repaired=beyond,
+        not_repaired=found.beyond_repair,
         notes=tuple(problem for problem in found.notes if problem.remedy in {"restore", "none"}),
         num_to_extract=len({shard for shard, _ in dropped}),
         seconds=found.seconds,
     )
-
-
-def _says_what_it_is(problem: Problem) -> bool:
-    return problem.file == HEADER or problem.file.startswith((f"{CONTENTS}/", f"{PLAN}/")) or problem.shard is not None
 
 
 def _to_drop(path: Path, found: VerifyReport) -> set[Commit]:

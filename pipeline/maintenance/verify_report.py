@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vfz.pipeline.cache_header import HEADER
+from vfz.pipeline.catalog import PLAN
+from vfz.pipeline.contents import CONTENTS
+
 Severity = Literal["damage", "note"]
 """`damage`: something that was written is gone or changed. `note`: left over or out of date; reading is as it was."""
 
@@ -39,6 +43,11 @@ class Problem:
     def commit(self) -> tuple[str, int] | None:
         """The commit it belongs to."""
         return None if self.shard is None or self.number is None else (self.shard, self.number)
+
+    @property
+    def says_what_the_cache_is(self) -> bool:
+        """Whether it is in `vfz.json`, contents, plans or indexes, without which nothing else can be judged."""
+        return self.file == HEADER or self.file.startswith((f"{CONTENTS}/", f"{PLAN}/")) or self.shard is not None
 
     def __str__(self) -> str:
         where = [
@@ -86,6 +95,30 @@ class VerifyReport:
     def notes(self) -> tuple[Problem, ...]:
         """The others."""
         return tuple(problem for problem in self.problems if problem.severity == "note")
+
+    @property
+    def beyond_repair(self) -> tuple[Problem, ...]:
+        """The damage that needs a copy of the cache."""
+        return tuple(problem for problem in self.damage if problem.remedy in {"restore", "none"})
+
+    @property
+    def can_be_judged(self) -> bool:
+        """Whether all is there that says what the cache is: without it nothing else is repaired either."""
+        return not any(problem.says_what_the_cache_is for problem in self.beyond_repair)
+
+    @property
+    def advice(self) -> str:
+        """What to do about the damage."""
+        files = list(dict.fromkeys(problem.file for problem in self.beyond_repair))
+        if not files:
+            return "vfz cache repair mends it"
+        named = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+        restore = f"restore {named} from a copy of the cache"
+        if len(self.beyond_repair) == len(self.damage):
+            return f"{restore}: vfz cache repair cannot mend that"
+        if not self.can_be_judged:
+            return f"{restore}; after that vfz cache repair mends the rest"
+        return f"vfz cache repair mends some; {restore} for the others"
 
     @property
     def intact(self) -> bool:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from vfz.pipeline.cache_header import GOLDEN, HEADER, CacheHeader, read_header
 from vfz.pipeline.calibration import CALIBRATION, digest_of, file_name_of, read_calibration
+from vfz.pipeline.catalog import PLAN
 from vfz.pipeline.commit import SHARDS, ShardIndex, committed_paths, read_shard_index
 from vfz.pipeline.contents import CONTENTS, Contents, read_contents_file
 from vfz.pipeline.errors import CacheFormatError
@@ -21,7 +22,6 @@ from vfz.pipeline.files import sha256_file
 from vfz.pipeline.maintenance.verify_report import Problem, Remedy
 from vfz.pipeline.plan import Plan, read_plan
 
-PLAN = "plan"
 FOLDERS = (CONTENTS, CALIBRATION, GOLDEN, PLAN, SHARDS)
 LINK = "it is a symbolic link, which is not followed; what it points to is no part of the cache"
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.json")

@@ -110,15 +110,47 @@ def test_the_encoder_is_verified_on_demand(vfz, vit_cache):
         (["repair", "nowhere"], ["nowhere is not a folder"]),
         (["info", "nowhere"], ["nowhere is not a folder"]),
         (["ls", "nowhere"], ["no folder nowhere"]),
+        (["convert", "nowhere", "--out", "x"], ["nowhere is not a folder"]),
         (["verfy"], ["'verfy'", "did you mean verify", "vfz cache --help"]),
     ],
 )
 def test_a_wrong_request_gets_one_clear_line(vfz, arguments, words):
     code, out, err = vfz("cache", *arguments)
-    assert code in {1, 2}
+    assert code == 2
     assert out == ""
     assert err.count("\n") == 1
     assert all(word in err for word in words), err
+
+
+def test_a_cache_to_compare_with_that_is_not_there_is_a_usage_error_before_anything_is_read(vfz, cache):
+    code, out, err = vfz("cache", "verify", cache, "--against", "nowhere")
+    assert (code, out) == (2, "")
+    assert "nowhere is not a folder" in err
+
+
+@pytest.mark.parametrize(
+    ("damaged", "advice"),
+    [
+        (["shards/00001.0.index.json"], "vfz cache repair mends it"),
+        (["vfz.json"], "restore vfz.json from a copy of the cache: vfz cache repair cannot mend that"),
+        (
+            ["golden/frames.npz", "shards/00001.0.index.json"],
+            "vfz cache repair mends some; restore golden/frames.npz from a copy of the cache for the others",
+        ),
+        (
+            ["plan/0.json", "shards/00001.0.index.json"],
+            "restore plan/0.json from a copy of the cache; after that vfz cache repair mends the rest",
+        ),
+    ],
+)
+def test_verify_suggests_what_helps(vfz, cache, damaged, advice):
+    for name in damaged:
+        flip(cache / name, 99)
+    code, _, err = vfz("cache", "verify", cache)
+    assert code == 1
+    assert err.rstrip().endswith(advice)
+    vfz("cache", "repair", cache)
+    assert (cache / damaged[-1]).exists() is advice.startswith("restore")
 
 
 # --- repair ---
@@ -257,7 +289,7 @@ def test_ls_lists_every_cache_and_the_error_of_a_broken_one(vfz, cache, original
     (cache.parent / ".hidden").mkdir()
     code, out, _ = vfz("cache", "ls")
     assert code == 0
-    lines = {line.split()[0]: line for line in out.splitlines()[1:]}
+    lines = {line.split()[0]: line for line in out.splitlines()[2:]}
     assert lines.keys() == {"broken", "built", "partial"}
     assert "cannot be opened" in lines["broken"]
     assert "8 ok, 2 failed, 2 missing, 0 pending" in lines["built"]
@@ -269,8 +301,9 @@ def test_ls_lists_every_cache_and_the_error_of_a_broken_one(vfz, cache, original
 def test_ls_of_a_cache_lists_that_cache(vfz, cache, monkeypatch):
     code, out, _ = vfz("cache", "ls", cache)
     assert code == 0
-    title, line = out.splitlines()
+    title, header, line = out.splitlines()
     assert title.split() == ["1", "cache", "in", str(cache)]
+    assert header.split() == ["cache", "dataset", "encoder", "layers", "precision", "store", "videos", "size"]
     assert line.split()[0] == "built"
     monkeypatch.chdir(cache)
     (found,) = json.loads(vfz("cache", "ls", ".", "--json")[1])["caches"]

@@ -26,10 +26,22 @@ def test_what_is_not_printable_is_escaped_and_nothing_else():
 def test_tables_keep_their_lines(capsys):
     table(HOSTILE, ["video", "reason"], [(HOSTILE, 1), ("v", HOSTILE)])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert [line.count(SHOWN) for line in lines] == [1, 1, 1]
+    assert len(lines) == 4
+    assert [line.count(SHOWN) for line in lines] == [1, 0, 1, 1]
     show("title", {HOSTILE: HOSTILE})
     assert capsys.readouterr().out.splitlines()[1].count(SHOWN) == 2
+
+
+def test_tables_that_go_to_a_file_have_a_header_and_columns_that_stand_below_each_other(capsys):
+    table("title", ["video", "frames", ""], [("視", 12, "x" * 500), ("ab", 7, "")])
+    assert capsys.readouterr().out.splitlines() == [
+        "title",
+        "video  frames",
+        f"視         12  {'x' * 500}",
+        "ab          7",
+    ]
+    show("", {"name": "value", "longer name": 1})
+    assert capsys.readouterr().out.splitlines() == ["name         value", "longer name  1"]
 
 
 def test_tables_on_a_terminal_are_coloured_by_nobody_else(capsys, monkeypatch):
@@ -79,7 +91,7 @@ def test_live_progress_reads_no_markup():
 def test_an_error_is_one_line_that_is_printable(capsys, verbosity):
     code = main([*verbosity, "cache", "info", "no\x1b[31m\nwhere [bold]"])
     lines = capsys.readouterr().err.splitlines()
-    assert code == 1
+    assert code == 2
     assert lines[-1].startswith(r"vfz: error: no\x1b[31m\nwhere [bold] is not a folder; ")
     assert all(line.isprintable() for line in lines)
     assert (len(lines) == 1) is (not verbosity)

@@ -43,7 +43,8 @@ def test_it_ends_with_failures_by_reason_and_what_each_stage_did(vfz, root):
     assert code == 0, told
     lines = shown.splitlines()
     assert lines[0] == "videos that are not in the cache"
-    reason, count, example = lines[1].rsplit(maxsplit=2)
+    assert lines[1].split() == ["reason", "videos", "such", "as"]
+    reason, count, example = lines[2].rsplit(maxsplit=2)
     assert reason.startswith("failed: cannot be read as a video")
     assert (count, example) == ("3", "train/a/text0")
     assert "2 ok, 3 failed, 0 missing" in shown

@@ -78,6 +78,8 @@ def test_a_wrong_request_gets_one_clear_line_and_a_non_zero_code(arguments, word
 
 def test_usage_errors_exit_with_2_and_failures_with_1(tmp_path):
     assert vfz("train-temporal", cwd=tmp_path).returncode == 2
+    for command in (["train-temporal"], ["probe"]):
+        assert vfz(*command, "--cache", "nowhere", cwd=tmp_path).returncode == 2
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "vfz.json").write_text(json.dumps({"format_version": 1}))
     assert vfz("train-temporal", "--cache", "cache", cwd=tmp_path).returncode == 1
