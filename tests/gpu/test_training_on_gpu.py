@@ -24,13 +24,13 @@ CUDA = torch.device("cuda")
 def test_outputs_and_gradients_of_a_core_are_the_cpus(name):
     torch.manual_seed(0)
     core = build_core(name, dim=64, num_layers=2, num_heads=4).eval()
-    tokens = torch.randn(2, 9, 17, 64)
+    tokens, weights = torch.randn(2, 2, 9, 17, 64)
 
     def outcome(device):
         x = tokens.to(device).detach().requires_grad_()
         module = core.to(device)
         y, _ = module(x)
-        (gradient,) = torch.autograd.grad(y.square().mean(), x)
+        (gradient,) = torch.autograd.grad((y * weights.to(device)).sum(), x)
         return y.detach().cpu(), gradient.cpu()
 
     for ours, expected in zip(outcome(CUDA), outcome(torch.device("cpu")), strict=True):
