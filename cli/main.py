@@ -6,6 +6,7 @@ little more than importing click.
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ COMMANDS: Commands = {
     "run": ("vfz.cli.run", "run_command", "All stages of a recipe, those that are done left out."),
     "demo": ("vfz.cli.demo", "demo_command", "All three on built-in videos; prints a table."),
 }
+
+INTERRUPTED = 130
+"""The exit code of what a signal has stopped."""
 
 
 @click.group(
@@ -64,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(session, error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        return _fail(session, "interrupted; what was finished is kept, and the same command goes on from there", 130)
+        return _fail(
+            session, "interrupted; what was finished is kept, and the same command goes on from there", INTERRUPTED
+        )
     except Exception as error:  # noqa: BLE001 - the outermost edge: one line for people, -vv for the traceback
         line = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
         return _fail(session, f"{line}; this is a bug in vfz: run again with -vv and report it", 1)
@@ -81,4 +87,7 @@ def _fail(session: Session, line: str, exit_code: int) -> int:
 
 def run() -> None:
     """The `vfz` script."""
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; once more would only break off Python's own end
+    sys.exit(code)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 GRACE_SECONDS = 10.0
@@ -44,17 +45,38 @@ class StopRequest:
 
 
 @contextmanager
+def children_pass_over_ctrl_c() -> Iterator[None]:
+    """Processes that are started within the block, or by threads that are, never get a SIGINT: it is the parent's.
+
+    A terminal sends Ctrl-C to every process of a command. They inherit which signals are blocked, so there is no moment
+    at their start in which they could get one. In this process a SIGINT takes effect at the end of the block.
+    """
+    resource_tracker.ensure_running()  # otherwise it starts with the first child, and unblocks SIGINT in this thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turns the first SIGINT or SIGTERM within the block into a request, the second into a `KeyboardInterrupt`.
 
-    In any other thread than the main one, which alone may handle signals, nothing ever asks to stop.
+    Further SIGINTs are passed over: what the second one has begun to stop (workers, files) is not to be left half-way.
+    Another SIGTERM raises again. In any other thread than the main one, which alone may handle signals, nothing ever
+    asks to stop.
     """
     stop = StopRequest()
+    is_stopping = False
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_requested:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if not stop.is_requested:
+            stop.request()
+        elif not is_stopping or number == signal.SIGTERM:
+            is_stopping = True
             raise KeyboardInterrupt
-        stop.request()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
 import threading
 import time
@@ -28,7 +27,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
 from vfz.pipeline.devices import device_for
 from vfz.pipeline.errors import EngineError, VfzError
 from vfz.pipeline.files import unique_token
-from vfz.pipeline.interrupts import STOPPING, StopRequest, stop_on_signals
+from vfz.pipeline.interrupts import STOPPING, StopRequest, children_pass_over_ctrl_c, stop_on_signals
 from vfz.pipeline.shard import ShardExtractor
 from vfz.pipeline.telemetry import RunTotals
 
@@ -95,7 +94,6 @@ class _ShardMaker(WorkerPlugin):
         self._extractor: ShardExtractor | None = None
         self._is_stopped = False
         if self._num_threads is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
             # Otherwise dask leaves one thread to a worker, and on a CPU another number of threads gives other bytes.
             torch.set_num_threads(self._num_threads)
             device = device_for(self._job.encoder.device, int(worker.name))
@@ -182,15 +180,8 @@ def _connected(cluster: str, num_workers: int | None) -> Iterator[Client]:
     with contextlib.ExitStack() as opened:
         if num_workers is not None:
             opened.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_LOSSES}))
-            place = opened.enter_context(
-                LocalCluster(
-                    n_workers=num_workers,
-                    threads_per_worker=1,
-                    memory_limit=0,  # dask would kill workers over a share of the memory that says nothing about ours
-                    dashboard_address=f"127.0.0.1:{_free_port(DASHBOARD_PORT)}",
-                    silence_logs=logging.CRITICAL,
-                )
-            )
+            with children_pass_over_ctrl_c():
+                place = opened.enter_context(_local_cluster(num_workers))
         else:
             place = cluster
         try:
@@ -201,6 +192,16 @@ def _connected(cluster: str, num_workers: int | None) -> Iterator[Client]:
                 "or let --dask N start a cluster on this machine"
             ) from error
         yield client
+
+
+def _local_cluster(num_workers: int) -> LocalCluster:
+    return LocalCluster(
+        n_workers=num_workers,
+        threads_per_worker=1,
+        memory_limit=0,  # dask would kill workers over a share of the memory that says nothing about ours
+        dashboard_address=f"127.0.0.1:{_free_port(DASHBOARD_PORT)}",
+        silence_logs=logging.CRITICAL,
+    )
 
 
 @contextmanager

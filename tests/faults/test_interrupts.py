@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 from extraction import all_tokens, command_line
@@ -44,6 +45,24 @@ def test_one_signal_finishes_the_shard_in_hand(synthetic_options, synthetic_cach
     report = extract(options)
     assert report.new_videos == 48 - 4 * commits
     assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
+
+
+def test_ctrl_c_again_and_again_while_dask_starts_and_ends_leaves_one_clear_line(synthetic_options, tmp_path):
+    """It reaches the workers too, as they import what they need, and the first process as it closes the cluster."""
+    options = synthetic_options(shard_videos=4, out=tmp_path / "caches", dask="2")
+    shown = tmp_path / "stderr"
+    with shown.open("w") as file:
+        process = subprocess.Popen(
+            command_line(options), stdout=subprocess.DEVNULL, stderr=file, text=True, start_new_session=True
+        )
+    wait_until(lambda: "extracting" in shown.read_text() or process.poll() is not None, seconds=120)
+    while process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    lines = shown.read_text().splitlines()
+    assert process.returncode == 130, lines
+    assert lines[-1] == "vfz: error: interrupted; what was finished is kept, and the same command goes on from there"
+    assert not [line for line in lines if "Traceback" in line or "leaked" in line or "bug" in line]
 
 
 def test_two_signals_stop_at_once_and_nothing_committed_is_lost(synthetic_options, synthetic_cache, tmp_path):
