@@ -167,7 +167,7 @@ def _measure(
         num_cores=num_cores(),
         num_encoders=num_processes if on_cpu else min(num_processes, torch.cuda.device_count()),
         encoder_cores=torch.get_num_threads() if on_cpu else 0,
-        num_decoders=num_processes * (options.decode_workers or default_num_workers()),
+        num_decoders=num_processes * (options.decode_workers or default_num_workers(encoder.device)),
         num_shares=asked.share.world_size,
         decode_frames_per_second=decoding.frames_per_second,
         encode_frames_per_second=1 / encode_seconds,

@@ -78,7 +78,10 @@ class ExtractOptions(Options):
     out: Path = option(Path("caches"), help="The folder that caches are made in.")
     name: str | None = option(None, help="Name of the cache; default: the dataset's.")
     decode_workers: int | None = option(
-        None, help="Processes that decode videos ahead of the encoder; default: half the CPUs, at most 8.", minimum=1
+        None,
+        help="Processes that decode videos ahead of the encoder; default: half the CPUs, at most 8; "
+        "with a GPU all but two, at most 16.",
+        minimum=1,
     )
     video_timeout: float = option(
         600.0, help="Seconds that decoding one video may take, waiting not counted; past it, the video failed.", above=0

@@ -21,7 +21,13 @@ from vfz.pipeline.batches import BatchFeeder
 from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.calibration import read_calibrations
 from vfz.pipeline.contents import read_contents
-from vfz.pipeline.decoding.pool import DecodePool
+from vfz.pipeline.decoding.pool import (
+    BUFFER_BYTES,
+    BUFFER_FRAMES,
+    GPU_BUFFER_BYTES,
+    GPU_BUFFER_FRAMES,
+    DecodePool,
+)
 from vfz.pipeline.encode_lanes import EncodeLanes, num_lanes_for
 from vfz.pipeline.encoder_columns import layers_of, stored_tensors
 from vfz.pipeline.errors import CacheMismatchError
@@ -92,10 +98,13 @@ class ShardExtractor:
             RunError: no decode process can be started.
         """
         tasks, stop, stages = list(tasks), stop or StopRequest(), Stages()
+        on_gpu = self._encoder.device.type == "cuda"
         pool = DecodePool(
             self._recipe.frames,
             num_workers=self._job.num_workers,
             time_limit_seconds=self._job.time_limit_seconds,
+            buffer_frames=GPU_BUFFER_FRAMES if on_gpu else BUFFER_FRAMES,
+            buffer_bytes=GPU_BUFFER_BYTES if on_gpu else BUFFER_BYTES,
         )
         meter = RunMeter(pool)
         num_left = len(tasks)

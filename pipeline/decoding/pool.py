@@ -9,9 +9,11 @@ with `subprocess` and not forked, since dask's workers and CUDA may not fork.
                              VideoStream, in the order given --> whoever iterates
 
 Every frame is read from the pipe straight into the array that is handed out. A process may send `buffer_frames`
-frames, or its part of `BUFFER_BYTES`, ahead of what has been taken; then it waits. So memory is bounded whatever the
-length, size and number of videos. Videos are begun in their order, and at most `VIDEOS_AHEAD` for each process ahead of
-the one that is being taken, so that a list of any length is only read as it is needed.
+frames, or its part of `buffer_bytes`, ahead of what has been taken; then it waits. So memory is bounded whatever the
+length, size and number of videos. Since frames are taken video by video, all processes are at work only where whole
+videos fit into what they may send ahead; longer ones come at the speed of one process. Videos are begun in their order,
+and at most `VIDEOS_AHEAD` for each process ahead of the one that is being taken, so that a list of any length is only
+read as it is needed.
 
 Cost: 0.2 s to start, then one copy of each frame through the pipe, some 0.1 ms for 256 x 256 pixels.
 """
@@ -19,26 +21,32 @@ Cost: 0.2 s to start, then one copy of each frame through the pipe, some 0.1 ms 
 from __future__ import annotations
 
 import dataclasses
-import os
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vfz.pipeline.decoding.process import DecodeProcess, ProcessDiedError
 from vfz.pipeline.decoding.stream import VideoStream
 from vfz.pipeline.decoding.wire import Setup
+from vfz.pipeline.devices import num_cores
 from vfz.pipeline.errors import DecodeError, RunError, UsageError
 from vfz.pipeline.source import VideoSource
 from vfz.pipeline.spec import FrameSpec
 
-BUFFER_BYTES = 256 * 1024**2
-"""What all processes together may send ahead of what is taken."""
+if TYPE_CHECKING:
+    import torch
+
+BUFFER_FRAMES, BUFFER_BYTES = 64, 256 * 1024**2
+"""What one process, and all together, may send ahead of what is taken; the former is 10 s of video at 6 frames/s."""
+GPU_BUFFER_FRAMES, GPU_BUFFER_BYTES = 512, 2 * 1024**3
+"""The same for a GPU, which takes frames faster than any one process decodes."""
 VIDEOS_AHEAD = 4
 MAX_WORKERS = 8
+MAX_GPU_WORKERS, CORES_LEFT = 16, 2
 START_ATTEMPTS = 3
 
 
@@ -57,11 +65,14 @@ class DecodeFigures:
     num_restarts: int = 0
 
 
-def default_num_workers() -> int:
-    """Half of the CPUs this process may use, since the other half has an encoder to feed; 1 to 8."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(MAX_WORKERS, max(1, num_cpus // 2))
+def default_num_workers(device: torch.device) -> int:
+    """As many processes as an encoder on that device leaves cores for.
+
+    On the CPU that is half of those this process may use, 1 to 8; with a GPU all but two, 1 to 16.
+    """
+    if device.type == "cuda":
+        return min(MAX_GPU_WORKERS, max(1, num_cores() - CORES_LEFT))
+    return min(MAX_WORKERS, max(1, num_cores() // 2))
 
 
 class DecodePool:
@@ -72,10 +83,17 @@ class DecodePool:
         num_workers: how many processes.
         time_limit_seconds: how long one video may be worked on before it is given up.
         buffer_frames: how many frames each process may be ahead.
+        buffer_bytes: how much all together may be ahead.
     """
 
     def __init__(
-        self, spec: FrameSpec, *, num_workers: int, time_limit_seconds: float, buffer_frames: int = 16
+        self,
+        spec: FrameSpec,
+        *,
+        num_workers: int,
+        time_limit_seconds: float,
+        buffer_frames: int = BUFFER_FRAMES,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         if num_workers < 1 or buffer_frames < 1 or not time_limit_seconds > 0:
             raise UsageError(
@@ -83,7 +101,7 @@ class DecodePool:
                 "give 1 or more of the former and a time above 0"
             )
         self._setup = Setup(
-            spec=dataclasses.asdict(spec), max_frames=buffer_frames, max_bytes=BUFFER_BYTES // num_workers
+            spec=dataclasses.asdict(spec), max_frames=buffer_frames, max_bytes=buffer_bytes // num_workers
         )
         self.num_workers, self._time_limit_seconds = num_workers, time_limit_seconds
         self._waiting: queue.SimpleQueue[VideoStream | None] = queue.SimpleQueue()

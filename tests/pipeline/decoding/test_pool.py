@@ -186,8 +186,7 @@ def test_many_videos_of_one_frame_do_not_pile_up(tmp_path):
         assert wait_until_steady(lambda: bytes_written_by(child)) <= 6 * (FRAME_BYTES + 1000)
 
 
-def test_large_frames_are_bounded_by_their_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("vfz.pipeline.decoding.pool.BUFFER_BYTES", 8 * 1024**2)
+def test_large_frames_are_bounded_by_their_bytes(tmp_path):
     path = write_video(
         tmp_path / "large.avi",
         range(12),
@@ -196,7 +195,7 @@ def test_large_frames_are_bounded_by_their_bytes(tmp_path, monkeypatch):
         pix_fmt="yuvj420p",
         size=(1024, 1024),
     )
-    with open_pool(buffer_frames=100) as pool:
+    with open_pool(buffer_frames=100, buffer_bytes=8 * 1024**2) as pool:
         videos = pool.videos([source(path)])
         stream = next(videos)
         wait_until(children_of)
@@ -206,10 +205,9 @@ def test_large_frames_are_bounded_by_their_bytes(tmp_path, monkeypatch):
         assert numbers_of(stream) == list(range(12))
 
 
-def test_a_frame_larger_than_all_room_still_gets_through(tmp_path, monkeypatch):
-    monkeypatch.setattr("vfz.pipeline.decoding.pool.BUFFER_BYTES", 1024)
+def test_a_frame_larger_than_all_room_still_gets_through(tmp_path):
     path = write_video(tmp_path / "a.mp4", range(12), time_base=Fraction(1, 25))
-    with open_pool() as pool:
+    with open_pool(buffer_bytes=1024) as pool:
         assert [numbers_of(stream) for stream in pool.videos([source(path)])] == [list(range(12))]
 
 
