@@ -56,14 +56,13 @@ def _columns(found: DryRun) -> list[tuple[object, ...]]:
 
 def _outlook(decoding: DecodingRates, outlook: Outlook) -> dict[str, object]:
     machine, forecast = outlook.machine, outlook.forecast
-    broken = f"; {decoding.num_failed} of {decoding.num_videos} videos were broken" if decoding.num_failed else ""
     if forecast.payback_epochs is None:
         payback = "never: reading tokens from this disk takes longer than encoding"
     else:
         payback = f"after {forecast.payback_epochs:.1f} epochs"
     return {
         "decode": f"{machine.decode_frames_per_second:.0f} frames/s a worker "
-        f"({decoding.source_frames_per_second:.0f} with those in between), {machine.num_decoders} of them{broken}",
+        f"({decoding.source_frames_per_second:.0f} with those in between), {machine.num_decoders} of them",
         "encode": f"{machine.encode_frames_per_second:.1f} frames/s on {outlook.device}",
         "write": f"{human_bytes(machine.write_bytes_per_second)}/s",
         "bottleneck": forecast.bottleneck,

@@ -2,7 +2,8 @@
 
 The same code as in a real run lists the videos, makes the recipe, looks at the cache where there is one and deals the
 videos to shards; only the plan stays in memory. Then a few videos are decoded, some of their frames encoded, and a file
-without a name written and read, for a few seconds each.
+without a name written and read, for a few seconds each. A video that cannot be decoded then counts as failing in the
+estimate of the work, as one whose header cannot be read does.
 
 Cost: what a real run needs before its first shard, without calibration, and some 10 s.
 """
@@ -10,7 +11,7 @@ Cost: what a real run needs before its first shard, without calibration, and som
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.destination import find_destination
 from vfz.pipeline.devices import num_cores
-from vfz.pipeline.estimate import WorkEstimate, draw_sources, estimate_work, existing_parent
+from vfz.pipeline.estimate import WorkEstimate, draw, estimate_work, existing_parent
 from vfz.pipeline.forecast import Forecast, Machine, forecast
 from vfz.pipeline.measure import DecodingRates, measure_decoding, measure_disk, measure_encoder
 from vfz.pipeline.plan import preview_plans
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vfz.pipeline.encoder import FrozenEncoder
+    from vfz.pipeline.job import ShardTask
+    from vfz.pipeline.ledger import LedgerRow
     from vfz.pipeline.options import ExtractOptions
     from vfz.pipeline.source import VideoSource
 
@@ -108,15 +111,23 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
         retry_failed=options.retry_failed,
         plan_videos=preview_plans,
     )
-    work = estimate_work(tasks, asked.recipe.frames, folder=folder, rows=rows.values(), present=asked.present)
+
+    def estimate(failing: Collection[str] = ()) -> WorkEstimate:
+        return estimate_work(
+            tasks, asked.recipe.frames, folder=folder, rows=rows.values(), present=asked.present, failing=failing
+        )
+
+    work = estimate()
     to_do = {video.key for task in tasks for video in task.videos}
     settled = Counter[str](row.status for row in rows.values() if row.key not in to_do)
     decoding = outlook = None
     if work.num_frames:
         progress.note(f"measuring: {NUM_DECODED} videos at the most, a few seconds each for decoder, encoder and disk")
-        sources = [task.sources[video.id] for task in tasks for video in task.videos if video.id in asked.present]
-        decoding, machine = _measure(options, asked, destination.encoder, sources, work.free_bytes, folder)
-        if machine is not None:
+        sources = _to_look_at(tasks, asked.present, rows.values())
+        decoding, machine, failing = _measure(options, asked, destination.encoder, sources, work.free_bytes, folder)
+        if failing:
+            work = estimate(failing)
+        if machine is not None and work.num_frames:
             outlook = Outlook(
                 assumes=_who(options, asked),
                 device=str(destination.encoder.device),
@@ -137,6 +148,16 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     )
 
 
+def _to_look_at(
+    tasks: Sequence[ShardTask], present: Collection[str], rows: Iterable[LedgerRow]
+) -> dict[str, VideoSource]:
+    """A few of the videos to decode by id: of those whose frames are estimated where there are any, as there."""
+    known = {row.id for row in rows if row.status == "ok"}
+    sources = {video.id: task.sources[video.id] for task in tasks for video in task.videos if video.id in present}
+    new = [name for name in sources if name not in known]
+    return {name: sources[name] for name in draw(new or list(sources), NUM_DECODED)}
+
+
 def _who(options: ExtractOptions, asked: Prepared) -> str:
     if options.dask is not None:
         return f"{options.dask} workers here" if options.dask.isdecimal() else "one worker on a machine like this"
@@ -147,23 +168,24 @@ def _measure(
     options: ExtractOptions,
     asked: Prepared,
     encoder: FrozenEncoder,
-    sources: Sequence[VideoSource],
+    sources: Mapping[str, VideoSource],
     free_bytes: int,
     folder: Path,
-) -> tuple[DecodingRates, Machine | None]:
-    """The rates, and what they make of the machine; None for that where no video could be decoded."""
-    decoding, sample_BCHW = measure_decoding(
-        draw_sources(sources, NUM_DECODED), asked.recipe.frames, encoder.preprocess, num_samples=encoder.batch_size
+) -> tuple[DecodingRates, Machine | None, list[str]]:
+    """The rates; what they make of the machine, None where no video could be decoded; ids of those that could not."""
+    decoding, sample_BCHW, places = measure_decoding(
+        list(sources.values()), asked.recipe.frames, encoder.preprocess, num_samples=encoder.batch_size
     )
+    failing = [list(sources)[place] for place in places]
     if not decoding.frames_per_second:
-        return decoding, None
+        return decoding, None, failing
     encode_seconds = 1 / measure_encoder(encoder, sample_BCHW)
     on_cpu = encoder.device.type == "cpu"
     if on_cpu:
         encode_seconds += 1 / decoding.resized_per_second
     disk = measure_disk(existing_parent(folder), free_bytes=free_bytes)
     num_processes = int(options.dask) if options.dask and options.dask.isdecimal() else 1
-    return decoding, Machine(
+    machine = Machine(
         num_cores=num_cores(),
         num_encoders=num_processes if on_cpu else min(num_processes, torch.cuda.device_count()),
         encoder_cores=torch.get_num_threads() if on_cpu else 0,
@@ -174,3 +196,4 @@ def _measure(
         write_bytes_per_second=disk.write_bytes_per_second,
         read_bytes_per_second=disk.read_bytes_per_second,
     )
+    return decoding, machine, failing

@@ -1,8 +1,9 @@
 """What an extraction has before it: videos, frames, bytes, and whether they fit on the disk.
 
 Counted over the very tasks that the extraction will do. A video that the cache holds in another layer or view has as
-many frames as there; for the others the headers of a few are read, unless the rule that takes frames says how many
-there are. Bytes are those of the tokens before compression, so that what is promised to fit does.
+many frames as there; for the others the headers of a few are read. One of those that cannot be decoded has no frames,
+and as many of the others are taken to fail as of these few. Bytes are those of the tokens before compression, so that
+what is promised to fit does.
 
 Cost: the headers, in a child process, some 0.2 s.
 """
@@ -12,10 +13,10 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from vfz.pipeline.source import VideoSource
     from vfz.pipeline.spec import FrameSpec
     from vfz.pipeline.stores import Column
+
+ItemT = TypeVar("ItemT")
 
 NUM_HEADERS = 32
 SAMPLE_SEED = 0
@@ -65,9 +68,11 @@ class WorkEstimate:
         num_videos: videos to decode whose files are there, once per view and per attempt at a set of layers.
         num_missing: those whose files are not.
         num_frames: frames to encode.
-        frames_per_video: the mean of the videos whose number is not known from the cache.
+        frames_per_video: the mean of the videos whose number is not known from the cache, with none for a failing one.
         frames_error: by how much `num_frames` may be off, one standard error as a share of it.
         frames_from: what they are estimated from, for people.
+        num_sampled: videos that were looked at for this.
+        num_failing: those of them that cannot be decoded.
         columns: where the bytes go.
         needed_bytes: all of them, and what a shard has besides.
         free_bytes: free for this user where the cache lies, or will lie.
@@ -82,6 +87,8 @@ class WorkEstimate:
     columns: tuple[ColumnEstimate, ...]
     needed_bytes: int
     free_bytes: int
+    num_sampled: int = 0
+    num_failing: int = 0
 
     @property
     def fits(self) -> bool:
@@ -96,6 +103,7 @@ def estimate_work(
     folder: Path,
     rows: Iterable[LedgerRow],
     present: Collection[str],
+    failing: Collection[str] = (),
 ) -> WorkEstimate:
     """What these tasks come to.
 
@@ -105,11 +113,13 @@ def estimate_work(
         folder: the cache; need not be there.
         rows: of the cache so far.
         present: ids of the videos whose files are there.
+        failing: ids of videos that are known to be broken, whatever their headers say.
     """
     known = {row.id: row.num_frames for row in rows if row.status == "ok"}
     to_decode = [(video.id, task) for task in tasks for video in task.videos if video.id in present]
     new = {name: task.sources[name] for name, task in to_decode if name not in known}
-    mean, error, source = _frames_per_video(list(new.values()), frames)
+    sample = _look_at(new, frames, failing)
+    mean = sample.frames_per_video
     columns: dict[str, Column] = {}
     num_frames: dict[str, float] = {}
     for name, task in to_decode:
@@ -132,8 +142,10 @@ def estimate_work(
         num_missing=sum(len(task.videos) for task in tasks) - len(to_decode),
         num_frames=round(total),
         frames_per_video=mean,
-        frames_error=error * mean * (len(to_decode) - num_known) / total if total else 0.0,
-        frames_from=source if new else "the cache" if num_known else "nothing to do",
+        frames_error=sample.error * mean * (len(to_decode) - num_known) / total if total else 0.0,
+        frames_from=sample.source if new else "the cache" if num_known else "nothing to do",
+        num_sampled=sample.num_videos,
+        num_failing=sample.num_failing,
         columns=estimates,
         needed_bytes=sum(column.num_bytes for column in estimates) + SHARD_BYTES * len(tasks),
         free_bytes=free_bytes(folder),
@@ -167,14 +179,18 @@ def existing_parent(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
-def draw_sources(sources: Sequence[VideoSource], count: int) -> list[VideoSource]:
-    """Up to `count` of the videos, drawn by a seed: the same ones whenever they are asked for."""
-    drawn = np.random.default_rng(SAMPLE_SEED).permutation(len(sources))[:count]
-    return [sources[number] for number in drawn]
+def draw(items: Sequence[ItemT], count: int) -> list[ItemT]:
+    """Up to `count` of the items, drawn by a seed: the same ones whenever asked for, and of fewer the first."""
+    drawn = np.random.default_rng(SAMPLE_SEED).permutation(len(items))[:count]
+    return [items[number] for number in drawn]
 
 
-def expected_frames(header: VideoHeader, frames: FrameSpec) -> int:
-    """How many frames are taken of a video with this header; it need not be true to the frame."""
+def expected_frames(header: VideoHeader, frames: FrameSpec) -> int | None:
+    """How many frames are taken of a video with this header, None where it does not tell; it may be off by a frame."""
+    if frames.num_frames is not None:
+        return frames.num_frames
+    if header.duration_seconds is None:
+        return None
     end_seconds = min(header.duration_seconds, frames.end_seconds or math.inf)
     shown_seconds = max(0.0, end_seconds - frames.start_seconds)
     rate = min(
@@ -183,21 +199,41 @@ def expected_frames(header: VideoHeader, frames: FrameSpec) -> int:
     return math.ceil(shown_seconds * rate - 1e-6)
 
 
-def _frames_per_video(sources: Sequence[VideoSource], frames: FrameSpec) -> tuple[float, float, str]:
-    """Mean frames of a video, its standard error as a share of it, and what that is known from."""
-    if not sources:
-        return 0.0, 0.0, ""
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What a few videos say of all: mean frames of a video, its standard error as a share of it, how that is known."""
+
+    frames_per_video: float = 0.0
+    error: float = 0.0
+    source: str = ""
+    num_videos: int = 0
+    num_failing: int = 0
+
+
+def _look_at(sources: Mapping[str, VideoSource], frames: FrameSpec, failing: Collection[str]) -> _Sample:
+    drawn = draw(list(sources), NUM_HEADERS)
+    headers = read_headers([sources[name] for name in drawn]) if drawn else []
+    counts: list[int] = []
+    num_failing = num_silent = 0
+    for name, header in zip(drawn, headers, strict=True):
+        if header is None or name in failing:
+            num_failing += 1
+            counts.append(0)
+        elif (count := expected_frames(header, frames)) is not None:
+            counts.append(count)
+        else:
+            num_silent += 1
+    known_from = f"the headers of {len(counts) - num_failing} videos"
     if frames.num_frames is not None:
-        return float(frames.num_frames), 0.0, f"--frames {frames.rule}"
-    headers = read_headers(draw_sources(sources, NUM_HEADERS))
-    counts = [expected_frames(header, frames) for header in headers if header is not None]
-    source = f"the headers of {len(counts)} videos"
-    if len(counts) < len(headers):
-        source += f"; {len(headers) - len(counts)} more say nothing"
-    if not counts:
-        return 0.0, 0.0, source
-    mean = statistics.fmean(counts)
+        known_from = f"--frames {frames.rule}"
+    if num_silent:
+        known_from += f"; {num_silent} more say nothing"
+    if num_failing:
+        known_from += f"; {num_failing} of the {len(drawn)} looked at cannot be decoded"
+    mean = statistics.fmean(counts) if counts else 0.0
     # Of all videos there is nothing left to be wrong about.
-    left = 1 - len(counts) / len(sources)
+    left = 1 - len(counts) / len(sources) if sources else 0.0
     error = math.sqrt(statistics.variance(counts) / len(counts) * left) / mean if len(counts) > 1 and mean else 0.0
-    return mean, error, source
+    return _Sample(
+        frames_per_video=mean, error=error, source=known_from, num_videos=len(drawn), num_failing=num_failing
+    )

@@ -62,13 +62,15 @@ def measure_decoding(
     *,
     num_samples: int,
     time_limit_seconds: float = DECODE_SECONDS,
-) -> tuple[DecodingRates, Tensor]:
+) -> tuple[DecodingRates, Tensor, tuple[int, ...]]:
     """Decodes the videos in one process until the time is over.
 
     Returns:
-        the rates, and the first frames as the encoder takes them: uint8, at most `num_samples` of them, at least one.
+        the rates; the first frames as the encoder takes them: uint8, at most `num_samples` of them, at least one; which
+        of `sources` could not be decoded.
     """
-    num_videos = num_failed = num_frames = 0
+    num_videos = num_frames = 0
+    failing: list[int] = []
     samples: list[Tensor] = []
     resize_seconds = 0.0
     with DecodePool(frames, num_workers=1, time_limit_seconds=2 * time_limit_seconds) as pool:
@@ -85,7 +87,7 @@ def measure_decoding(
                     if time.monotonic() > until:
                         break
             except DecodeError:
-                num_failed += 1
+                failing.append(num_videos - 1)
             if time.monotonic() > until:
                 break
         figures = pool.figures
@@ -93,12 +95,12 @@ def measure_decoding(
         samples.append(torch.zeros(3, preprocess.image_size, preprocess.image_size, dtype=torch.uint8))
     rates = DecodingRates(
         num_videos=num_videos,
-        num_failed=num_failed,
+        num_failed=len(failing),
         frames_per_second=num_frames / figures.busy_seconds if num_frames else 0.0,
         source_frames_per_second=figures.num_decoded / figures.busy_seconds if num_frames else 0.0,
         resized_per_second=len(samples) / resize_seconds if num_frames else 0.0,
     )
-    return rates, torch.stack(samples)
+    return rates, torch.stack(samples), tuple(failing)
 
 
 def measure_encoder(

@@ -32,29 +32,32 @@ class VideoHeader:
     """What a video says of itself.
 
     Attributes:
-        duration_seconds: how long it is.
-        frames_per_second: its own rate; None where it does not say.
+        duration_seconds: how long it is; None where it does not say, or was not asked in time.
+        frames_per_second: its own rate; None likewise.
     """
 
-    duration_seconds: float
+    duration_seconds: float | None
     frames_per_second: float | None
+
+
+NOT_KNOWN = VideoHeader(duration_seconds=None, frames_per_second=None)
 
 
 def read_headers(
     sources: Sequence[VideoSource], *, time_limit_seconds: float = TIME_LIMIT_SECONDS
 ) -> list[VideoHeader | None]:
-    """The header of each video; None where it tells no duration, cannot be read, or was not reached in time."""
+    """The header of each video; None where it cannot be read, so that the video cannot be decoded either."""
     until = time.monotonic() + time_limit_seconds
     found: list[VideoHeader | None] = []
     while len(found) < len(sources) and time.monotonic() < until:
-        headers, finished = _ask_child(sources[len(found) :], max(0.0, until - time.monotonic()))
-        # A child that ends early did so at the next video: that one is left out, and another child goes on behind it.
-        found += headers if finished else [*headers, None]
-    return [*found, *[None] * len(sources)][: len(sources)]
+        headers, crashed = _ask_child(sources[len(found) :], max(0.0, until - time.monotonic()))
+        # A child that ends early did so at the next video: that one is broken, and another child goes on behind it.
+        found += [*headers, None] if crashed else headers
+    return [*found, *[NOT_KNOWN] * len(sources)][: len(sources)]
 
 
 def _ask_child(sources: Sequence[VideoSource], time_limit_seconds: float) -> tuple[list[VideoHeader | None], bool]:
-    """What one child found out, and whether it came to the end."""
+    """What one child found out, and whether it crashed before the end."""
     request = json.dumps([source_to_json(source) for source in sources])
     try:
         ran = subprocess.run(
@@ -66,12 +69,12 @@ def _ask_child(sources: Sequence[VideoSource], time_limit_seconds: float) -> tup
             check=False,
         )
     except subprocess.TimeoutExpired as stopped:
-        output, finished = stopped.stdout or b"", False
+        output, crashed = stopped.stdout or b"", False
     else:
-        output, finished = ran.stdout, ran.returncode == 0
+        output, crashed = ran.stdout, ran.returncode != 0
     # A line that a kill has cut off has no end.
     values = [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
-    return [None if value is None else VideoHeader(**value) for value in values], finished
+    return [None if value is None else VideoHeader(**value) for value in values], crashed
 
 
 def _answer() -> None:
@@ -98,12 +101,13 @@ def _header_of(container: InputContainer) -> dict[str, float | None] | None:
     stream: Any = next(iter(container.streams.video), None)
     if stream is None:
         return None
+    seconds: float | None
     if stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
     elif container.duration:
         seconds = container.duration / av.time_base
     else:
-        return None
+        seconds = None
     rate = stream.average_rate or stream.guessed_rate
     return {"duration_seconds": seconds, "frames_per_second": float(rate) if rate else None}
 

@@ -83,7 +83,20 @@ def test_videos_that_cannot_be_decoded_give_no_forecast(tmp_path, folder):
     (tmp_path / "none/train/a/text.mp4").write_text("not a video")
     told = dry_run(dataclasses.replace(folder, root=tmp_path / "none"))
     assert (told.work.num_videos, told.work.num_frames, told.outlook) == (1, 0, None)
-    assert told.work.frames_from == "the headers of 0 videos; 1 more say nothing"
+    assert told.work.frames_from == "the headers of 0 videos; 1 of the 1 looked at cannot be decoded"
+
+
+def test_a_video_that_is_damaged_inside_counts_as_failing_though_its_header_is_whole(folder, folder_dataset):
+    """Of four videos one is text, and of one the second half is zeros: its frames are told, and not to be had."""
+    (folder_dataset / "train/traffic/bikes.mp4").write_text("not a video")
+    damaged = folder_dataset / "test/traffic/bikes.mp4"
+    content = bytearray(damaged.read_bytes())
+    content[250_000:500_000] = bytes(250_000)  # its index lies behind
+    damaged.write_bytes(content)
+    told = dry_run(folder)
+    assert (told.work.num_sampled, told.work.num_failing) == (4, 2)
+    done = extract(folder)
+    assert (done.num_failed, done.num_frames) == (2, told.work.num_frames)
 
 
 def vfz(options, *more):

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from video_files import VIDEOS
+from video_files import VIDEOS, write_video
 
 from vfz.pipeline.errors import StorageError
 from vfz.pipeline.estimate import SHARD_BYTES, check_space, estimate_work, free_bytes
@@ -92,10 +92,42 @@ def test_each_column_counts_the_videos_that_get_it(sources):
     assert [(column.part, column.num_frames) for column in work.columns] == [("patch", 92), ("prefix", 60)]
 
 
-def test_unreadable_headers_are_told_and_not_counted(sources):
-    work = estimate(sources, [task(sources, ["ten", "text"])])
+@pytest.mark.parametrize(
+    ("frames", "source", "num_frames"),
+    [
+        (SIX, "the headers of 1 videos", 60),
+        (dataclasses.replace(SIX, fps=None, rule="uniform", num_frames=8), "--frames uniform", 8),
+    ],
+)
+def test_a_video_whose_header_cannot_be_read_counts_as_failing(sources, frames, source, num_frames):
+    work = estimate(sources, [task(sources, ["ten", "text"])], frames)
+    assert work.frames_from == f"{source}; 1 of the 2 looked at cannot be decoded"
+    assert (work.num_videos, work.num_frames) == (2, num_frames)
+    assert (work.num_sampled, work.num_failing) == (2, 1)
+
+
+def test_as_many_of_the_others_are_taken_to_fail_as_of_the_sample(sources):
+    many = {f"{name}{number}": sources[name] for name in ("ten", "text") for number in range(40)}
+    work = estimate(sources | many, [task(sources | many, list(many))])
+    assert 0 < work.num_failing < work.num_sampled == 32
+    assert work.num_frames == round(80 * 60 * (1 - work.num_failing / 32))
+    assert work.num_frames == pytest.approx(40 * 60, rel=3 * work.frames_error)
+
+
+def test_a_video_that_is_known_to_be_broken_counts_as_failing_whatever_its_header_says(sources):
+    present = {"ten", "five"}
+    work = estimate_work(
+        [task(sources, ["ten", "five"])], SIX, folder=sources["ten"].path.parent, rows=(), present=present,
+        failing={"ten"},
+    )  # fmt: skip
+    assert (work.num_frames, work.num_failing) == (32, 1)
+
+
+def test_a_video_that_does_not_say_how_long_it_is_is_taken_for_an_ordinary_one(sources, tmp_path):
+    silent = VideoSource(path=write_video(tmp_path / "silent.h264", range(30)))
+    work = estimate(sources | {"silent": silent}, [task(sources | {"silent": silent}, ["ten", "silent"])])
     assert work.frames_from == "the headers of 1 videos; 1 more say nothing"
-    assert work.num_frames == 120, "of the broken one nothing is known, so it is taken for an ordinary one"
+    assert (work.num_frames, work.num_failing) == (120, 0)
 
 
 def test_a_dataset_larger_than_the_sample_has_an_error(sources):

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from video_files import VIDEOS, write_video
 
-from vfz.pipeline.decoding.headers import VideoHeader, read_headers
+from vfz.pipeline.decoding.headers import NOT_KNOWN, VideoHeader, read_headers
 from vfz.pipeline.source import VideoSource
 
 BIKES = VideoHeader(duration_seconds=10.0, frames_per_second=25.0)
@@ -48,5 +48,5 @@ def test_files_that_are_no_videos_have_none_and_do_not_harm_their_neighbours(tmp
     assert found == [None] * len(names) + [BIKES]
 
 
-def test_what_is_not_reached_in_time_has_none():
-    assert read_headers([source_of(VIDEOS / "bikes.mp4")] * 3, time_limit_seconds=0.0) == [None] * 3
+def test_of_what_is_not_reached_in_time_nothing_is_known():
+    assert read_headers([source_of(VIDEOS / "bikes.mp4")] * 3, time_limit_seconds=0.0) == [NOT_KNOWN] * 3
