@@ -122,9 +122,11 @@ def verify_encoder(
         CacheMismatchError: the weights found are not those that the cache was made with.
         CacheFormatError: the cache or its golden frames are damaged.
         EncoderError: the weights cannot be had.
-        UsageError: the cache has no golden frames.
+        UsageError: the cache has no golden frames, or `root` is no folder.
     """
     path = Path(path)
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--root {root} is not a folder; name the one that the videos lie in now, or leave it out")
     header = read_header(path)
     contents = read_contents(path, header)
     if not contents.golden:

@@ -128,6 +128,12 @@ def test_a_cache_to_compare_with_that_is_not_there_is_a_usage_error_before_anyth
     assert "nowhere is not a folder" in err
 
 
+def test_a_root_of_the_videos_that_is_not_there_is_a_usage_error(vfz, cache):
+    code, _, err = vfz("cache", "verify", cache, "--encoder", "--root", "nowhere")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("vfz: error: --root nowhere is not a folder; ")
+
+
 @pytest.mark.parametrize(
     ("damaged", "advice"),
     [
