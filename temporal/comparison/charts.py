@@ -65,8 +65,9 @@ def curve_chart(curves: Sequence[Curve]) -> str:
     for curve in curves:
         axes.plot(*np.array(curve.points).T, label=_plain(curve.name), marker="." if len(curve.points) < 40 else "")
     x = np.array([point[0] for curve in curves for point in curve.points])
-    # settings are tried over orders of magnitude; epochs are counted
-    if curves[0].x_name != EPOCHS and (x > 0).all() and x.max() >= 10 * x.min():
+    if curves[0].x_name == EPOCHS:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    elif (x > 0).all() and x.max() >= 10 * x.min():  # settings are tried over orders of magnitude
         axes.set_xscale("log")
     axes.set_xlabel(_plain(curves[0].x_name))
     axes.set_ylabel(_plain(curves[0].y_name))

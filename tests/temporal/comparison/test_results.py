@@ -63,6 +63,8 @@ def test_settings_stand_on_a_logarithmic_axis_and_epochs_do_not():
 
     assert "<!-- $\\mathdefault{10^{-4}}$ -->" in marks("lr", (5e-3, 1e-3, 1e-4))
     assert ">1000</text>" in marks("epoch", range(1, 2001))
+    assert ">2</text>" in marks("epoch", (1, 2, 3))
+    assert "1.5" not in re.findall(r">([^<]+)</text>", marks("epoch", (1, 2, 3)))
 
 
 def test_the_baseline_may_be_named(worse, better):
