@@ -95,7 +95,7 @@ class GpuGatherer:
             num_frames = max(1, RUN_BYTES // pixels_HWC.nbytes)
             self._buffer_BHWC = torch.empty(num_frames, *pixels_HWC.shape, dtype=torch.uint8, pin_memory=True)
             self._run = slice(0, 0)
-        self._buffer_BHWC[self._run.stop] = torch.from_numpy(pixels_HWC)
+        self._buffer_BHWC.numpy()[self._run.stop] = pixels_HWC  # torch would wake a thread on every core for each copy
         self._run = slice(self._run.start, self._run.stop + 1)
 
     def take(self) -> Tensor:
