@@ -61,12 +61,14 @@ def layer_chart(results: Sequence[ProbeResult]) -> str | None:
 
 def curve_chart(curves: Sequence[Curve]) -> str:
     """Curves with the same axes in one chart."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     for curve in curves:
         axes.plot(*np.array(curve.points).T, label=_plain(curve.name), marker="." if len(curve.points) < 40 else "")
     x = np.array([point[0] for curve in curves for point in curve.points])
     if curves[0].x_name == EPOCHS:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     elif (x > 0).all() and x.max() >= 10 * x.min():  # settings are tried over orders of magnitude
         axes.set_xscale("log")
     axes.set_xlabel(_plain(curves[0].x_name))
