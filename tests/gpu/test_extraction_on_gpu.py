@@ -129,7 +129,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved_until_it_fits(options, tmp_path
             np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(other).max())
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, of what compiles
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:TensorFloat32:UserWarning")  # compiling's
 @pytest.mark.parametrize("changes", [{"channels_last": True}, {"compile": True}])
 def test_faster_layouts_change_tokens_by_rounding_only(options, tmp_path, changes):
     plain = tokens_of(FeatureCache(extract(options).cache))
