@@ -65,7 +65,7 @@ class Setting:
 SETTINGS = {
     "classify": Setting(
         cores=("gmmix", "mmix", "m", "rvm_rnn", "gru", "mingru", "attention", BASELINE),
-        options={"epochs": 2, "readout_heads": 4},
+        options={"epochs": 8, "readout_heads": 4},
     ),
     "boxes": Setting(options={"epochs": 7, "readout_heads": 4, "readout_hidden": 64}),
     "points": Setting(options={"epochs": 7, "readout_heads": 4, "readout_hidden": 64}),
