@@ -1,4 +1,4 @@
-"""Which cores learn what on the built-in videos: the table of `synthetic_tasks`. Some 20 minutes on two cores."""
+"""Which cores learn what on the built-in videos: the table of `synthetic_tasks`. Some 45 minutes on two cores."""
 
 import os
 
