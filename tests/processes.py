@@ -1,5 +1,6 @@
 """Looking at the processes that a test started, through /proc."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,8 @@ def children_of(pid=None):
     """The ids of the living children of a process, this one by default."""
     found = []
     for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # threads come and go
+            found += [int(child) for child in (task / "children").read_text().split()]
     return [child for child in found if state_of(child) not in {"Z", ""}]
 
 
