@@ -21,7 +21,8 @@ class VideoFrame:
     """One frame.
 
     Attributes:
-        pixels_HWC: uint8 RGB, without gaps in memory (C-contiguous), so that it may be sent as it is.
+        pixels_HWC: uint8 RGB, without gaps in memory (C-contiguous), so that it may be sent as it is;
+            not written to again, since several frames are sent together.
         pts_seconds: its presentation time, in seconds from the first frame shown; strictly increasing in a video.
         number: of the frame among all that the video shows, from 0: how many had to be decoded before it.
     """

@@ -1,6 +1,6 @@
 """A decode process: `python -m vfz.pipeline.decoding.child DESCRIPTOR`, started and fed by a `DecodePool`.
 
-It decodes one video after the other as its standard input asks and sends the frames up the pipe with that descriptor,
+It decodes one video after the other as its standard input asks and sends the frames up the socket with that descriptor,
 in the form of `vfz.pipeline.decoding.wire`; whatever libraries print stays out of the way. A library that crashes,
 hangs or eats memory does so here, where it costs one video. This process knows numpy and a decoder, not torch, and is
 up in a tenth of a second or two.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import queue
@@ -21,11 +22,13 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vfz.pipeline.decoding import VideoFrame, get_decoder
 from vfz.pipeline.decoding.base import Decoder, refuse_odd_files
+from vfz.pipeline.decoding.groups import FrameGroups
 from vfz.pipeline.decoding.wire import LENGTH, Room, Setup, source_from_json
 from vfz.pipeline.errors import DecodeError
 from vfz.pipeline.source import VideoSource
@@ -42,13 +45,18 @@ class _Inbox:
 
     def __init__(self, lines: BinaryIO, setup: Setup) -> None:
         self.requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.setup = setup
         self._lines, self._room = lines, Room(setup.max_frames, setup.max_bytes)
         self._changed = threading.Condition()
         self._skipped = -1
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def may_send(self, number: int, num_bytes: int) -> bool:
+    def may_send(self, number: int, num_bytes: int, groups: FrameGroups) -> bool:
         """Waits for room for a frame of request `number`; False when no more of its frames are wanted."""
+        with self._changed:
+            is_full = self._room.is_full
+        if is_full:
+            groups.flush()  # nobody could take those, and room would never be made
         with self._changed:
             self._changed.wait_for(lambda: self._skipped == number or not self._room.is_full)
             if self._skipped == number:
@@ -65,7 +73,7 @@ class _Inbox:
                 elif message["event"] == "skip":
                     self._skipped = message["number"]
                 else:
-                    self._room.taken()
+                    self._room.taken(message["num_frames"])
                 self._changed.notify()
         os._exit(0)  # the parent is gone, and nobody waits for what is being decoded
 
@@ -105,16 +113,18 @@ def _decode(
     except OSError as error:
         return {"reason": f"{source.name}: cannot be read ({error.strerror})"}
     num_decoded, reason = 0, None
+    groups = FrameGroups(inbox.setup, functools.partial(_send_frames, output))
     try:
         for frame in decoder.frames(source, spec):
             num_decoded = frame.number + 1
-            if not inbox.may_send(request["number"], frame.pixels_HWC.nbytes):
+            if not inbox.may_send(request["number"], frame.pixels_HWC.nbytes, groups):
                 break
-            _send_frame(output, frame)
+            groups.add(frame)
     except DecodeError as error:
         reason = str(error)
     except MemoryError:
         reason = f"{source.name}: takes more than {MAX_MEMORY_BYTES / 1024**3:.0f} GiB to decode"
+    groups.flush()
     if _has_changed(source, before):  # whatever else is wrong may come from that
         reason = f"{source.name}: changed while it was read"
     return {"reason": reason, "num_decoded": num_decoded}
@@ -129,21 +139,20 @@ def _has_changed(source: VideoSource, before: os.stat_result) -> bool:
     return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
-def _send_frame(output: BinaryIO, frame: VideoFrame) -> None:
+def _send_frames(output: BinaryIO, frames: Sequence[VideoFrame]) -> None:
     header = {
-        "event": "frame",
-        "shape": frame.pixels_HWC.shape,
-        "pts_seconds": frame.pts_seconds,
-        "number": frame.number,
+        "event": "frames",
+        "shape": (len(frames), *frames[0].pixels_HWC.shape),
+        "pts_seconds": [frame.pts_seconds for frame in frames],
+        "numbers": [frame.number for frame in frames],
     }
-    _send(output, header, frame.pixels_HWC.data)
+    _send(output, header, [frame.pixels_HWC.data for frame in frames])
 
 
-def _send(output: BinaryIO, message: dict[str, Any], pixels: memoryview | None = None) -> None:
+def _send(output: BinaryIO, message: dict[str, Any], pixels: Sequence[memoryview] = ()) -> None:
     text = json.dumps(message).encode()
     output.write(LENGTH.pack(len(text)) + text)
-    if pixels is not None:
-        output.write(pixels)
+    output.writelines(pixels)
     output.flush()
 
 

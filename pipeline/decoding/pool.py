@@ -4,18 +4,19 @@ A decoder is C code that reads what strangers wrote. In a process of its own it 
 can be stopped; threads could do neither, and would share this process's interpreter lock. The processes are started
 with `subprocess` and not forked, since dask's workers and CUDA may not fork.
 
-    sources --> videos() --> thread per process <--pipes--> vfz.pipeline.decoding.child
+    sources --> videos() --> thread per process <--pipe, socket--> vfz.pipeline.decoding.child
                                     |
                              VideoStream, in the order given --> whoever iterates
 
-Every frame is read from the pipe straight into the array that is handed out. A process may send `buffer_frames`
-frames, or its part of `buffer_bytes`, ahead of what has been taken; then it waits. So memory is bounded whatever the
-length, size and number of videos. Since frames are taken video by video, all processes are at work only where whole
-videos fit into what they may send ahead; longer ones come at the speed of one process. Videos are begun in their order,
-and at most `VIDEOS_AHEAD` for each process ahead of the one that is being taken, so that a list of any length is only
-read as it is needed.
+Frames are read from the socket in groups (`vfz.pipeline.decoding.groups`), each into one array whose slices are handed
+out. A process may send `buffer_frames` frames, or its part of `buffer_bytes`, ahead of what has been taken; then it
+waits. A slice keeps its whole group alive, so a group counts until its last frame is taken, and whoever keeps a frame
+keeps up to 2 MiB. So memory is bounded whatever the length, size and number of videos. Since frames are taken video by
+video, all processes are at work only where whole videos fit into what they may send ahead; longer ones come at the
+speed of one process. Videos are begun in their order, and at most `VIDEOS_AHEAD` for each process ahead of the one that
+is being taken, so that a list of any length is only read as it is needed.
 
-Cost: 0.2 s to start, then one copy of each frame through the pipe, some 0.1 ms for 256 x 256 pixels.
+Cost: 0.2 s to start, then one copy of each frame through the socket, some 0.1 ms for 256 x 256 pixels.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class DecodePool:
                 "give 1 or more of the former and a time above 0"
             )
         self._setup = Setup(
-            spec=dataclasses.asdict(spec), max_frames=buffer_frames, max_bytes=buffer_bytes // num_workers
+            spec=dataclasses.asdict(spec),
+            max_frames=buffer_frames,
+            max_bytes=max(1, buffer_bytes // num_workers),  # with none, not even one frame could be sent
         )
         self.num_workers, self._time_limit_seconds = num_workers, time_limit_seconds
         self._waiting: queue.SimpleQueue[VideoStream | None] = queue.SimpleQueue()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from io import FileIO
 from typing import Any, cast
 
@@ -22,11 +26,8 @@ from vfz.pipeline.decoding.stream import VideoStream
 from vfz.pipeline.decoding.wire import LENGTH, Room, Setup, source_to_json
 from vfz.pipeline.errors import DecodeError
 
-if sys.platform == "linux":
-    from fcntl import F_SETPIPE_SZ, fcntl
-
-PIPE_BYTES = 1024**2
-"""Five frames of 256 x 256 pixels; the most that Linux lets anyone ask for."""
+SOCKET_BYTES = 1024**2
+"""Asked of the system for frames that are not read yet; it may give less."""
 START_SECONDS = 120.0
 """How long a process may take to come up, on a machine that reads Python from a slow network disk."""
 TICK_SECONDS = 0.25
@@ -93,12 +94,17 @@ class DecodeProcess:
             message = self._receive(limit_seconds)
             if message["event"] == "begin":
                 stream.digest = message["digest"]
-            elif message["event"] == "frame":
-                pixels_HWC = np.empty(message["shape"], np.uint8)
-                self._read_into(pixels_HWC.data.cast("B"), limit_seconds)
-                self._sent(pixels_HWC.nbytes)
-                frame = VideoFrame(pixels_HWC=pixels_HWC, pts_seconds=message["pts_seconds"], number=message["number"])
-                stream.put(frame, self._taken)
+            elif message["event"] == "frames":
+                pixels_NHWC = np.empty(message["shape"], np.uint8)
+                self._read_into(pixels_NHWC.data.cast("B"), limit_seconds)
+                frames = [
+                    VideoFrame(pixels_HWC=pixels_HWC, pts_seconds=pts_seconds, number=frame_number)
+                    for pixels_HWC, pts_seconds, frame_number in zip(
+                        pixels_NHWC, message["pts_seconds"], message["numbers"], strict=True
+                    )
+                ]
+                self._sent(frames)
+                stream.put(frames, functools.partial(self._taken, len(frames)))
             else:
                 break
         self._stop_clock()
@@ -121,6 +127,7 @@ class DecodeProcess:
 
     def _receive(self, limit_seconds: float) -> dict[str, Any]:
         """The next message."""
+        self._wait_for_output(limit_seconds)
         length = bytearray(LENGTH.size)
         self._read_into(memoryview(length), limit_seconds)
         text = bytearray(LENGTH.unpack(length)[0])
@@ -130,12 +137,18 @@ class DecodeProcess:
 
     def _read_into(self, view: memoryview, limit_seconds: float) -> None:
         """Fills `view` from the child's output."""
-        while view:
+        while True:
+            try:
+                num_bytes = self._output.recv_into(view, 0, socket.MSG_WAITALL)  # all of it, or what comes in a tick
+            except BlockingIOError:
+                pass
+            else:
+                if not num_bytes:
+                    raise ProcessDiedError(self._reap(patience_seconds=DYING_SECONDS))
+                view = view[num_bytes:]
+            if not view:
+                return
             self._wait_for_output(limit_seconds)
-            num_bytes = os.readv(self._output, [view])
-            if not num_bytes:
-                raise ProcessDiedError(self._reap(patience_seconds=DYING_SECONDS))
-            view = view[num_bytes:]
 
     def _wait_for_output(self, limit_seconds: float) -> None:
         """Returns when the child has sent something or has ended; keeps the time, and gives it up past the limit."""
@@ -149,7 +162,7 @@ class DecodeProcess:
             if late:
                 self._reap()
                 raise ProcessDiedError(f"decoder timed out after {limit_seconds:g} s")
-            if self._output in ready:
+            if self._output.fileno() in ready:
                 return
 
     def _read_printed(self) -> None:
@@ -169,7 +182,7 @@ class DecodeProcess:
         with self._writing:
             self._stdin.close()
         self._stdout.close()
-        os.close(self._output)
+        self._output.close()
         died = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         return f"decoder died: {died}{': ' + lines[-1].strip() if lines else ''}"
 
@@ -189,19 +202,20 @@ class DecodeProcess:
         """What the child and its libraries print; frames take another way."""
         return cast("FileIO", self._process.stdout)
 
-    def _taken(self) -> None:
-        """A frame has left the buffer."""
+    def _taken(self, num_frames: int) -> None:
+        """All frames of a group have left the buffer."""
         with self._lock:
-            self._room.taken()
+            self._room.taken(num_frames)
             if self._in_hand and self._working_since is None and not self._room.is_full:
                 self._working_since = time.monotonic()
-        self._tell({"event": "taken"})
+        self._tell({"event": "taken", "num_frames": num_frames})
 
-    def _sent(self, num_bytes: int) -> None:
-        """A frame has come."""
+    def _sent(self, frames: Sequence[VideoFrame]) -> None:
+        """A group of frames has come."""
         with self._lock:
             self._advance_clock()
-            self._room.sent(num_bytes)
+            for frame in frames:
+                self._room.sent(frame.pixels_HWC.nbytes)
             if self._room.is_full:
                 self._working_since = None
 
@@ -227,26 +241,30 @@ class DecodeProcess:
         self.busy_seconds += seconds
 
 
-def _spawn() -> tuple[subprocess.Popen[bytes], int]:
-    """A child, and the descriptor of the pipe that its messages come from."""
-    output, child_output = os.pipe()
+def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A child, and the socket that its messages come from, on which a read ends with a tick at the latest.
+
+    A socket and not a pipe, since the system fills a buffer from it in one call, for which Python's lock is not needed.
+    """
+    output, child_output = socket.socketpair()
     try:
+        with contextlib.suppress(OSError):  # a user may own only so much; a small one works too
+            child_output.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        seconds, microseconds = divmod(round(TICK_SECONDS * 1e6), 10**6)
+        output.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, microseconds))
         process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-P", "-m", "vfz.pipeline.decoding.child", str(child_output)],
+            [sys.executable, "-P", "-m", "vfz.pipeline.decoding.child", str(child_output.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             bufsize=0,
-            pass_fds=[child_output],
+            pass_fds=[child_output.fileno()],
             process_group=0,  # Ctrl-C is not sent to it, even before it has asked for that
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
     except OSError:
-        os.close(output)
+        output.close()
         raise
     finally:
-        os.close(child_output)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # a user may own only so much pipe; a small one works too
-            fcntl(output, F_SETPIPE_SZ, PIPE_BYTES)
+        child_output.close()
     return process, output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from vfz.pipeline.decoding.base import VideoFrame
 from vfz.pipeline.errors import RunError, VfzError
@@ -25,7 +25,7 @@ class VideoStream:
         self.source = source
         self.digest: str | None = None
         self.missing = False
-        self._frames: deque[tuple[VideoFrame, Callable[[], None]]] = deque()
+        self._frames: deque[tuple[VideoFrame, Callable[[], None] | None]] = deque()
         self._changed = threading.Condition()
         self._ended = self._closed = False
         self._error: VfzError | None = None  # raised at the end
@@ -42,10 +42,11 @@ class VideoStream:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._frames or self._ended or self._closed)
-                frame, on_taken = self._frames.popleft() if self._frames else (None, None)
-            if frame is None or on_taken is None:
-                break
-            on_taken()
+                if not self._frames:
+                    break
+                frame, on_taken = self._frames.popleft()
+            if on_taken is not None:
+                on_taken()
             yield frame
         if self._error is not None:
             raise self._error
@@ -68,7 +69,8 @@ class VideoStream:
             on_close = None if self._ended else self._on_close
             self._changed.notify_all()
         for _, on_taken in dropped:
-            on_taken()
+            if on_taken is not None:
+                on_taken()
         if on_close is not None:
             on_close()
 
@@ -82,11 +84,12 @@ class VideoStream:
             self._on_close = on_close
             return not self._closed
 
-    def put(self, frame: VideoFrame, on_taken: Callable[[], None]) -> None:
-        """For the pool: one more frame; `on_taken` is called when it has left the buffer."""
+    def put(self, frames: Sequence[VideoFrame], on_taken: Callable[[], None]) -> None:
+        """For the pool: one more frame or more; `on_taken` is called when the last of them has left the buffer."""
         with self._changed:
             if not self._closed:
-                self._frames.append((frame, on_taken))
+                self._frames.extend((frame, None) for frame in frames[:-1])
+                self._frames.append((frames[-1], on_taken))
                 self._changed.notify_all()
                 return
         on_taken()

@@ -1,9 +1,10 @@
 """What a decode process and its parent say to each other, and how far the process may work ahead.
 
-Down its standard input go JSON lines, up another pipe length-prefixed JSON messages, a frame's followed by its pixels
-as they lie in memory. First the parent sends a `Setup`, and the child answers `ready`. For each `decode` the
-child sends `begin` (with the digest of the source), any number of `frame`s, and `end`; a `skip` with the number of a
-`decode` makes that one end early. `taken` says that a frame has left the parent's buffer.
+Down its standard input go JSON lines, up a socket length-prefixed JSON messages. First the parent sends a `Setup`, and
+the child answers `ready`. For each `decode` the child sends `begin` (with the digest of the source), any number of
+`frames`, each a group of one shape followed by the pixels of all as they lie in memory, and `end`; a `skip` with the
+number of a `decode` makes that one end early. `taken` says how many frames have left the parent's buffer: all of a
+group at once, when its last one has.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ class Room:
         return len(self._frame_bytes) >= self._max_frames or self._num_bytes >= self._max_bytes
 
     def sent(self, num_bytes: int) -> None:
-        """One more frame is on its way."""
+        """One more frame is on its way, or gathered for it."""
         self._frame_bytes.append(num_bytes)
         self._num_bytes += num_bytes
 
-    def taken(self) -> None:
-        """The oldest one is gone."""
-        self._num_bytes -= self._frame_bytes.popleft()
+    def taken(self, num_frames: int) -> None:
+        """The oldest ones are gone."""
+        for _ in range(num_frames):
+            self._num_bytes -= self._frame_bytes.popleft()
 
 
 def source_to_json(source: VideoSource) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from processes import bytes_written_by, children_of, state_of, wait_until, wait_until_steady
 from video_files import VIDEOS, decode_frames, frame_spec, read_number, write_video
 
@@ -47,6 +49,18 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     return [
         write_video(folder / f"{count}.mp4", range(count), time_base=Fraction(1, 25)) for count in range(10, 60, 10)
+    ]
+
+
+@pytest.fixture(scope="module")
+def mixed_clips(tmp_path_factory):
+    """Videos of several sizes and lengths."""
+    folder = tmp_path_factory.mktemp("mixed")
+    return [
+        write_video(
+            folder / f"{count}.mkv", range(count), codec="ffv1", pix_fmt="bgr0", size=size, time_base=Fraction(1, 25)
+        )
+        for count, size in ((1, (64, 128)), (75, (63, 127)), (33, (240, 320)), (5, (720, 1280)))
     ]
 
 
@@ -174,6 +188,44 @@ def test_a_child_waits_when_its_frames_are_not_taken(long_clip, num_workers):
             written = wait_until_steady(lambda child=child: bytes_written_by(child))
             assert written <= 6 * (FRAME_BYTES + 1000)
         assert [read_number(frame.pixels_HWC) for frame in frames] == list(range(1, 250))
+
+
+def test_a_child_that_sends_groups_fills_its_room_and_no_more(long_clip):
+    with open_pool(buffer_frames=64) as pool:
+        videos = pool.videos([source(long_clip)])
+        frames = iter(next(videos))
+        for count, num_more in ((0, 1), (1, 70), (71, 40)):
+            assert [read_number(next(frames).pixels_HWC) for _ in range(num_more)] == [*range(count, count + num_more)]
+            (child,) = children_of()
+            written = wait_until_steady(lambda child=child: bytes_written_by(child))
+            assert written // FRAME_BYTES <= count + num_more + 64
+            assert written // FRAME_BYTES >= count + num_more + 64 - 16  # of which some are taken, not all of its group
+        assert [read_number(frame.pixels_HWC) for frame in frames] == list(range(111, 250))
+
+
+def test_frames_that_come_fast_lie_together(long_clip):
+    with open_pool() as pool:
+        frames = [frame for stream in pool.videos([source(long_clip)]) for frame in stream]
+    assert len({id(frame.pixels_HWC.base) for frame in frames}) < 125
+    assert all(frame.pixels_HWC.flags.c_contiguous for frame in frames)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    order=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    buffer_frames=st.integers(1, 80),
+    buffer_bytes=st.sampled_from([1, 100_000, 3_000_000, 256 * 1024**2]),
+    num_workers=st.integers(1, 2),
+)
+def test_whatever_the_sizes_and_the_room_the_decoders_frames_come_out(
+    mixed_clips, order, buffer_frames, buffer_bytes, num_workers
+):
+    with open_pool(num_workers=num_workers, buffer_frames=buffer_frames, buffer_bytes=buffer_bytes) as pool:
+        paths = [mixed_clips[number] for number in order]
+        for path, stream in zip(paths, pool.videos(map(source, paths)), strict=True):
+            for ours, theirs in zip(stream, decode_frames(path, 25), strict=True):
+                assert np.array_equal(ours.pixels_HWC, theirs.pixels_HWC)
+                assert (ours.pts_seconds, ours.number) == (theirs.pts_seconds, theirs.number)
 
 
 def test_many_videos_of_one_frame_do_not_pile_up(tmp_path):

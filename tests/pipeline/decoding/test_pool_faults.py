@@ -55,6 +55,48 @@ def test_a_child_that_dies_costs_the_video_in_hand_and_is_replaced(clip, name):
         assert children_of() != [child]
 
 
+def test_a_child_killed_in_the_middle_of_a_group_costs_its_video(clip, tmp_path):
+    path = write_video(
+        tmp_path / "wide.mkv", range(100), codec="mjpeg", time_base=Fraction(1, 25), size=(480, 640), pix_fmt="yuvj444p"
+    )
+    sources = [VideoSource(path=path), VideoSource(path=clip)] * 5
+    with open_pool() as pool:
+        for number, stream in enumerate(pool.videos(sources)):
+            if number % 2:
+                assert is_whole(stream)
+                continue
+            frames, found = iter(stream), []
+            for frame in frames:
+                found.append(read_number(frame.pixels_HWC))
+                if len(found) == 1 + 2 * number:
+                    for child in children_of():
+                        os.kill(child, signal.SIGKILL)
+                    break
+            with pytest.raises(DecodeError, match=r"wide.mkv: decoder died: signal 9 \(SIGKILL\)"):
+                found.extend(read_number(frame.pixels_HWC) for frame in frames)
+            assert found == list(range(len(found)))
+        assert pool.figures.num_restarts == 5
+
+
+def test_a_child_that_hangs_in_the_middle_of_a_large_frame_is_given_up(clip, tmp_path):
+    path = write_video(
+        tmp_path / "large.mkv",
+        range(80),
+        codec="mjpeg",
+        time_base=Fraction(1, 25),
+        size=(1024, 1024),
+        pix_fmt="yuvj420p",
+    )
+    with open_pool(time_limit_seconds=2.0, buffer_frames=1000, buffer_bytes=1024**3) as pool:
+        videos = pool.videos([VideoSource(path=path), VideoSource(path=clip)])
+        frames = iter(next(videos))
+        next(frames)
+        (child,) = children_of()
+        os.kill(child, signal.SIGSTOP)
+        assert reason_of(frames) == "large.mkv: decoder timed out after 2 s"
+        assert is_whole(next(videos))
+
+
 def test_a_child_killed_while_it_waits_for_work_costs_no_video(clip):
     with open_pool() as pool:
         for _ in range(3):
