@@ -9,7 +9,6 @@ Cost: one forward pass up to the last layer asked for. Loading runs the model on
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,7 +34,6 @@ from vfz.pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from vfz.pipeline.preprocess import Interpolation
@@ -46,7 +44,7 @@ AUTOCAST_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float1
 
 
 class FrozenEncoder:
-    """A timm model in eval mode without gradients; made by `load_encoder`.
+    """A timm model in eval mode without gradients; made by `load_encoder`. On a GPU it turns TF32 off in the process.
 
     Attributes:
         name: timm model name.
@@ -79,6 +77,8 @@ class FrozenEncoder:
         self.random_weights = loaded.random_weights
         self.license = loaded.license
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            _allow_no_tf32()
         self.autocast_dtype = AUTOCAST_DTYPES[autocast]
         self.batch_size = batch_size
         self.is_compiled = compile_model
@@ -190,10 +190,7 @@ class FrozenEncoder:
         """One forward pass over exactly these frames, on the device."""
         images_BCHW = self.preprocess.normalise(frames_BCHW).contiguous(memory_format=self._memory_format)
         # Entered for float32 too: it shuts out an autocast around the caller, whose tokens would be others.
-        with (
-            torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype != torch.float32),
-            _float32_in_full(self.device),
-        ):
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype != torch.float32):
             return self._reader.read(images_BCHW)
 
 
@@ -279,11 +276,15 @@ def _load_weights(
     return build_from_hub(timm_name, model_options=options)
 
 
-def _float32_in_full(device: torch.device) -> AbstractContextManager[None]:
-    """Shuts out TF32, which keeps three digits and which torch allows to convolutions on a GPU unasked."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+def _allow_no_tf32() -> None:
+    """Float32 is float32 in this process from now on.
+
+    TF32, which keeps three digits, is allowed by torch to convolutions on a GPU unasked, and by callers to matrix
+    products. The switches are the process's, not a thread's: set and reset around every pass, they would change under
+    a training that runs beside it.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _timm_name(name: str) -> str:

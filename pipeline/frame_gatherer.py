@@ -4,16 +4,20 @@ The CPU takes each frame as it comes. A GPU takes them by the run: frames of one
 side by side in page-locked memory, and are sent and resized together, on a stream of their own, while the encoder works
 on the batch before. One at a time, the dozen small kernels of a resize would keep a large GPU from a tenth of its work.
 
-Cost: on the CPU some 0.3 ms a frame of 256 x 256 pixels; on a GPU one copy of it here, and up to `RUN_BYTES` of
-page-locked memory twice.
+Cost: on the CPU some 0.3 ms a frame of 256 x 256 pixels. On a GPU one copy of it here; `RUN_BYTES` of page-locked
+memory, and as much again for each change of the frames' size within a batch; some five times as much on the GPU.
+
+Shapes: B frames, C = 3 channels, H x W pixels of the source, S the side of the square.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from vfz.pipeline.errors import EncoderError
 from vfz.pipeline.views import ViewCrop, ViewCropper
 
 if TYPE_CHECKING:
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.preprocess import Preprocess
 
-RUN_BYTES = 64 * 1024**2
+RUN_BYTES = 32 * 1024**2
 """Of pixels that are sent to a GPU at a time, unless a single frame has more."""
 
 
@@ -77,8 +81,7 @@ class GpuGatherer:
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
         self._preprocess, self._device = preprocess, device
-        # Ahead of the encoder's kernels, for whose input these are.
-        self._stream = torch.cuda.Stream(device, priority=-1)
+        self._stream = _stream_of(device)
         self._squares: list[Tensor] = []
         self._buffer_BHWC = torch.empty(0)  # page-locked
         self._run = slice(0, 0)  # of the buffer: frames that are not sent yet
@@ -114,10 +117,28 @@ class GpuGatherer:
         if self._run.start == self._run.stop:
             return
         with torch.cuda.stream(self._stream):
-            frames_BHWC = self._buffer_BHWC[self._run].to(self._device, non_blocking=True)
-            if self._crop is None:
-                squares_BCSS = self._preprocess.resize_crop_frames(frames_BHWC)
-            else:
-                squares_BCSS = self._preprocess.resize_view_frames(frames_BHWC, self._crop)
-        self._squares.append(squares_BCSS)
+            self._squares += self._resized(self._buffer_BHWC[self._run])
         self._run = slice(self._run.stop, self._run.stop)
+
+    def _resized(self, pinned_BHWC: Tensor) -> list[Tensor]:
+        """Squares [n, 3, S, S] on the GPU, in as many parts as its memory makes of them."""
+        try:
+            frames_BHWC = pinned_BHWC.to(self._device, non_blocking=True)
+            if self._crop is None:
+                return [self._preprocess.resize_crop_frames(frames_BHWC)]
+            return [self._preprocess.resize_view_frames(frames_BHWC, self._crop)]
+        except torch.OutOfMemoryError as error:
+            if len(pinned_BHWC) == 1:
+                raise EncoderError(
+                    f"{self._device} has too little memory to resize a frame of {pinned_BHWC.shape[1]} x "
+                    f"{pinned_BHWC.shape[2]} pixels beside the encoder; free some, or take a smaller --batch-size"
+                ) from error
+        torch.cuda.empty_cache()
+        half = len(pinned_BHWC) // 2
+        return [*self._resized(pinned_BHWC[:half]), *self._resized(pinned_BHWC[half:])]
+
+
+@functools.cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """One for all: memory is kept apart by stream. Ahead of the encoder's kernels, for whose input this is."""
+    return torch.cuda.Stream(device, priority=-1)

@@ -78,8 +78,8 @@ class ShardInHand:
         videos: its videos, in stored order.
         started: when the feeder began with it, on the performance counter.
         stage_seconds: how long each stage has worked on it, each its own.
-        num_frames: frames encoded.
-        batch_size: frames at a time at the end, less than asked for where memory did not suffice.
+        num_frames: by the encoder's thread: frames encoded.
+        batch_size: by the same: frames at a time at the end, less than asked for where memory did not suffice.
     """
 
     task: ShardTask

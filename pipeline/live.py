@@ -20,7 +20,10 @@ from vfz.pipeline.views import cropper_of
 
 
 class LiveEncoder:
-    """Decodes frames of a cache's videos and encodes them exactly as extraction did.
+    """Decodes frames of a cache's videos and encodes them as extraction did.
+
+    The tokens of a ViT are those of the extraction to the bit, on a device of the same kind; those of a CNN differ in
+    their last bits where convolutions have another number of threads.
 
     Args:
         cache: whose recipe, videos and frame times are followed.

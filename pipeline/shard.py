@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from vfz.pipeline.batches import BatchFeeder
 from vfz.pipeline.cache_header import read_header
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 BATCHES_BETWEEN = 2
 """Batches that may wait between two stages."""
 POLL_SECONDS = 0.1
-
-T = TypeVar("T")
 
 
 class ShardExtractor:
@@ -146,39 +144,39 @@ class ShardExtractor:
         stop: StopRequest,
     ) -> Iterator[ShardResult]:
         """Encodes what the feeder brings, to the last shard it began; gives results as the writer has them."""
+        brings_more = True
         with EncodeLanes[ToWriter](num_lanes_for(self._encoder)) as lanes:
-            for message in self._received(batches, stop):
-                if isinstance(message, ShardInHand):
-                    meter.begin(message)
-                if isinstance(message, FrameBatch):
-                    lanes.put(partial(self._encode, message, self._reading(layers_of(message.shard.task.columns))))
-                else:
-                    lanes.put_done(message)
-                is_last = isinstance(message, AllEnd)
-                for encoded in lanes.take_all() if is_last else lanes.take_done():
+            while brings_more or not lanes.is_empty:
+                self._obey(stop)
+                can_put = brings_more and lanes.has_room
+                for encoded in lanes.take_done(wait_seconds=0.0 if can_put else POLL_SECONDS):
                     self._hand_on(encoded, tokens, meter, lanes.num_lanes)
                 for result in results.take_all():
                     meter.end(result)
                     yield result
-                if is_last:
-                    break
+                message = batches.get(timeout_seconds=POLL_SECONDS) if can_put else None
+                if isinstance(message, ShardInHand):
+                    meter.begin(message)
+                if isinstance(message, FrameBatch):
+                    lanes.put(partial(self._encode, message, self._reading(layers_of(message.shard.task.columns))))
+                elif message is not None:
+                    lanes.put_done(message)
+                    brings_more = not isinstance(message, AllEnd)
         while meter.num_in_hand:
-            result = next(self._received(results, stop))
-            meter.end(result)
-            yield result
+            self._obey(stop)
+            finished = results.get(timeout_seconds=POLL_SECONDS)
+            if finished is not None:
+                meter.end(finished)
+                yield finished
 
-    def _received(self, channel: Channel[T], stop: StopRequest) -> Iterator[T]:
-        """What comes through a channel, as long as nobody asks to stop; some seconds longer where someone does."""
-        while True:
-            if stop.is_requested and not self._told:
-                self._told = True
-                for line in STOPPING:
-                    self._progress.note(line)
-            if stop.is_due:
-                raise KeyboardInterrupt
-            item = channel.get(timeout_seconds=POLL_SECONDS)
-            if item is not None:
-                yield item
+    def _obey(self, stop: StopRequest) -> None:
+        """Tells that it is going to stop where someone has asked for that, and stops when the time for it is over."""
+        if stop.is_requested and not self._told:
+            self._told = True
+            for line in STOPPING:
+                self._progress.note(line)
+        if stop.is_due:
+            raise KeyboardInterrupt
 
     def _encode(self, batch: FrameBatch, encoder: FrozenEncoder) -> TokenBatch:
         """Tokens as they are stored; runs in a lane."""
