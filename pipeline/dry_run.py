@@ -112,9 +112,9 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
         plan_videos=preview_plans,
     )
 
-    def estimate(failing: Collection[str] = ()) -> WorkEstimate:
+    def estimate(decoded: Mapping[str, bool] | None = None) -> WorkEstimate:
         return estimate_work(
-            tasks, asked.recipe.frames, folder=folder, rows=rows.values(), present=asked.present, failing=failing
+            tasks, asked.recipe.frames, folder=folder, rows=rows.values(), present=asked.present, decoded=decoded
         )
 
     work = estimate()
@@ -124,9 +124,9 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     if work.num_frames:
         progress.note(f"measuring: {NUM_DECODED} videos at the most, a few seconds each for decoder, encoder and disk")
         sources = _to_look_at(tasks, asked.present, rows.values())
-        decoding, machine, failing = _measure(options, asked, destination.encoder, sources, work.free_bytes, folder)
-        if failing:
-            work = estimate(failing)
+        decoding, machine, decoded = _measure(options, asked, destination.encoder, sources, work.free_bytes, folder)
+        if not all(decoded.values()):
+            work = estimate(decoded)
         if machine is not None and work.num_frames:
             outlook = Outlook(
                 assumes=_who(options, asked),
@@ -171,29 +171,30 @@ def _measure(
     sources: Mapping[str, VideoSource],
     free_bytes: int,
     folder: Path,
-) -> tuple[DecodingRates, Machine | None, list[str]]:
-    """The rates; what they make of the machine, None where no video could be decoded; ids of those that could not."""
-    decoding, sample_BCHW, places = measure_decoding(
+) -> tuple[DecodingRates, Machine | None, dict[str, bool]]:
+    """The rates; what they make of the machine, None where no video could be decoded; by id whether a video could."""
+    decoding, sample_BCHW, by_place = measure_decoding(
         list(sources.values()), asked.recipe.frames, encoder.preprocess, num_samples=encoder.batch_size
     )
-    failing = [list(sources)[place] for place in places]
+    names = list(sources)
+    decoded = {names[place]: is_whole for place, is_whole in by_place.items()}
     if not decoding.frames_per_second:
-        return decoding, None, failing
+        return decoding, None, decoded
     encode_seconds = 1 / measure_encoder(encoder, sample_BCHW)
     on_cpu = encoder.device.type == "cpu"
     if on_cpu:
         encode_seconds += 1 / decoding.resized_per_second
     disk = measure_disk(existing_parent(folder), free_bytes=free_bytes)
-    num_processes = int(options.dask) if options.dask and options.dask.isdecimal() else 1
+    num_processes = options.num_processes
     machine = Machine(
         num_cores=num_cores(),
         num_encoders=num_processes if on_cpu else min(num_processes, torch.cuda.device_count()),
         encoder_cores=torch.get_num_threads() if on_cpu else 0,
-        num_decoders=num_processes * (options.decode_workers or default_num_workers(encoder.device)),
+        num_decoders=num_processes * (options.decode_workers or default_num_workers(encoder.device, num_processes)),
         num_shares=asked.share.world_size,
         decode_frames_per_second=decoding.frames_per_second,
         encode_frames_per_second=1 / encode_seconds,
         write_bytes_per_second=disk.write_bytes_per_second,
         read_bytes_per_second=disk.read_bytes_per_second,
     )
-    return decoding, machine, failing
+    return decoding, machine, decoded

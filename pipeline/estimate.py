@@ -103,7 +103,7 @@ def estimate_work(
     folder: Path,
     rows: Iterable[LedgerRow],
     present: Collection[str],
-    failing: Collection[str] = (),
+    decoded: Mapping[str, bool] | None = None,
 ) -> WorkEstimate:
     """What these tasks come to.
 
@@ -113,12 +113,12 @@ def estimate_work(
         folder: the cache; need not be there.
         rows: of the cache so far.
         present: ids of the videos whose files are there.
-        failing: ids of videos that are known to be broken, whatever their headers say.
+        decoded: by id of a video that was tried, whether it could be decoded, whatever its header says.
     """
     known = {row.id: row.num_frames for row in rows if row.status == "ok"}
     to_decode = [(video.id, task) for task in tasks for video in task.videos if video.id in present]
     new = {name: task.sources[name] for name, task in to_decode if name not in known}
-    sample = _look_at(new, frames, failing)
+    sample = _look_at(new, frames, decoded or {})
     mean = sample.frames_per_video
     columns: dict[str, Column] = {}
     num_frames: dict[str, float] = {}
@@ -210,19 +210,25 @@ class _Sample:
     num_failing: int = 0
 
 
-def _look_at(sources: Mapping[str, VideoSource], frames: FrameSpec, failing: Collection[str]) -> _Sample:
+def _look_at(sources: Mapping[str, VideoSource], frames: FrameSpec, decoded: Mapping[str, bool]) -> _Sample:
     drawn = draw(list(sources), NUM_HEADERS)
     headers = read_headers([sources[name] for name in drawn]) if drawn else []
-    counts: list[int] = []
-    num_failing = num_silent = 0
+    # Damage behind a good header is found by decoding, of which there was little: the rest has as much of it.
+    tried = [decoded[name] for name, header in zip(drawn, headers, strict=True) if header and name in decoded]
+    damaged = tried.count(False) / len(tried) if tried else 0.0
+    counts: list[float] = []
+    num_failing = num_silent = num_untried = 0
     for name, header in zip(drawn, headers, strict=True):
-        if header is None or name in failing:
+        if header is None or not decoded.get(name, True):
             num_failing += 1
             counts.append(0)
-        elif (count := expected_frames(header, frames)) is not None:
+        elif (count := expected_frames(header, frames)) is None:
+            num_silent += 1
+        elif name in decoded:
             counts.append(count)
         else:
-            num_silent += 1
+            num_untried += 1
+            counts.append(count * (1 - damaged))
     known_from = f"the headers of {len(counts) - num_failing} videos"
     if frames.num_frames is not None:
         known_from = f"--frames {frames.rule}"
@@ -230,10 +236,18 @@ def _look_at(sources: Mapping[str, VideoSource], frames: FrameSpec, failing: Col
         known_from += f"; {num_silent} more say nothing"
     if num_failing:
         known_from += f"; {num_failing} of the {len(drawn)} looked at cannot be decoded"
+    if damaged and num_untried:
+        known_from += f", nor {damaged:.0%} of the others, as of those that were tried"
     mean = statistics.fmean(counts) if counts else 0.0
     # Of all videos there is nothing left to be wrong about.
     left = 1 - len(counts) / len(sources) if sources else 0.0
-    error = math.sqrt(statistics.variance(counts) / len(counts) * left) / mean if len(counts) > 1 and mean else 0.0
+    variance = statistics.variance(counts) / len(counts) * left if len(counts) > 1 else 0.0
+    if num_untried and 0 < damaged < 1:
+        variance += (mean / (1 - damaged)) ** 2 * damaged * (1 - damaged) / len(tried)
     return _Sample(
-        frames_per_video=mean, error=error, source=known_from, num_videos=len(drawn), num_failing=num_failing
+        frames_per_video=mean,
+        error=math.sqrt(variance) / mean if mean else 0.0,
+        source=known_from,
+        num_videos=len(drawn),
+        num_failing=num_failing,
     )

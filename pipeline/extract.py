@@ -77,7 +77,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     job = ExtractionJob(
         cache=folder,
         encoder=asked.request,
-        num_workers=options.decode_workers or default_num_workers(asked.encoder.device),
+        num_workers=options.decode_workers or default_num_workers(asked.encoder.device, options.num_processes),
         time_limit_seconds=options.video_timeout,
     )
     try:

@@ -62,15 +62,15 @@ def measure_decoding(
     *,
     num_samples: int,
     time_limit_seconds: float = DECODE_SECONDS,
-) -> tuple[DecodingRates, Tensor, tuple[int, ...]]:
+) -> tuple[DecodingRates, Tensor, dict[int, bool]]:
     """Decodes the videos in one process until the time is over.
 
     Returns:
-        the rates; the first frames as the encoder takes them: uint8, at most `num_samples` of them, at least one; which
-        of `sources` could not be decoded.
+        the rates; the first frames as the encoder takes them: uint8, at most `num_samples` of them, at least one; by
+        place in `sources` whether a video could be decoded, of those that were decoded to their end.
     """
     num_videos = num_frames = 0
-    failing: list[int] = []
+    decoded: dict[int, bool] = {}
     samples: list[Tensor] = []
     resize_seconds = 0.0
     with DecodePool(frames, num_workers=1, time_limit_seconds=2 * time_limit_seconds) as pool:
@@ -86,8 +86,11 @@ def measure_decoding(
                         resize_seconds += time.perf_counter() - started
                     if time.monotonic() > until:
                         break
+                else:
+                    decoded[num_videos - 1] = True
             except DecodeError:
-                failing.append(num_videos - 1)
+                if time.monotonic() < until:  # later it may be for the time alone, which is short here
+                    decoded[num_videos - 1] = False
             if time.monotonic() > until:
                 break
         figures = pool.figures
@@ -95,12 +98,12 @@ def measure_decoding(
         samples.append(torch.zeros(3, preprocess.image_size, preprocess.image_size, dtype=torch.uint8))
     rates = DecodingRates(
         num_videos=num_videos,
-        num_failed=len(failing),
+        num_failed=list(decoded.values()).count(False),
         frames_per_second=num_frames / figures.busy_seconds if num_frames else 0.0,
         source_frames_per_second=figures.num_decoded / figures.busy_seconds if num_frames else 0.0,
         resized_per_second=len(samples) / resize_seconds if num_frames else 0.0,
     )
-    return rates, torch.stack(samples), tuple(failing)
+    return rates, torch.stack(samples), decoded
 
 
 def measure_encoder(

@@ -121,6 +121,11 @@ class ExtractOptions(Options):
         self._check_frames()
         self._check_engine()
 
+    @property
+    def num_processes(self) -> int:
+        """Processes on this machine that encode, as far as these options start them."""
+        return int(self.dask) if self.dask is not None and self.dask.isdecimal() else 1
+
     def _check_frames(self) -> None:
         if self.frames == "fps" and self.clip_frames is not None:
             raise UsageError(

@@ -66,14 +66,18 @@ class DecodeFigures:
     num_restarts: int = 0
 
 
-def default_num_workers(device: torch.device) -> int:
+def default_num_workers(device: torch.device, num_encoders: int = 1) -> int:
     """As many processes as an encoder on that device leaves cores for.
 
     On the CPU that is half of those this process may use, 1 to 8; with a GPU all but two, 1 to 16.
+
+    Args:
+        device: the encoder's.
+        num_encoders: processes of this machine that encode and share its cores, each with decode processes of its own.
     """
-    if device.type == "cuda":
-        return min(MAX_GPU_WORKERS, max(1, num_cores() - CORES_LEFT))
-    return min(MAX_WORKERS, max(1, num_cores() // 2))
+    on_gpu = device.type == "cuda"
+    num_left = num_cores() - CORES_LEFT if on_gpu else num_cores() // 2
+    return min(MAX_GPU_WORKERS if on_gpu else MAX_WORKERS, max(1, num_left // num_encoders))
 
 
 class DecodePool:

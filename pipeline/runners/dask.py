@@ -174,12 +174,19 @@ def _results(
         raise KeyboardInterrupt
 
 
+_LOCAL_SETTINGS = {
+    "distributed.scheduler.allowed-failures": ALLOWED_LOSSES,
+    # A worker is given the shard it makes and no other, which would be counted as lost with it.
+    "distributed.scheduler.worker-saturation": 1.0,
+}
+
+
 @contextmanager
 def _connected(cluster: str, num_workers: int | None) -> Iterator[Client]:
     """A client of the cluster; one that was started here is stopped at the end."""
     with contextlib.ExitStack() as opened:
         if num_workers is not None:
-            opened.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_LOSSES}))
+            opened.enter_context(dask.config.set(_LOCAL_SETTINGS))
             with children_pass_over_ctrl_c():
                 place = opened.enter_context(_local_cluster(num_workers))
         else:

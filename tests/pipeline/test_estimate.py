@@ -8,7 +8,7 @@ import pytest
 from video_files import VIDEOS, write_video
 
 from vfz.pipeline.errors import StorageError
-from vfz.pipeline.estimate import SHARD_BYTES, check_space, estimate_work, free_bytes
+from vfz.pipeline.estimate import SHARD_BYTES, check_space, draw, estimate_work, free_bytes
 from vfz.pipeline.job import ShardTask
 from vfz.pipeline.ledger import LedgerRow
 from vfz.pipeline.plan import PlannedVideo
@@ -118,9 +118,27 @@ def test_a_video_that_is_known_to_be_broken_counts_as_failing_whatever_its_heade
     present = {"ten", "five"}
     work = estimate_work(
         [task(sources, ["ten", "five"])], SIX, folder=sources["ten"].path.parent, rows=(), present=present,
-        failing={"ten"},
+        decoded={"ten": False, "five": True},
     )  # fmt: skip
     assert (work.num_frames, work.num_failing) == (32, 1)
+
+
+def test_as_much_damage_behind_good_headers_is_expected_as_was_found_by_decoding(sources):
+    many = {f"ten{number}": sources["ten"] for number in range(200)}
+    tasks = [task(sources | many, list(many))]
+
+    def told(decoded):
+        return estimate_work(tasks, SIX, folder=sources["ten"].path.parent, rows=(), present=set(many), decoded=decoded)
+
+    drawn = told({f"ten{number}": number % 4 != 0 for number in range(200)})
+    assert drawn.num_frames == pytest.approx(200 * 60 * (1 - drawn.num_failing / 32), abs=1)
+    few = told(dict.fromkeys(many, True) | {"ten0": False})
+    assert few.num_frames >= 200 * 60 * 31 / 32
+    of_eight = told({name: place >= 2 for place, name in enumerate(draw(list(many), 8))})
+    assert of_eight.num_frames == round(200 * 60 * (24 * 0.75 + 6) / 32)
+    assert of_eight.frames_from.endswith("2 of the 32 looked at cannot be decoded, nor 25% of the others, "
+                                         "as of those that were tried")  # fmt: skip
+    assert of_eight.num_frames == pytest.approx(200 * 60 * 0.75, rel=of_eight.frames_error)
 
 
 def test_a_video_that_does_not_say_how_long_it_is_is_taken_for_an_ordinary_one(sources, tmp_path):
