@@ -1,6 +1,7 @@
 """Real mp4 files and a real pretrained encoder through the three commands, as a user types them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,10 @@ def test_broken_videos_are_named_and_the_good_ones_kept(folder_dataset, tmp_path
     ran = vfz("extract", "--dataset", "folder", "--root", str(folder_dataset), *ENCODER, cwd=tmp_path)
     assert ran.returncode == 0
     assert "4 ok, 2 failed, 0 missing" in ran.stdout
-    assert "failed: cannot be read as a video (Invalid data found when processing input)  2" in ran.stdout
+    kind = (
+        r"failed: cannot be read as a video \(Invalid data found when processing input\) +2 +train/traffic/(cut|text)"
+    )
+    assert re.search(kind, ran.stdout)
     for name in ("text", "cut"):
         assert f"failed: 'train/traffic/{name}': {name}.mp4: cannot be read as a video" in ran.stderr
     assert "Traceback" not in ran.stderr
