@@ -21,6 +21,8 @@ from vfz.pipeline.source import VideoSource
 from vfz.pipeline.spec import FrameSpec, ViewSpec
 from vfz.pipeline.views import ViewCropper
 
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = FrameSpec(fps=2, decoder=PyAVDecoder.name, decoder_version=PyAVDecoder.version)
 

@@ -17,6 +17,8 @@ from vfz.temporal.probes import fit_linear
 from vfz.temporal.train import train_temporal
 from vfz.temporal.train_options import EvaluateOptions
 
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 CUDA = torch.device("cuda")
 
 
