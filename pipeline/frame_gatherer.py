@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from vfz.pipeline.errors import EncoderError
+from vfz.pipeline.frames import square_of
 from vfz.pipeline.views import ViewCrop, ViewCropper
 
 if TYPE_CHECKING:
@@ -64,11 +65,7 @@ class CpuGatherer:
 
     def add(self, pixels_HWC: np.ndarray, cropper: ViewCropper | None) -> None:
         """See `FrameGatherer`."""
-        if cropper is None:
-            square_CSS = self._preprocess.resize_crop(pixels_HWC)
-        else:
-            square_CSS = self._preprocess.resize_view(pixels_HWC, cropper.crop(*pixels_HWC.shape[:2]))
-        self._squares.append(square_CSS)
+        self._squares.append(square_of(pixels_HWC, self._preprocess, cropper))
 
     def take(self) -> Tensor:
         """See `FrameGatherer`."""

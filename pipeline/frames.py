@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.decoding import VideoFrame, get_decoder
@@ -42,9 +44,12 @@ def prepared_frames(
 
 def prepare(frame: VideoFrame, preprocess: Preprocess, cropper: ViewCropper | None = None) -> PreparedFrame:
     """A decoded frame, resized and cropped on the CPU."""
+    return PreparedFrame(pixels_CHW=square_of(frame.pixels_HWC, preprocess, cropper), pts_seconds=frame.pts_seconds)
+
+
+def square_of(pixels_HWC: NDArray[np.uint8], preprocess: Preprocess, cropper: ViewCropper | None) -> Tensor:
+    """The pixels of a frame as the encoder takes them: uint8 [3,S,S] on the CPU; `cropper` is None for the centre."""
     if cropper is None:
-        pixels_CHW = preprocess.resize_crop(frame.pixels_HWC)
-    else:
-        height, width = frame.pixels_HWC.shape[:2]
-        pixels_CHW = preprocess.resize_view(frame.pixels_HWC, cropper.crop(height, width))
-    return PreparedFrame(pixels_CHW=pixels_CHW, pts_seconds=frame.pts_seconds)
+        return preprocess.resize_crop(pixels_HWC)
+    height, width = pixels_HWC.shape[:2]
+    return preprocess.resize_view(pixels_HWC, cropper.crop(height, width))

@@ -5,6 +5,17 @@ from pathlib import Path
 
 from vfz.pipeline.cache import FeatureCache
 from vfz.pipeline.commit import committed_paths, read_shard_index
+from vfz.pipeline.progress import SilentProgress
+
+
+class Notes(SilentProgress):
+    """Keeps what an extraction tells, in `lines`."""
+
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
 
 
 def all_tokens(path):

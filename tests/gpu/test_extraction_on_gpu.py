@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from extraction import all_tokens, shard_files
+from extraction import Notes, all_tokens, shard_files
 from video_files import VIDEOS
 
 from vfz.pipeline.cache import FeatureCache
@@ -16,7 +16,6 @@ from vfz.pipeline.frame_gatherer import frame_gatherer
 from vfz.pipeline.live import LiveEncoder
 from vfz.pipeline.options import ExtractOptions
 from vfz.pipeline.preprocess import Preprocess
-from vfz.pipeline.progress import SilentProgress
 from vfz.pipeline.source import VideoSource
 from vfz.pipeline.spec import FrameSpec, ViewSpec
 from vfz.pipeline.views import ViewCropper
@@ -33,14 +32,6 @@ def options(folder_dataset, tmp_path):
         dataset="folder", root=folder_dataset, encoder="vit_tiny_patch16_224", random_weights=True, image_size=64,
         layers=("2", "11"), precision="fp32", fps=6, batch_size=16, device="cuda", out=tmp_path / "caches",
     )  # fmt: skip
-
-
-class Notes(SilentProgress):
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 def tokens_of(cache, layer="11"):

@@ -5,14 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from extraction import all_tokens
+from extraction import Notes, all_tokens
 
 from vfz.pipeline.encoder import load_encoder
 from vfz.pipeline.encoder_layers import VitReader
 from vfz.pipeline.errors import EncoderError
 from vfz.pipeline.extract import extract
 from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.progress import SilentProgress
 from vfz.pipeline.shard_log import read_log
 
 
@@ -22,14 +21,6 @@ def options(folder_dataset, tmp_path):
         dataset="folder", root=folder_dataset, encoder="vit_tiny_patch16_224", random_weights=True, image_size=32,
         layers=("2",), precision="fp32", fps=2, batch_size=8, out=tmp_path / "caches",
     )  # fmt: skip
-
-
-class Notes(SilentProgress):
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture
