@@ -11,8 +11,8 @@ from vfz.pipeline.units import counted, human_bytes
 
 if TYPE_CHECKING:
     from vfz.pipeline.maintenance.compare import CompareReport
-    from vfz.pipeline.maintenance.verify_encoder import EncoderReport
-    from vfz.pipeline.maintenance.verify_report import VerifyReport
+    from vfz.pipeline.maintenance.verify.encoder import EncoderReport
+    from vfz.pipeline.maintenance.verify.report import VerifyReport
 
 EXAMPLE = """\
 vfz cache verify caches/k400-vit_small-0123456789ab
@@ -51,7 +51,7 @@ def verify_command(options: VerifyOptions, session: Session) -> None:
         if not compared.interchangeable:
             failures.append(f"{path} and {against} are not interchangeable")
     if options.encoder and report.intact:
-        from vfz.pipeline.maintenance.verify_encoder import verify_encoder
+        from vfz.pipeline.maintenance.verify.encoder import verify_encoder
 
         encoder = verify_encoder(path, weights=options.weights, root=options.root, device=options.device)
         found["encoder"] = {**dataclasses.asdict(encoder), "passed": encoder.passed}

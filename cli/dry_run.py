@@ -1,4 +1,4 @@
-"""`vfz extract --dry-run`: `vfz.pipeline.dry_run.DryRun` as tables."""
+"""`vfz extract --dry-run`: `vfz.pipeline.extraction.dry_run.DryRun` as tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vfz.pipeline.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from vfz.pipeline.dry_run import DryRun, Outlook
+    from vfz.pipeline.extraction.dry_run import DryRun, Outlook
     from vfz.pipeline.measure import DecodingRates
 
 

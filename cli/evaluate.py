@@ -1,9 +1,9 @@
-"""`vfz evaluate`: options in, `vfz.temporal.evaluate.evaluate`, table out."""
+"""`vfz evaluate`: options in, `vfz.temporal.training.evaluate.evaluate`, table out."""
 
 from __future__ import annotations
 
 from vfz.cli.options import Session, command
-from vfz.temporal.train_options import EvaluateOptions
+from vfz.temporal.training.options import EvaluateOptions
 
 EXAMPLE = """\
 vfz evaluate runs/my-run
@@ -14,7 +14,7 @@ vfz evaluate runs/my-run --cache caches/k400-vit_large_patch16_dinov3-0123456789
 def evaluate_command(options: EvaluateOptions, session: Session) -> None:
     """Evaluate a run of vfz train-temporal on a split of a cache of the same recipe."""
     from vfz.cli.console import print_json, progress, show
-    from vfz.temporal.evaluate import evaluate
+    from vfz.temporal.training.evaluate import evaluate
 
     with progress() as shown:
         report = evaluate(options, progress=shown)

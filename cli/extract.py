@@ -1,4 +1,4 @@
-"""`vfz extract`: options in, `vfz.pipeline.extract.extract`, table out."""
+"""`vfz extract`: options in, `vfz.pipeline.extraction.extract.extract`, table out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vfz.cli.options import Session, command
 from vfz.pipeline.errors import TooManyFailuresError
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
 
     if options.dry_run:
         from vfz.cli.dry_run import show_dry_run
-        from vfz.pipeline.dry_run import dry_run
+        from vfz.pipeline.extraction.dry_run import dry_run
 
         with progress() as shown:
             plan = dry_run(options, progress=shown)
         show_dry_run(plan, as_json=session.json)
         return
-    from vfz.pipeline.extract import extract
+    from vfz.pipeline.extraction.extract import extract
 
     try:
         with progress() as shown:

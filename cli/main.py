@@ -22,7 +22,7 @@ from vfz.pipeline.errors import VfzError
 COMMANDS: Commands = {
     "extract": ("vfz.cli.extract", "extract_command", "Run a frozen encoder over videos and cache the tokens."),
     "train-temporal": (
-        "vfz.cli.train_temporal",
+        "vfz.cli.train",
         "train_temporal_command",
         "Train a recurrent temporal module from a cache.",
     ),
@@ -30,7 +30,7 @@ COMMANDS: Commands = {
     "probe": ("vfz.cli.probe", "probe_command", "Fit a linear or attentive probe on cached tokens."),
     "cache": ("vfz.cli.cache", "cache_group", "List, describe, verify, convert and repair caches."),
     "run": ("vfz.cli.run", "run_command", "All stages of a recipe, those that are done left out."),
-    "demo": ("vfz.cli.demo", "demo_command", "All three on built-in videos; prints a table."),
+    "demo": ("vfz.cli.workflow", "demo_command", "All three on built-in videos; prints a table."),
 }
 
 INTERRUPTED = 130

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vfz.cli.lazy import Commands
 from vfz.cli.options import Session, command
-from vfz.temporal.options import ProbeOptions
+from vfz.temporal.probes.options import ProbeOptions
 
 if TYPE_CHECKING:
     from vfz.temporal.probes.dense import DenseReport

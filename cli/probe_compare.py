@@ -1,4 +1,4 @@
-"""`vfz probe compare`: options in, `vfz.temporal.comparison.write.compare_probes`, tables out."""
+"""`vfz probe compare`: options in, `vfz.temporal.comparison.report.compare_probes`, tables out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def compare_command(options: CompareOptions, session: Session) -> None:
     Prints the tables and writes them as CSV, JSON and one HTML page that needs no network.
     """
     from vfz.cli.console import print_json, show, table
+    from vfz.temporal.comparison.report import compare_probes, to_dict
     from vfz.temporal.comparison.tables import AGAINST_COLUMNS, COLUMNS, against_rows, result_rows
-    from vfz.temporal.comparison.write import compare_probes, to_dict
 
     report = compare_probes(options)
     if session.json:

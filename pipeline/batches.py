@@ -11,9 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from vfz.pipeline.encoder.batching import frame_gatherer
+from vfz.pipeline.engine.tasks import (
+    DECODE,
+    PREPARE,
+    AllEnd,
+    FrameBatch,
+    FromFeeder,
+    ShardEnd,
+    ShardInHand,
+    VideoInHand,
+)
 from vfz.pipeline.errors import DecodeError
-from vfz.pipeline.frame_gatherer import frame_gatherer
-from vfz.pipeline.in_hand import DECODE, PREPARE, AllEnd, FrameBatch, FromFeeder, ShardEnd, ShardInHand, VideoInHand
 from vfz.pipeline.stages import Channel, timed
 from vfz.pipeline.views import cropper_of
 
@@ -23,11 +32,11 @@ if TYPE_CHECKING:
     from vfz.pipeline.decoding.base import VideoFrame
     from vfz.pipeline.decoding.pool import DecodePool
     from vfz.pipeline.decoding.stream import VideoStream
+    from vfz.pipeline.encoder.transforms import Preprocess
     from vfz.pipeline.interrupts import StopRequest
     from vfz.pipeline.job import ShardTask
-    from vfz.pipeline.preprocess import Preprocess
+    from vfz.pipeline.recipe import Recipe
     from vfz.pipeline.source import VideoSource
-    from vfz.pipeline.spec import Recipe
 
 
 class BatchFeeder:

@@ -11,9 +11,9 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vfz.pipeline.contents import Contents
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import canonical_json, fsync_dir, fsync_tree, sha256_hex, storage_errors, unique_token
+from vfz.pipeline.format.header import Contents
 from vfz.pipeline.sealed import read_sealed, sealed_bytes, sound_content
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class CacheHeader:
     Attributes:
         recipe: what decides a stored number, as plain JSON values.
         fingerprint: SHA-256 of the recipe's canonical JSON.
-        contents: what the cache was created with; `vfz.pipeline.contents.read_contents` gives what it holds now.
+        contents: what the cache was created with; `vfz.pipeline.format.header.read_contents` gives what it holds now.
         provenance: who made it with what; decides nothing.
     """
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfz.pipeline.preprocess import Interpolation, Preprocess
-from vfz.pipeline.spec import EncoderSpec, Recipe
+from vfz.pipeline.encoder.transforms import Interpolation, Preprocess
+from vfz.pipeline.recipe import EncoderSpec, Recipe
 from vfz.pipeline.views import cropper_of
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.engine.metrics import bottleneck_of, busy_shares
 from vfz.pipeline.failures import FailureKind, group_failures
-from vfz.pipeline.ledger_table import lacking_rows
-from vfz.pipeline.telemetry import bottleneck_of, busy_shares
+from vfz.pipeline.format.ledger_table import lacking_rows
 
 if TYPE_CHECKING:
-    from vfz.pipeline.telemetry import RunTotals
+    from vfz.pipeline.engine.metrics import RunTotals
 
 
 @dataclass(frozen=True, kw_only=True)

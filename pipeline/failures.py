@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfz.pipeline.ledger import LedgerRow
+    from vfz.pipeline.format.ledger import LedgerRow
 
 VIDEO, NUMBER = "VIDEO", "N"
 """What stands in a kind for the video's name and for a number."""

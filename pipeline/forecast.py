@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfz.pipeline.estimate import WorkEstimate
+    from vfz.pipeline.extraction.estimate import WorkEstimate
 
 CLIP_FRAMES = 16
 """Frames of a clip, as the default of `vfz train-temporal`."""

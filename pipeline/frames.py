@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.decoding import VideoFrame, get_decoder
-from vfz.pipeline.preprocess import Preprocess
+from vfz.pipeline.encoder.transforms import Preprocess
+from vfz.pipeline.recipe import FrameSpec
 from vfz.pipeline.source import VideoSource
-from vfz.pipeline.spec import FrameSpec
 from vfz.pipeline.views import ViewCropper
 
 

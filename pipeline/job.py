@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from vfz.pipeline.source import VideoSource
 
 if TYPE_CHECKING:
-    from vfz.pipeline.encoder import FrozenEncoder
-    from vfz.pipeline.ledger import LedgerRow
-    from vfz.pipeline.plan import PlannedVideo
+    from vfz.pipeline.encoder.model import FrozenEncoder
+    from vfz.pipeline.format.ledger import LedgerRow
+    from vfz.pipeline.format.plan import PlannedVideo
     from vfz.pipeline.stores import Column
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRequest:
-    """What it takes to build the encoder, as `vfz.pipeline.encoder.load_encoder` takes it; the same in any process.
+    """What it takes to build the encoder, as `load_encoder` takes it; the same in any process.
 
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; settled by the process that does the work.
@@ -44,7 +44,7 @@ class EncoderRequest:
     def load(self) -> FrozenEncoder:
         """Builds the encoder; see `load_encoder` for what is raised."""
         from vfz.pipeline.devices import choose_device
-        from vfz.pipeline.encoder import load_encoder
+        from vfz.pipeline.encoder.model import load_encoder
 
         return load_encoder(
             self.name,

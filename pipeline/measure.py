@@ -23,10 +23,10 @@ from vfz.pipeline.files import storage_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vfz.pipeline.encoder import FrozenEncoder
-    from vfz.pipeline.preprocess import Preprocess
+    from vfz.pipeline.encoder.model import FrozenEncoder
+    from vfz.pipeline.encoder.transforms import Preprocess
+    from vfz.pipeline.recipe import FrameSpec
     from vfz.pipeline.source import VideoSource
-    from vfz.pipeline.spec import FrameSpec
 
 DECODE_SECONDS = 4.0
 ENCODE_SECONDS = 4.0

@@ -15,9 +15,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.catalog import check_index
-from vfz.pipeline.commit import SHARDS, read_shard_index
 from vfz.pipeline.errors import CacheError, CacheFormatError
+from vfz.pipeline.format.catalog import check_index
+from vfz.pipeline.format.commits import SHARDS, read_shard_index
 from vfz.pipeline.sealed import read_sealed_digest
 from vfz.pipeline.stores import Checksums, ShardReader, get_store
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from vfz.pipeline.contents import Contents
+    from vfz.pipeline.format.header import Contents
     from vfz.pipeline.stores import ShardData
 
 _MAX_OPEN_FILES = 1 << 16

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.datasets import open_dataset
-from vfz.pipeline.destination import make_recipe
 from vfz.pipeline.devices import device_for
-from vfz.pipeline.encoder_weights import check_name
+from vfz.pipeline.encoder.weights import check_name
+from vfz.pipeline.engine import check_engine
+from vfz.pipeline.engine.local import Share, choose_share
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.extraction.setup import make_recipe
 from vfz.pipeline.job import EncoderRequest
 from vfz.pipeline.presence import describe_missing, present_ids
-from vfz.pipeline.runners import check_engine
-from vfz.pipeline.runners.ranks import Share, choose_share
 
 if TYPE_CHECKING:
     from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
-    from vfz.pipeline.encoder import FrozenEncoder
-    from vfz.pipeline.options import ExtractOptions
+    from vfz.pipeline.encoder.model import FrozenEncoder
+    from vfz.pipeline.extraction.options import ExtractOptions
     from vfz.pipeline.progress import Progress
-    from vfz.pipeline.spec import Recipe
+    from vfz.pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

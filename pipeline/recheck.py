@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from vfz.pipeline.commit import committed_paths
+from vfz.pipeline.format.commits import committed_paths
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vfz.pipeline.ledger import LedgerRow
+    from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.source import VideoSource
 
 CLOCK_SKEW_NS = 3600 * 10**9

@@ -15,10 +15,10 @@ import torch
 
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.pool import DecodePool
+from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.errors import DecodeError, TooManyFailuresError
 from vfz.pipeline.frames import prepare
-from vfz.pipeline.preprocess import Preprocess
-from vfz.pipeline.spec import FrameSpec
+from vfz.pipeline.recipe import FrameSpec
 
 FRAMES_PER_VIDEO = 3
 STEP_FRAMES = 8

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vfz.pipeline.spec import ViewSpec
+from vfz.pipeline.recipe import ViewSpec
 
 _TRIES = 10
 

@@ -11,15 +11,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfz.temporal.clip_dataset import ClipDataset
     from vfz.temporal.cores import build_core
+    from vfz.temporal.data.dataset import ClipDataset
     from vfz.temporal.mixers import build_mixer
     from vfz.temporal.readouts import build_readout
 
 __all__ = ["ClipDataset", "build_core", "build_mixer", "build_readout"]
 
 _MODULE_OF = {
-    "ClipDataset": "vfz.temporal.clip_dataset",
+    "ClipDataset": "vfz.temporal.data.dataset",
     "build_core": "vfz.temporal.cores",
     "build_mixer": "vfz.temporal.mixers",
     "build_readout": "vfz.temporal.readouts",

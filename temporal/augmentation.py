@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vfz.pipeline.cache.request import is_whole, shown
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.read_request import is_whole, shown
 
 PLACE_TASKS = ("boxes", "points", "depth")
 """Tasks that ask about places in the picture, whose tokens may have been dropped."""

@@ -16,16 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfz.pipeline.encoder import load_encoder
+from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.extract import extract
 from vfz.pipeline.extract_report import ExtractReport
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.files import make_folder, write_file_atomic
-from vfz.pipeline.options import ExtractOptions
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.options import DemoOptions, ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import DemoOptions, ProbeOptions, TrainOptions
 from vfz.temporal.probes.run import ProbeReport, probe
-from vfz.temporal.train import TrainReport, train_temporal
+from vfz.temporal.training.train import TrainReport, train_temporal
 
 CORES = ("identity", "gmmix", "rvm_rnn")
 TIMED_CORE = "gmmix"

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.cores.spatial import Attention
-from vfz.temporal.registry import Registry
+from vfz.pipeline.registry import Registry
+from vfz.temporal.layers import Attention
 
 _INIT_STD = 0.02
 _PAPER_HEADS = 8

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.readouts.depth import PATCH_PIXELS
-from vfz.temporal.reference_names import CORE, MIXERS, READOUTS, Naming
+from vfz.temporal.reference.mapping import CORE, MIXERS, READOUTS, Naming
 
 # Heads of the decoder in the released readouts. They are in no tensor.
 PAPER_HEADS = {"boxes": 4, "points": 8}

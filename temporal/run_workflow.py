@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, RunError
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.run import probe
-from vfz.temporal.runs import read_run
-from vfz.temporal.train import train_temporal
 from vfz.temporal.training.experiment import made_otherwise
+from vfz.temporal.training.runs import read_run
+from vfz.temporal.training.train import train_temporal
 from vfz.temporal.workflow import Published, RunOptions, Workflow, read_workflow
 
 State = Literal["done", "continue", "to do"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfz.pipeline.crops import SeenCrop
-from vfz.pipeline.targets import VideoTargets
+from vfz.pipeline.datasets.targets import VideoTargets
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from vfz.pipeline.config import Options, option, read_tables
 from vfz.pipeline.errors import UnknownNameError, UsageError
-from vfz.pipeline.options import ExtractOptions
-from vfz.temporal.options import ProbeOptions, TrainOptions
+from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)

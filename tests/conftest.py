@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 
 VIDEOS = Path(__file__).parent / "data" / "videos"
 

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.commit import committed_paths, read_shard_index
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.format.commits import committed_paths, read_shard_index
 from vfz.pipeline.progress import SilentProgress
 
 

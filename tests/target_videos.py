@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vfz.pipeline.targets import Targets
+from vfz.pipeline.datasets.targets import Targets
 
 NUM_FRAMES, RATE = 12, 6
 NEAR_METRES, FAR_METRES = 0.5, 2.0

@@ -13,7 +13,7 @@ from vfz.pipeline.datasets.base import OnProgress, VideoDataset, VideoRecord
 from vfz.pipeline.datasets.folder import FolderDataset
 from vfz.pipeline.datasets.hmdb51 import Hmdb51
 from vfz.pipeline.datasets.kinetics import Kinetics400, Kinetics600, Kinetics700
-from vfz.pipeline.datasets.path_lists import CsvDataset, ListDataset
+from vfz.pipeline.datasets.lists import CsvDataset, ListDataset
 from vfz.pipeline.datasets.ssv2 import SomethingSomethingV2
 from vfz.pipeline.datasets.synthetic import SyntheticDataset
 from vfz.pipeline.datasets.tars import TarsDataset

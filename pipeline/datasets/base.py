@@ -44,7 +44,8 @@ class VideoDataset(ABC):
         name: the default name of caches made from it, safe as a folder name.
         root: the folder the videos lie under.
         class_names: class names in label order; empty where there are no labels.
-        targets_path: `targets.npz` with boxes, points, depth and pose (see `vfz.pipeline.targets`), where there is one.
+        targets_path: `targets.npz` with boxes, points, depth and pose (`vfz.pipeline.datasets.targets`), where there is
+            one.
         default_fps: the sampling rate (frames per second) that `vfz extract` uses unless told otherwise.
         can_flip: whether a mirrored video keeps its class.
     """

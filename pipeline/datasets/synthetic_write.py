@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vfz.pipeline.datasets.synthetic import CLASS_NAMES, FRAMES_PER_SECOND, GESTURES, SyntheticParameters
-from vfz.pipeline.datasets.synthetic_render import Rasters, rasterise, write_mp4
-from vfz.pipeline.datasets.synthetic_scene import FOCAL, Geometry, draw_scene, place
-from vfz.pipeline.targets import Targets
+from vfz.pipeline.datasets.synthetic.render import Rasters, rasterise, write_mp4
+from vfz.pipeline.datasets.synthetic.scene import FOCAL, Geometry, draw_scene, place
+from vfz.pipeline.datasets.targets import Targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

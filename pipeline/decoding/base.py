@@ -12,8 +12,8 @@ from vfz.pipeline.errors import DecodeError
 if TYPE_CHECKING:
     import numpy as np
 
+    from vfz.pipeline.recipe import FrameSpec
     from vfz.pipeline.source import VideoSource
-    from vfz.pipeline.spec import FrameSpec
 
 
 @dataclass(frozen=True, kw_only=True)

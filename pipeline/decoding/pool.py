@@ -4,7 +4,7 @@ A decoder is C code that reads what strangers wrote. In a process of its own it 
 can be stopped; threads could do neither, and would share this process's interpreter lock. The processes are started
 with `subprocess` and not forked, since dask's workers and CUDA may not fork.
 
-    sources --> videos() --> thread per process <--pipe, socket--> vfz.pipeline.decoding.child
+    sources --> videos() --> thread per process <--pipe, socket--> vfz.pipeline.decoding.worker
                                     |
                              VideoStream, in the order given --> whoever iterates
 
@@ -35,8 +35,8 @@ from vfz.pipeline.decoding.stream import VideoStream
 from vfz.pipeline.decoding.wire import Setup
 from vfz.pipeline.devices import num_cores
 from vfz.pipeline.errors import DecodeError, RunError, UsageError
+from vfz.pipeline.recipe import FrameSpec
 from vfz.pipeline.source import VideoSource
-from vfz.pipeline.spec import FrameSpec
 
 if TYPE_CHECKING:
     import torch

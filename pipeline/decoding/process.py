@@ -253,7 +253,7 @@ def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
         seconds, microseconds = divmod(round(TICK_SECONDS * 1e6), 10**6)
         output.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, microseconds))
         process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-P", "-m", "vfz.pipeline.decoding.child", str(child_output.fileno())],
+            [sys.executable, "-P", "-m", "vfz.pipeline.decoding.worker", str(child_output.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from vfz.pipeline.spec import FrameSpec
+from vfz.pipeline.recipe import FrameSpec
 
 FrameT = TypeVar("FrameT")
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache_header import read_header
-from vfz.pipeline.contents import Contents, read_contents
-from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.spec import describe_difference
+from vfz.pipeline.format.header import Contents, read_contents
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.recipe import describe_difference
 
 NAMES = ("A", "B")
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache_header import fingerprint_of
-from vfz.pipeline.catalog import write_catalog
-from vfz.pipeline.commit import ShardIndex, committed_paths, read_shard_index
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.find import cache_name, find_cache
+from vfz.pipeline.format.catalog import write_catalog
+from vfz.pipeline.format.commits import ShardIndex, committed_paths, read_shard_index
 from vfz.pipeline.maintenance.convert_shard import ShardConverter
 from vfz.pipeline.maintenance.convert_source import SourceCache, open_source
 from vfz.pipeline.maintenance.convert_target import TargetCache, converted_recipe, open_target
@@ -33,7 +33,7 @@ from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.pipeline.stores import get_store
 
 if TYPE_CHECKING:
-    from vfz.pipeline.ledger import LedgerRow
+    from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.maintenance.convert_options import ConvertOptions
 
 

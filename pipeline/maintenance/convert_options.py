@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfz.pipeline.config import Options, check_folder_name, option
-from vfz.pipeline.spec import COMPRESSIONS, PRECISIONS, STORE_NAMES
+from vfz.pipeline.recipe import COMPRESSIONS, PRECISIONS, STORE_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)

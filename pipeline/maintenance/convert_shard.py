@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vfz.pipeline.calibration import digest_of
-from vfz.pipeline.commit import ShardIndex, commit_shard, new_data_path
 from vfz.pipeline.errors import EncoderError
+from vfz.pipeline.format.calibration import digest_of
+from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
 from vfz.pipeline.lease import writer_lease
 from vfz.pipeline.stores import Column, ShardVideo, ShardWriter, get_store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vfz.pipeline.ledger import LedgerRow
+    from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.maintenance.convert_source import SourceCache, SourceReader
     from vfz.pipeline.maintenance.convert_target import TargetCache
     from vfz.pipeline.progress import Progress

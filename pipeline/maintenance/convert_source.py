@@ -19,16 +19,16 @@ import numpy as np
 import torch
 
 from vfz.pipeline.cache_header import HEADER, CacheHeader, read_header
-from vfz.pipeline.calibration import Calibration, digest_of, read_calibrations
-from vfz.pipeline.commit import SHARDS, ShardIndex, committed_shards
-from vfz.pipeline.contents import Contents, read_contents
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.plan import Plan, read_plans
-from vfz.pipeline.precision import PRECISION_VERSION, expand
+from vfz.pipeline.format.calibration import Calibration, digest_of, read_calibrations
+from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_shards
+from vfz.pipeline.format.header import Contents, read_contents
+from vfz.pipeline.format.plan import Plan, read_plans
+from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED
 from vfz.pipeline.sealed import sound_content
-from vfz.pipeline.spec import CALIBRATION_FRAMES, CALIBRATION_SEED
 from vfz.pipeline.stores import ShardReader, get_store
-from vfz.pipeline.stores.records import PTS_KEY, Column
+from vfz.pipeline.stores.metadata import PTS_KEY, Column
+from vfz.pipeline.stores.quantization import PRECISION_VERSION, expand
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

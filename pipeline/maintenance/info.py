@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.calibration import Calibration, read_calibrations
-from vfz.pipeline.commit import committed_shards
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheIncompleteError, UsageError
 from vfz.pipeline.find import DEFAULT_FOLDER
-from vfz.pipeline.ledger_table import from_utf8
+from vfz.pipeline.format.calibration import Calibration, read_calibrations
+from vfz.pipeline.format.commits import committed_shards
+from vfz.pipeline.format.ledger_table import from_utf8
 from vfz.pipeline.stores import Column, ShardData
-from vfz.pipeline.stores.records import ArraySpec
+from vfz.pipeline.stores.metadata import ArraySpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -264,7 +264,10 @@ def _python(cache: FeatureCache) -> str:
         extra = ""
     except CacheIncompleteError:
         extra = ", allow_incomplete=True"
-    lines = ["from vfz.pipeline.cache import FeatureCache", f"cache = FeatureCache({str(cache.path)!r}{extra})"]
+    lines = [
+        "from vfz.pipeline.cache.feature_cache import FeatureCache",
+        f"cache = FeatureCache({str(cache.path)!r}{extra})",
+    ]
     layer = list(cache.layers)[-1]
     for view in cache.views:
         readable = cache.ok_videos(view=view, layers=(layer,))

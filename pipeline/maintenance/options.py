@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vfz.pipeline.config import Options, option
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.options import DEVICE_HELP
+from vfz.pipeline.extraction.options import DEVICE_HELP
 
 CACHE_HELP = "The cache; default: the only one in caches/."
 

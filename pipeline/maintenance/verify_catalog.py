@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfz.pipeline.catalog import CATALOG_FILES, PLAN, SIDE, TABLE, build_catalog, read_side
-from vfz.pipeline.commit import SHARDS, committed_paths
-from vfz.pipeline.contents import CONTENTS
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import sha256_file
-from vfz.pipeline.maintenance.verify_report import Problem, Severity
-from vfz.pipeline.maintenance.verify_state import LINK, CacheState, short
+from vfz.pipeline.format.catalog import CATALOG_FILES, PLAN, SIDE, TABLE, build_catalog, read_side
+from vfz.pipeline.format.commits import SHARDS, committed_paths
+from vfz.pipeline.format.header import CONTENTS
+from vfz.pipeline.maintenance.verify.metadata import LINK, CacheState, short
+from vfz.pipeline.maintenance.verify.report import Problem, Severity
 from vfz.pipeline.sealed import read_sealed_digest
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from vfz.pipeline.errors import UnknownNameError
 from vfz.pipeline.stores.base import Checksums, ShardReader, ShardWriter
-from vfz.pipeline.stores.records import Column, ShardData, ShardVideo, StoredVideo
-from vfz.pipeline.stores.webdataset_reader import WebDatasetShardReader
-from vfz.pipeline.stores.webdataset_store import WebDatasetShardWriter
+from vfz.pipeline.stores.metadata import Column, ShardData, ShardVideo, StoredVideo
+from vfz.pipeline.stores.tar_reader import WebDatasetShardReader
+from vfz.pipeline.stores.tar_writer import WebDatasetShardWriter
 from vfz.pipeline.stores.zarr_reader import ZarrShardReader
-from vfz.pipeline.stores.zarr_store import ZarrShardWriter
+from vfz.pipeline.stores.zarr_writer import ZarrShardWriter
 
 __all__ = [
     "STORES",

@@ -17,7 +17,7 @@ import numpy as np
 
 from vfz.pipeline.errors import EncoderError
 from vfz.pipeline.files import storage_errors
-from vfz.pipeline.stores.records import PTS_ARRAY, PTS_KEY, ArraySpec, Column, ShardData, ShardVideo, StoredVideo
+from vfz.pipeline.stores.metadata import PTS_ARRAY, PTS_KEY, ArraySpec, Column, ShardData, ShardVideo, StoredVideo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,7 +20,7 @@ import numpy as np
 from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.stores.records import ArraySpec, Compression
+from vfz.pipeline.stores.metadata import ArraySpec, Compression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

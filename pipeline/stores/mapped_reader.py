@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vfz.pipeline.stores.records import ArraySpec, ShardData
+    from vfz.pipeline.stores.metadata import ArraySpec, ShardData
 
 
 class OpenArray(Protocol):

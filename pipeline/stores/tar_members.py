@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vfz.pipeline.files import canonical_json
 
 if TYPE_CHECKING:
-    from vfz.pipeline.stores.records import ArraySpec
+    from vfz.pipeline.stores.metadata import ArraySpec
 
 BLOCK_BYTES = 512
 """Headers and contents begin at multiples of this."""

@@ -16,7 +16,7 @@ from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores.compression import decode
 from vfz.pipeline.stores.copying import copy_frames
 from vfz.pipeline.stores.mapped import RESTORE
-from vfz.pipeline.stores.zarr_store import CRC_BYTES
+from vfz.pipeline.stores.zarr_writer import CRC_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.stores.base import Checksums
     from vfz.pipeline.stores.mapped import MappedFile
-    from vfz.pipeline.stores.records import ArraySpec, ChunkRecord, Compression
+    from vfz.pipeline.stores.metadata import ArraySpec, ChunkRecord, Compression
 
 
 @dataclass(frozen=True, kw_only=True)

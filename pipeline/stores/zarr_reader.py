@@ -18,12 +18,12 @@ from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores.mapped import RESTORE, MappedFile
 from vfz.pipeline.stores.mapped_reader import MappedShardReader
 from vfz.pipeline.stores.zarr_arrays import ArrayLayout, EncodedArray, PlainArray
-from vfz.pipeline.stores.zarr_store import CRC_BYTES, data_file
+from vfz.pipeline.stores.zarr_writer import CRC_BYTES, data_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vfz.pipeline.stores.records import ArraySpec, Compression
+    from vfz.pipeline.stores.metadata import ArraySpec, Compression
 
 _BYTES_CODECS: tuple[Any, ...] = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "bytes"})
 """Little-endian numbers; the second where a number is one byte."""

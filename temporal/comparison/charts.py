@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vfz.temporal.comparison.results import EPOCHS, Comparison, Curve, ProbeResult
+from vfz.temporal.comparison.compare import EPOCHS, Comparison, Curve, ProbeResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

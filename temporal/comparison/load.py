@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vfz.pipeline.errors import RunError, UsageError
-from vfz.temporal.comparison.results import EPOCHS, Curve, ProbeResult
+from vfz.temporal.comparison.compare import EPOCHS, Curve, ProbeResult
 from vfz.temporal.probes.record import read_record
-from vfz.temporal.probes.statistics import Interval
+from vfz.temporal.statistics import Interval
 
 _CONFIDENCE = 0.95
 _FIGURES_OF_HEADS = ("held_out_top1", "held_out_log_loss", "eval_top1")

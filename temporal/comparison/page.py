@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from vfz.temporal.comparison.charts import accuracy_chart, change_chart, confusion_chart, curve_chart, layer_chart
-from vfz.temporal.comparison.results import Comparison, Curve, ProbeResult
+from vfz.temporal.comparison.compare import Comparison, Curve, ProbeResult
 from vfz.temporal.comparison.tables import AGAINST_COLUMNS, COLUMNS, NUM_TEXT_COLUMNS, against_rows, result_rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vfz.pipeline.units import human_bytes, human_seconds
-from vfz.temporal.comparison.results import Comparison, ProbeResult
+from vfz.temporal.comparison.compare import Comparison, ProbeResult
 
 COLUMNS = (
     "probe", "kind", "of", "encoder", "layers", "precision", "top-1", "95% interval", "best head on validation",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.registry import Registry
 from vfz.temporal.cores.attention import AttentionCore
 from vfz.temporal.cores.base import TemporalCore
 from vfz.temporal.cores.gmmix import GMMixCore
@@ -19,7 +20,6 @@ from vfz.temporal.cores.m import MCore
 from vfz.temporal.cores.mingru import MinGruCore
 from vfz.temporal.cores.mmix import MMixCore
 from vfz.temporal.cores.rvm_rnn import RvmRnnCore
-from vfz.temporal.registry import Registry
 
 __all__ = ["CORES", "TemporalCore", "build_core"]
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.cores.base import TemporalCore
-from vfz.temporal.cores.spatial import Mlp, check_heads
+from vfz.temporal.layers import Mlp, check_heads
 
 # Wavelengths from 6 to 630 frames: text's 10,000 would leave most channels with no use for clips of 16..64 frames.
 _ROTARY_BASE = 100.0

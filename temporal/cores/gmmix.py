@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vfz.temporal.cores.base import TemporalCore
 from vfz.temporal.cores.mamba import MambaBlock, MambaState
-from vfz.temporal.cores.spatial import SpatialBlock
+from vfz.temporal.layers import SpatialBlock
 
 
 class GMMixCore(TemporalCore[tuple[MambaState, ...]]):

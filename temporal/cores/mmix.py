@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vfz.temporal.cores.base import TemporalCore
 from vfz.temporal.cores.mamba import MambaBlock, MambaState
-from vfz.temporal.cores.spatial import SpatialBlock
+from vfz.temporal.layers import SpatialBlock
 
 
 class MMixCore(TemporalCore[tuple[MambaState, ...]]):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfz.temporal.cores.base import TemporalCore
-from vfz.temporal.cores.spatial import Attention, Mlp
+from vfz.temporal.layers import Attention, Mlp
 
 # Of every LayerNorm but the output norm, which has torch's 1e-5.
 _INNER_EPS = 1e-6

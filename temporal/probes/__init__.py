@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vfz.temporal.probes.estimators import FittedProbe, fit_attentive, fit_knn, fit_linear
     from vfz.temporal.probes.fitters import PROBES
-    from vfz.temporal.probes.statistics import bootstrap_interval, mcnemar, paired_bootstrap
+    from vfz.temporal.statistics import bootstrap_interval, mcnemar, paired_bootstrap
 
 __all__ = [
     "PROBES", "FittedProbe", "bootstrap_interval", "fit_attentive", "fit_knn", "fit_linear", "mcnemar",
@@ -21,21 +21,21 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULE_OF = {
-    "FittedProbe": "estimators",
-    "PROBES": "fitters",
-    "bootstrap_interval": "statistics",
-    "fit_attentive": "estimators",
-    "fit_knn": "estimators",
-    "fit_linear": "estimators",
-    "mcnemar": "statistics",
-    "paired_bootstrap": "statistics",
+    "FittedProbe": "vfz.temporal.probes.estimators",
+    "PROBES": "vfz.temporal.probes.fitters",
+    "bootstrap_interval": "vfz.temporal.statistics",
+    "fit_attentive": "vfz.temporal.probes.estimators",
+    "fit_knn": "vfz.temporal.probes.estimators",
+    "fit_linear": "vfz.temporal.probes.estimators",
+    "mcnemar": "vfz.temporal.statistics",
+    "paired_bootstrap": "vfz.temporal.statistics",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.probes.features import Features
+from vfz.temporal.data.features import Features
+from vfz.temporal.data.pooling import clip_tokens
 from vfz.temporal.probes.heads import HeadGrid, StackedOptimizer
-from vfz.temporal.probes.pooling import clip_tokens
 from vfz.temporal.probes.training import Curves, Schedule, TrainableHeads, train_heads
 from vfz.temporal.readouts import build_readout
 

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.cores.spatial import SpatialBlock
+from vfz.temporal.data.features import Features
+from vfz.temporal.data.pooling import clip_tokens
+from vfz.temporal.layers import SpatialBlock
 from vfz.temporal.probes.attentive import AttentiveFitter
-from vfz.temporal.probes.features import Features
 from vfz.temporal.probes.heads import HeadGrid, HeadOptimizer
-from vfz.temporal.probes.pooling import clip_tokens
 from vfz.temporal.probes.training import TrainableHeads
 from vfz.temporal.readouts import build_readout
 

@@ -20,21 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.progress import Progress
-from vfz.temporal.clip_videos import ClipVideo
-from vfz.temporal.clips import ClipBatch, ClipLoader
-from vfz.temporal.frame_targets import FrameTargets
-from vfz.temporal.options import ProbeOptions
-from vfz.temporal.probes.features import Features
+from vfz.temporal.data.features import Features
+from vfz.temporal.data.loader import ClipBatch, ClipLoader
+from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.tokens import ClipRequest, ClipTokens
+from vfz.temporal.data.videos import ClipVideo
 from vfz.temporal.probes.heads import HeadOptimizer
+from vfz.temporal.probes.options import ProbeOptions
+from vfz.temporal.probes.saved import StoredResult
 from vfz.temporal.probes.sources import Sources
-from vfz.temporal.probes.statistics import bootstrap_interval
-from vfz.temporal.probes.stored import StoredResult
 from vfz.temporal.readouts import build_readout
+from vfz.temporal.statistics import bootstrap_interval
 from vfz.temporal.tasks import Task, build_task
-from vfz.temporal.token_source import ClipRequest, ClipTokens
 from vfz.temporal.training.step import one_clip
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)

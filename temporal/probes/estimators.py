@@ -23,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.clip_rule import ClipRule
-from vfz.temporal.clip_videos import choose_eval_split
-from vfz.temporal.probes.features import ArrayFeatures, CacheFeatures, Features, as_labels, check_layers, rows_in_views
+from vfz.temporal.data.features import ArrayFeatures, CacheFeatures, Features, as_labels, check_layers, rows_in_views
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.videos import choose_eval_split
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.fitting import Choice, fit_and_choose
 from vfz.temporal.probes.heads import answer, probabilities

@@ -10,13 +10,13 @@ import torch
 
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.pipeline.registry import Registry
+from vfz.temporal.data.features import HELD_BYTES, ArrayFeatures, Features, hold
+from vfz.temporal.data.pooling import POOLS, VECTOR_POOLS, check_pool, clip_tokens, clip_vectors
 from vfz.temporal.probes import attentive, knn, linear
 from vfz.temporal.probes.attentive_deep import DeepFitter
-from vfz.temporal.probes.features import HELD_BYTES, ArrayFeatures, Features, hold
 from vfz.temporal.probes.fitting import Fitter
-from vfz.temporal.probes.pooling import POOLS, VECTOR_POOLS, check_pool, clip_tokens, clip_vectors
 from vfz.temporal.probes.training import Schedule
-from vfz.temporal.registry import Registry
 
 SOLVERS = ("auto", "exact", "sgd")
 DEPTHS = (1, 4)
@@ -30,7 +30,7 @@ class ProbeSpec:
     """What is asked of a probe; None stands for the published setting.
 
     Attributes:
-        pool: which frames are seen; see `vfz.temporal.probes.pooling`.
+        pool: which frames are seen; see `vfz.temporal.data.pooling`.
         epochs, batch_size, seed: of probes that are trained.
         solver, standardize, inverse_penalties: of the linear probe.
         depth, weight_decays: of the attentive probe.

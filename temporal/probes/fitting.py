@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vfz.pipeline.progress import Progress
-from vfz.temporal.probes.features import Features
+from vfz.temporal.data.features import Features
 from vfz.temporal.probes.heads import Answers, HeadGrid, answer
 from vfz.temporal.probes.selection import best_setting, check_classes, held_out_parts
 from vfz.temporal.probes.training import Curves

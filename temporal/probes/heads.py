@@ -4,7 +4,7 @@ A sweep over H settings is H heads that see the same batches. Where heads are al
 ...], so that one batched product serves all of them; `HeadOptimizer` gives each its own learning rate and weight
 decay. A head that diverges spoils no other: sums over heads are taken of losses only.
 
-Shapes: H heads, B videos, V videos of a split, K classes; tokens as in `vfz.temporal.probes.features`.
+Shapes: H heads, B videos, V videos of a split, K classes; tokens as in `vfz.temporal.data.features`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfz.temporal.probes.features import Features
+from vfz.temporal.data.features import Features
 
 TOP_CLASSES = 5
 

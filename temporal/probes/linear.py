@@ -1,4 +1,4 @@
-"""The linear probe: softmax(W v + b) of one vector v a clip (or a frame; see `vfz.temporal.probes.pooling`).
+"""The linear probe: softmax(W v + b) of one vector v a clip (or a frame; see `vfz.temporal.data.pooling`).
 
 Two solvers. `sgd` is DINOv2's protocol (arXiv 2304.07193): momentum 0.9, no weight decay, cosine to zero, thirteen
 learning rates (times batch / 256) as heads of one pass over the data; one product with stacked weights serves them
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.probes.features import ArrayFeatures, Features
+from vfz.temporal.data.features import ArrayFeatures, Features
+from vfz.temporal.data.pooling import clip_vectors
 from vfz.temporal.probes.heads import HeadGrid, HeadOptimizer
 from vfz.temporal.probes.logistic import fit_logistic
-from vfz.temporal.probes.pooling import clip_vectors
 from vfz.temporal.probes.training import Curves, Schedule, train_heads
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.files import make_folder, write_file_atomic
-from vfz.temporal.probes.statistics import McNemar, PairedBootstrap, mcnemar, paired_bootstrap
+from vfz.temporal.statistics import McNemar, PairedBootstrap, mcnemar, paired_bootstrap
 
 FORMAT_VERSION = 2
 FILE_NAME = "probe.json"

@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.find import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.options import ProbeOptions
+from vfz.temporal.data.features import Features
+from vfz.temporal.data.pooling import check_pool
 from vfz.temporal.probes.dense import DenseReport, probe_dense
-from vfz.temporal.probes.features import Features
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.fitting import fit_and_choose
 from vfz.temporal.probes.heads import answer
-from vfz.temporal.probes.pooling import check_pool
+from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import ProbeReport, report_of
+from vfz.temporal.probes.saved import StoredResult
 from vfz.temporal.probes.selection import check_classes, few_videos
 from vfz.temporal.probes.sources import Sources
-from vfz.temporal.probes.statistics import bootstrap_interval
-from vfz.temporal.probes.stored import StoredResult
+from vfz.temporal.statistics import bootstrap_interval
 
 __all__ = ["ProbeReport", "probe", "probe_all"]
 

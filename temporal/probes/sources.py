@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex
-from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.ledger_table import from_utf8
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.ledger_table import from_utf8
 from vfz.pipeline.progress import Progress
-from vfz.temporal.clip_rule import ClipRule
-from vfz.temporal.clip_videos import choose_eval_split
-from vfz.temporal.frame_targets import default_targets_path
+from vfz.temporal.data.derived import DerivedFeatures, derived_features
+from vfz.temporal.data.features import CacheFeatures, Features, check_layers, rows_in_views
+from vfz.temporal.data.pooling import frame_tokens
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.targets import default_targets_path
+from vfz.temporal.data.videos import choose_eval_split
 from vfz.temporal.model import TemporalModel
-from vfz.temporal.options import ProbeOptions
-from vfz.temporal.probes.derived import DerivedFeatures, derived_features
-from vfz.temporal.probes.features import CacheFeatures, Features, check_layers, rows_in_views
 from vfz.temporal.probes.fitters import ProbeKind
-from vfz.temporal.probes.pooling import frame_tokens
-from vfz.temporal.runs import RunInfo, check_same_tokens, load_model
+from vfz.temporal.probes.options import ProbeOptions
+from vfz.temporal.training.runs import RunInfo, check_same_tokens, load_model
 
 DEFAULT_CLIP_FRAMES = 16
 

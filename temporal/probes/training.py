@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vfz.pipeline.progress import Progress
-from vfz.temporal.probes.features import Features
+from vfz.temporal.data.features import Features
 from vfz.temporal.probes.heads import HeadGrid, answer
 
 

@@ -9,13 +9,13 @@ import inspect
 from typing import Any
 
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.registry import Registry
 from vfz.temporal.readouts.base import Readout
 from vfz.temporal.readouts.boxes import BoxesReadout
 from vfz.temporal.readouts.classify import ClassifyReadout
 from vfz.temporal.readouts.depth import DepthReadout
 from vfz.temporal.readouts.points import PointsReadout
 from vfz.temporal.readouts.pose import PoseReadout
-from vfz.temporal.registry import Registry
 
 __all__ = ["READOUTS", "Readout", "build_readout"]
 

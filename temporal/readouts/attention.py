@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.cores.spatial import check_heads
+from vfz.temporal.layers import check_heads
 from vfz.temporal.readouts.base import Readout
 from vfz.temporal.readouts.time_embedding import resize_time
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.cores.spatial import Attention
+from vfz.temporal.layers import Attention
 from vfz.temporal.readouts.layers import build_projection
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfz.temporal.registry import Registry
+from vfz.pipeline.registry import Registry
 from vfz.temporal.tasks.base import Task
 from vfz.temporal.tasks.boxes import BoxesTask
 from vfz.temporal.tasks.classify import ClassifyTask

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.files import write_file_atomic
-from vfz.temporal.training.run_log import read_metrics
+from vfz.temporal.training.logs import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.clip_rule import ClipRule
-from vfz.temporal.clip_videos import EVAL_SPLITS, clip_videos, parts_of
-from vfz.temporal.clips import ClipBatch, ClipLoader
-from vfz.temporal.frame_targets import FrameTargets
+from vfz.temporal.data.loader import ClipBatch, ClipLoader
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.tokens import TokenSource
+from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, parts_of
 from vfz.temporal.model import ModelConfig
 from vfz.temporal.tasks import TASKS
-from vfz.temporal.token_source import TokenSource
 from vfz.temporal.training.distributed import Ranks
 
 

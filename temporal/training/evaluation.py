@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vfz.pipeline.progress import Progress
-from vfz.temporal.clips import ClipBatch
+from vfz.temporal.data.loader import ClipBatch
 from vfz.temporal.metrics import ClassifyMetrics, clip_logits
 from vfz.temporal.tasks import Task
 from vfz.temporal.tasks.classify import ClassifyTask

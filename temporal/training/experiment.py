@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.files import canonical_json, sha256_hex
-from vfz.temporal.clips import ClipBatch, ClipLoader
+from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.tasks import Task
-from vfz.temporal.train_options import TrainOptions
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.eval_clips import EvalClips
+from vfz.temporal.training.options import TrainOptions
 
 _MAY_DIFFER = frozenset(
     {"out", "name", "resume", "cache", "targets", "root", "weights", "device", "checkpointing", "tensorboard"}

@@ -8,22 +8,22 @@ from typing import Any
 
 import torch
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.find import find_caches
 from vfz.temporal.augmentation import Augmentation
-from vfz.temporal.clip_rule import ClipRule
-from vfz.temporal.clip_videos import as_caches, check_parts, clip_videos, common_class_names
-from vfz.temporal.clips import ClipLoader
-from vfz.temporal.frame_targets import FrameTargets
+from vfz.temporal.data.loader import ClipLoader
+from vfz.temporal.data.online import LiveTokens
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
+from vfz.temporal.data.videos import as_caches, check_parts, clip_videos, common_class_names
 from vfz.temporal.model import ModelConfig, TemporalModel
-from vfz.temporal.online import LiveTokens
 from vfz.temporal.tasks import TASKS, Task, build_task
-from vfz.temporal.token_source import CachedTokens, TokenSource, num_prefix_of
-from vfz.temporal.train_options import TrainOptions
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.eval_clips import eval_clips_of
 from vfz.temporal.training.experiment import Experiment
+from vfz.temporal.training.options import TrainOptions
 
 _DEPTH_SQUARE = 8  # depth maps are read out in squares of this side
 

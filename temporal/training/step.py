@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vfz.temporal.clips import ClipBatch
+from vfz.temporal.data.loader import ClipBatch
 
 if TYPE_CHECKING:
     from vfz.temporal.model import TemporalModel

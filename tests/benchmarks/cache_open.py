@@ -18,7 +18,7 @@ NUM_VIDEOS = 240_000
 OPEN = """
 import sys, time
 started = time.perf_counter()
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 imported = time.perf_counter()
 cache = FeatureCache(sys.argv[1])
 opened = time.perf_counter()

@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contracts.tiny_cache import FINGERPRINT, RECIPE, contents_of
 
 from vfz.pipeline.cache_header import create_cache, read_header
-from vfz.pipeline.calibration import digest_of
-from vfz.pipeline.catalog import write_catalog
-from vfz.pipeline.commit import ShardIndex, commit_shard
-from vfz.pipeline.contents import Contents
 from vfz.pipeline.datasets.base import VideoRecord
-from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.plan import read_plans
+from vfz.pipeline.format.calibration import digest_of
+from vfz.pipeline.format.catalog import write_catalog
+from vfz.pipeline.format.commits import ShardIndex, commit_shard
+from vfz.pipeline.format.header import Contents
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.plan import read_plans
 from vfz.pipeline.source import VideoSource
-from vfz.pipeline.stores.records import ChunkRecord, FileRecord, ShardData, StoredVideo
+from vfz.pipeline.stores.metadata import ChunkRecord, FileRecord, ShardData, StoredVideo
 
 NUM_VIDEOS = 240_000
 NUM_CLASSES = 400
@@ -110,9 +110,9 @@ import json, re, sys, time
 from pathlib import Path
 sys.path[:0] = json.loads(sys.argv[3])
 from benchmarks.planning import FINGERPRINT, SHARD_VIDEOS, large_records
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.presence import present_ids
-from vfz.pipeline.remaining import complete_shards, remaining_tasks
+from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 # Not getrusage: after a fork and exec it still counts the parent's memory.
 peak_mb = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 root = Path(sys.argv[1])

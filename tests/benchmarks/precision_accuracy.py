@@ -6,13 +6,13 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.maintenance.convert_options import ConvertOptions
-from vfz.pipeline.options import ExtractOptions
-from vfz.temporal.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.run import probe
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.train import train_temporal
 
 SEEDS = (0, 1, 2)
 

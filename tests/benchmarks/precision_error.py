@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from benchmarks.tokens import efficientnet_tokens, layernorm_like
 
-from vfz.pipeline.precision import channel_stats, expand, relative_error, to_stored
+from vfz.pipeline.stores.quantization import channel_stats, expand, relative_error, to_stored
 
 CALIBRATION_FRAMES, MEASURED_FRAMES = 16, 48
 # Most relative error allowed, by kind of tokens and precision; and most bytes in parts of fp16's.

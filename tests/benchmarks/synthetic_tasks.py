@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.temporal.cores import CORES
-from vfz.temporal.options import TrainOptions
-from vfz.temporal.train import train_temporal
+from vfz.temporal.probes.options import TrainOptions
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.setup import build_experiment
+from vfz.temporal.training.train import train_temporal
 
 SEEDS = (0, 1, 2)
 CONSTANT = "constant"

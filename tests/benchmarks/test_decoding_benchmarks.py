@@ -16,10 +16,10 @@ from benchmarks.clips import write_clip
 from video_files import write_video
 
 from vfz.pipeline.decoding.pool import GPU_BUFFER_FRAMES, DecodePool
+from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.frames import prepare
-from vfz.pipeline.preprocess import Preprocess
+from vfz.pipeline.recipe import FrameSpec
 from vfz.pipeline.source import VideoSource
-from vfz.pipeline.spec import FrameSpec
 
 pytestmark = pytest.mark.bench
 

@@ -16,21 +16,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from timing import seconds_of
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.progress import SilentProgress
-from vfz.temporal.clip_rule import ClipRule
-from vfz.temporal.online import LiveTokens
-from vfz.temporal.options import ProbeOptions, TrainOptions
+from vfz.temporal.data.features import ArrayFeatures, CacheFeatures
+from vfz.temporal.data.online import LiveTokens
+from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.probes import fit_knn, fit_linear
 from vfz.temporal.probes.attentive import AttentiveFitter, AttentiveStack
-from vfz.temporal.probes.features import ArrayFeatures, CacheFeatures
 from vfz.temporal.probes.heads import StackedOptimizer
+from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.record import compare_records, read_record
 from vfz.temporal.probes.run import probe
 from vfz.temporal.probes.training import Schedule
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.train import train_temporal
 
 pytestmark = pytest.mark.bench
 

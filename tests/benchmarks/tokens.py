@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from video_files import decode_frames
 
-from vfz.pipeline.encoder import load_encoder
+from vfz.pipeline.encoder.model import load_encoder
 
 VIDEOS = Path(__file__).parents[1] / "data" / "videos"
 TOKENS, DIM = 201, 1024

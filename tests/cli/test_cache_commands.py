@@ -11,7 +11,7 @@ from contracts.damaged_cache import Originals, data_path, flip
 from contracts.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard
 
 from vfz.cli.main import main
-from vfz.pipeline.commit import commit_shard, committed_paths, read_shard_index
+from vfz.pipeline.format.commits import commit_shard, committed_paths, read_shard_index
 from vfz.pipeline.maintenance.info import describe_cache, list_caches
 
 

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from vfz.cli.options import command
 from vfz.pipeline.config import COMMANDS, Options, option
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import InfoOptions, LsOptions, RepairOptions, VerifyOptions
-from vfz.pipeline.options import ExtractOptions
-from vfz.temporal.options import DemoOptions, ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import DemoOptions, ProbeOptions, TrainOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

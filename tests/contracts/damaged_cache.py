@@ -10,8 +10,8 @@ from pathlib import Path
 
 from contracts.built_cache import build, grow
 
-from vfz.pipeline.catalog import write_catalog
-from vfz.pipeline.commit import committed_paths, read_shard_index
+from vfz.pipeline.format.catalog import write_catalog
+from vfz.pipeline.format.commits import committed_paths, read_shard_index
 
 KINDS = (("zarr", "fp16"), ("zarr", "int4"), ("webdataset", "fp32"), ("webdataset", "int8"))
 """Store and precision."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from contracts.tiny_cache import new_cache
 
 from vfz.pipeline.cache_header import read_header
-from vfz.pipeline.catalog import Catalog, IndexFile, save_catalog
-from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.ledger_table import ledger_table
+from vfz.pipeline.format.catalog import Catalog, IndexFile, save_catalog
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.ledger_table import ledger_table
 
 
 def make_large_cache(folder: Path, num_videos: int, *, shard_videos: int = 64) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores import Column, ShardData, ShardReader, ShardVideo, ShardWriter
-from vfz.pipeline.stores.records import PTS_ARRAY, PTS_KEY, ArraySpec
+from vfz.pipeline.stores.metadata import PTS_ARRAY, PTS_KEY, ArraySpec
 
 Arrays = dict[str, np.ndarray]
 

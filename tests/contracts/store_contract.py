@@ -39,7 +39,7 @@ from hypothesis import strategies as st
 from vfz.pipeline.errors import CacheFormatError, EncoderError, UnknownNameError, UsageError
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.stores import STORES, Column, ShardData, ShardReader, ShardVideo, ShardWriter, StoredVideo
-from vfz.pipeline.stores.records import PTS_KEY
+from vfz.pipeline.stores.metadata import PTS_KEY
 
 quick = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 many = settings(quick, max_examples=80)

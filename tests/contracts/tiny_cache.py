@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 
 from vfz.pipeline.cache_header import create_cache, fingerprint_of, read_header
-from vfz.pipeline.calibration import Calibration, digest_of, write_calibration
-from vfz.pipeline.commit import (
+from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.format.calibration import Calibration, digest_of, write_calibration
+from vfz.pipeline.format.commits import (
     ShardIndex,
     commit_shard,
     committed_paths,
     new_data_path,
     read_shard_index,
 )
-from vfz.pipeline.contents import Contents, add_columns, read_contents
-from vfz.pipeline.datasets.base import VideoRecord
-from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.plan import Plan, extend_plans, read_plans
+from vfz.pipeline.format.header import Contents, add_columns, read_contents
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.plan import Plan, extend_plans, read_plans
+from vfz.pipeline.recipe import QUANTISED
 from vfz.pipeline.source import VideoSource
-from vfz.pipeline.spec import QUANTISED
 from vfz.pipeline.stores import Column, ShardVideo, get_store
 
 DIM = 8
@@ -160,7 +160,7 @@ def stored_arrays(tokens: dict[str, np.ndarray], columns: Sequence[Column]) -> d
             continue
         import torch
 
-        from vfz.pipeline.precision import to_stored
+        from vfz.pipeline.stores.quantization import to_stored
 
         tokens_FND = torch.from_numpy(tokens[column.key]).float()
         stored = to_stored(tokens_FND, column.precision, calibration_of(column).stats)
@@ -176,7 +176,7 @@ def expected_tokens(video_id: str, column: Column, seed: int = 0) -> np.ndarray:
         return tokens[column.key].astype(np.float32)
     import torch
 
-    from vfz.pipeline.precision import expand
+    from vfz.pipeline.stores.quantization import expand
 
     arrays = stored_arrays(tokens, (column,))
     payload, scale = (torch.from_numpy(arrays[spec.key]) for spec in column.arrays)

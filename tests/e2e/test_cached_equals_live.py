@@ -8,11 +8,11 @@ import pytest
 import timm
 import torch
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.extract import extract
-from vfz.pipeline.live import LiveEncoder
-from vfz.temporal.options import TrainOptions
-from vfz.temporal.train import train_temporal
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.live_encoder import LiveEncoder
+from vfz.temporal.probes.options import TrainOptions
+from vfz.temporal.training.train import train_temporal
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ import pytest
 
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.maintenance.convert_options import ConvertOptions
-from vfz.temporal.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.run import probe
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.train import train_temporal
 
 CORES = ("identity", "gmmix", "rvm_rnn")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

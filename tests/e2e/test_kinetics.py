@@ -10,9 +10,9 @@ import pytest
 from extraction import command_line, shard_files
 from video_files import VIDEOS
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.options import ExtractOptions
 
 CLIPS = {  # youtube id: (split, class, what lies there)
     "aaaaaaaaaaa": ("train", "riding a bike", "bikes.mp4"),

@@ -9,9 +9,9 @@ import pytest
 from training import arguments_of, losses_of, small_options
 
 from vfz.cli.main import main
+from vfz.pipeline.datasets.targets import Targets
 from vfz.pipeline.errors import DatasetError, UsageError
-from vfz.pipeline.targets import Targets
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.train import train_temporal
 
 OF_TASK = {
     "classify": {},
@@ -52,7 +52,7 @@ def test_a_task_trains_and_is_evaluated(options, capsys, task, protocol):
 
 def test_two_caches_of_one_recipe_train_together(options, synthetic_options, tmp_path, capsys):
     """Other videos of the same kind, encoded alike; the flag is given twice."""
-    from vfz.pipeline.extract import extract
+    from vfz.pipeline.extraction.extract import extract
 
     more = dataclasses.replace(
         synthetic_options(), seed=1, root=tmp_path / "more", out=tmp_path / "caches", num_videos=24

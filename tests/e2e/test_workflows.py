@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.temporal.comparison.options import CompareOptions
-from vfz.temporal.options import DemoOptions, ProbeOptions
-from vfz.temporal.train_options import EvaluateOptions, TrainOptions
+from vfz.temporal.probes.options import DemoOptions, ProbeOptions
+from vfz.temporal.training.options import EvaluateOptions, TrainOptions
 from vfz.temporal.workflow import RunOptions
 
 ROOT = Path(__file__).parents[2]

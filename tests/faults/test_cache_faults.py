@@ -18,14 +18,14 @@ from contracts.damaged_cache import KINDS, Originals, data_path, files_of, flip
 from extraction import all_tokens
 from faults.kill_points import killed_before
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache_header import read_header
-from vfz.pipeline.catalog import is_current, write_catalog
-from vfz.pipeline.commit import committed_paths, read_shard_index
 from vfz.pipeline.errors import CacheFormatError, StorageError
+from vfz.pipeline.format.catalog import is_current, write_catalog
+from vfz.pipeline.format.commits import committed_paths, read_shard_index
+from vfz.pipeline.format.plan import read_plans
 from vfz.pipeline.maintenance.repair import repair_cache
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.plan import read_plans
 from vfz.pipeline.stores import STORES
 
 kinds = pytest.mark.parametrize(("store", "precision"), KINDS)

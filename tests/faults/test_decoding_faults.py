@@ -6,12 +6,12 @@ import shutil
 import pytest
 from video_files import VIDEOS, frame_spec
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.errors import DecodeError
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.options import ExtractOptions
 from vfz.pipeline.source import VideoSource
 
 REAL = sorted(VIDEOS.glob("*.mp4"))

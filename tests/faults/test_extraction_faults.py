@@ -20,9 +20,9 @@ from extraction import all_tokens, command_line, shard_files
 from processes import bytes_written_by, children_of, wait_until
 from video_files import VIDEOS
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 
 FRAME_BYTES = 640 * 272 * 3
 

@@ -10,11 +10,11 @@ import pytest
 from extraction import command_line
 from video_files import write_video
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import DatasetError
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.options import ExtractOptions
 
 NAMES = (
     "-x",

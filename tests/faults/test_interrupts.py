@@ -9,7 +9,7 @@ import pytest
 from extraction import all_tokens, command_line
 from processes import wait_until
 
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.maintenance.verify import verify_cache
 
 

@@ -11,9 +11,9 @@ import pytest
 from contracts.built_cache import FAILED
 from contracts.plain_read import plain_arrays, plain_tokens
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.spec import PRECISIONS, QUANTISED, STORE_NAMES
+from vfz.pipeline.recipe import PRECISIONS, QUANTISED, STORE_NAMES
 
 CACHES = Path(__file__).parent / "caches"
 VERSIONS = sorted(path.name for path in CACHES.iterdir() if path.is_dir())

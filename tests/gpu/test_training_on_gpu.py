@@ -12,10 +12,10 @@ from vfz.pipeline.errors import RunInterruptedError
 from vfz.pipeline.interrupts import StopRequest
 from vfz.temporal.cores import CORES, build_core
 from vfz.temporal.cores.selective_scan import selective_scan
-from vfz.temporal.evaluate import evaluate
 from vfz.temporal.probes import fit_linear
-from vfz.temporal.train import train_temporal
-from vfz.temporal.train_options import EvaluateOptions
+from vfz.temporal.training.evaluate import evaluate
+from vfz.temporal.training.options import EvaluateOptions
+from vfz.temporal.training.train import train_temporal
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

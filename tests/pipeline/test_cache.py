@@ -27,10 +27,8 @@ from contracts.tiny_cache import (
     video_tokens,
 )
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache_header import create_cache
-from vfz.pipeline.catalog import write_catalog
-from vfz.pipeline.commit import ShardIndex, commit_shard
 from vfz.pipeline.errors import (
     CacheError,
     CacheFormatError,
@@ -38,7 +36,9 @@ from vfz.pipeline.errors import (
     UnknownNameError,
     UsageError,
 )
-from vfz.pipeline.plan import extend_plans
+from vfz.pipeline.format.catalog import write_catalog
+from vfz.pipeline.format.commits import ShardIndex, commit_shard
+from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.sealed import sealed_bytes
 from vfz.pipeline.stores import STORES
 
@@ -384,9 +384,9 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from contracts.tiny_cache import prepare_shard
-from vfz.pipeline.commit import commit_shard
+from vfz.pipeline.format.commits import commit_shard
 from vfz.pipeline.errors import StorageError
-from vfz.pipeline.plan import read_plans
+from vfz.pipeline.format.plan import read_plans
 
 folder = Path(sys.argv[2])
 (plan,) = read_plans(folder / "plan")

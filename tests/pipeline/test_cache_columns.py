@@ -18,10 +18,10 @@ from contracts.tiny_cache import (
     video_tokens,
 )
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.commit import commit_shard
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, UnknownNameError
-from vfz.pipeline.plan import extend_plans
+from vfz.pipeline.format.commits import commit_shard
+from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.sealed import sealed_bytes
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from contracts.tiny_cache import add_layer, columns_of, expected_tokens, fill_cache, new_cache, num_frames_of
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError, UsageError
 
 dask_array = pytest.importorskip("dask.array")
@@ -84,7 +84,7 @@ def test_what_cannot_be_is_refused(cache, monkeypatch):
 CLUSTER = """
 import sys
 import numpy as np
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 
 if __name__ == "__main__":
     from dask.distributed import Client, LocalCluster

@@ -11,8 +11,8 @@ from contracts.tiny_cache import COLUMNS, FINGERPRINT, RECIPE, add_layer, conten
 
 import vfz.pipeline.cache_header
 from vfz.pipeline.cache_header import create_cache, read_header
-from vfz.pipeline.contents import Contents, add_columns, contents_paths, read_contents
 from vfz.pipeline.errors import CacheFormatError, StorageError
+from vfz.pipeline.format.header import Contents, add_columns, contents_paths, read_contents
 from vfz.pipeline.sealed import sealed_bytes
 
 

@@ -15,7 +15,7 @@ import pytest
 from contracts.tiny_cache import add_layer, expected_tokens, fill_cache, new_cache, num_frames_of, video_tokens
 from torch.utils.data import DataLoader, Dataset
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 
 TESTS = Path(__file__).parents[1]
 METHODS = ("fork", "spawn", "forkserver")
@@ -90,7 +90,7 @@ def test_a_fork_while_another_thread_reads_does_not_hang(folder):
     code = f"""
 import os, sys, threading
 sys.path.insert(0, {str(TESTS)!r})
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 cache = FeatureCache(sys.argv[1])
 cache.read("v0")
 cache._shards._lock.acquire()  # as if a thread were at it

@@ -15,12 +15,12 @@ import pytest
 from contracts.large_cache import make_large_cache
 from contracts.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard, records
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache_header import read_header
-from vfz.pipeline.catalog import build_catalog, is_current, open_catalog, write_catalog
-from vfz.pipeline.commit import commit_shard
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError
-from vfz.pipeline.plan import extend_plans
+from vfz.pipeline.format.catalog import build_catalog, is_current, open_catalog, write_catalog
+from vfz.pipeline.format.commits import commit_shard
+from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.sealed import read_sealed_digest, sealed_bytes
 
 
@@ -200,9 +200,9 @@ def test_a_large_cache_opens_from_its_catalog_alone(tmp_path):
 
 def test_opening_imports_neither_torch_nor_dask_nor_a_dataset(template):
     code = (
-        "import sys; from vfz.pipeline.cache import FeatureCache; cache = FeatureCache(sys.argv[1]);"
+        "import sys; from vfz.pipeline.cache.feature_cache import FeatureCache; cache = FeatureCache(sys.argv[1]);"
         "cache.read('v0').tokens(2);"
-        "print([name for name in ('torch', 'dask', 'timm', 'av', 'pandas', 'vfz.pipeline.precision') "
+        "print([name for name in ('torch', 'dask', 'timm', 'av', 'pandas', 'vfz.pipeline.stores.quantization') "
         "if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(template)], capture_output=True, text=True, timeout=60)

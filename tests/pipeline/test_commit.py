@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from contracts.tiny_cache import COLUMNS, FINGERPRINT, new_cache, prepare_shard, video_tokens
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.commit import commit_shard, committed_shards, read_shard_index
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.format.commits import commit_shard, committed_shards, read_shard_index
 from vfz.pipeline.sealed import sealed_bytes
 
 TESTS = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_a_shard_without_any_good_video_commits_without_data(tmp_path):
 
 
 def _race(folder: Path, seed: int, barrier, results) -> None:
-    from vfz.pipeline.plan import read_plans
+    from vfz.pipeline.format.plan import read_plans
 
     (plan,) = read_plans(folder / "plan")
     for shard in plan.shards:
@@ -93,8 +93,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from contracts.tiny_cache import new_cache, prepare_shard
-from vfz.pipeline.commit import commit_shard
-from vfz.pipeline.plan import read_plans
+from vfz.pipeline.format.commits import commit_shard
+from vfz.pipeline.format.plan import read_plans
 
 folder = Path(sys.argv[2])
 STEPS = ("fsync", "fdatasync", "link", "unlink", "replace", "rename", "rmdir")

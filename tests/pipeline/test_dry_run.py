@@ -8,10 +8,10 @@ import subprocess
 import pytest
 from extraction import command_line
 
-from vfz.pipeline.dry_run import dry_run
 from vfz.pipeline.errors import CacheMismatchError, StorageError
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.dry_run import dry_run
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 
 
 @pytest.fixture

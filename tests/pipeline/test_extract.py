@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from extraction import all_tokens
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import (
     CacheIncompleteError,
     CacheMismatchError,
@@ -15,8 +15,8 @@ from vfz.pipeline.errors import (
     TooManyFailuresError,
     UsageError,
 )
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.progress import SilentProgress
 
 
@@ -222,8 +222,8 @@ def test_a_cache_that_is_not_complete_is_refused_by_readers(synthetic_options, s
 def test_golden_frames_are_kept_with_the_tokens_they_gave(folder):
     import torch
 
-    from vfz.pipeline.encoder import load_encoder
-    from vfz.pipeline.golden import read_golden
+    from vfz.pipeline.encoder.model import load_encoder
+    from vfz.pipeline.format.golden import read_golden
 
     cache = FeatureCache(extract(dataclasses.replace(folder, precision="fp32")).cache)
     golden = read_golden(cache.path, cache.contents)

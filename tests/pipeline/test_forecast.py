@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from vfz.pipeline.estimate import ColumnEstimate, WorkEstimate
+from vfz.pipeline.extraction.estimate import ColumnEstimate, WorkEstimate
 from vfz.pipeline.forecast import CLIP_FRAMES, Machine, forecast
-from vfz.temporal.options import TrainOptions
+from vfz.temporal.probes.options import TrainOptions
 
 # 100 videos of 64 frames, 1 kB a frame
 WORK = WorkEstimate(

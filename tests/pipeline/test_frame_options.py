@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.extract import extract
-from vfz.pipeline.live import LiveEncoder
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.live_encoder import LiveEncoder
+from vfz.pipeline.extraction.options import ExtractOptions
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheIncompleteError, TooManyFailuresError, UsageError
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.source import SOURCE_DIGEST_BYTES
 
@@ -17,7 +17,7 @@ from vfz.pipeline.source import SOURCE_DIGEST_BYTES
 @pytest.fixture
 def vit(folder_dataset, tmp_path):
     """Options for the sample videos through a small ViT, which has two parts per layer."""
-    from vfz.pipeline.options import ExtractOptions
+    from vfz.pipeline.extraction.options import ExtractOptions
 
     return ExtractOptions(
         dataset="folder", root=folder_dataset, encoder="vit_tiny_patch16_224", random_weights=True, image_size=64,
@@ -159,7 +159,7 @@ def test_another_attempt_at_a_layer_hides_no_tokens_while_it_is_not_made(vit, fo
     grown = dataclasses.replace(vit, layers=("2", "11"))
     path = extract(grown).cache
     kept.rename(video)
-    monkeypatch.setattr("vfz.pipeline.extract.run_tasks", _die)
+    monkeypatch.setattr("vfz.pipeline.extraction.extract.run_tasks", _die)
     with pytest.raises(KeyboardInterrupt):
         extract(grown)  # planned, and nothing done
     monkeypatch.undo()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from extraction import Notes, all_tokens
 
-from vfz.pipeline.encoder import load_encoder
-from vfz.pipeline.encoder_layers import VitReader
+from vfz.pipeline.encoder.layers import VitReader
+from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.errors import EncoderError
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.shard_log import read_log
 
 

@@ -8,7 +8,7 @@ import pytest
 from contracts.tiny_cache import records
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.plan import Plan, PlannedVideo, extend_plans, make_plan, read_plans, write_plan
+from vfz.pipeline.format.plan import Plan, PlannedVideo, extend_plans, make_plan, read_plans, write_plan
 
 
 def _ids(plan: Plan) -> dict[str, list[str]]:

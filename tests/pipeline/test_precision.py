@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vfz.pipeline.errors import CacheFormatError, EncoderError, UsageError
-from vfz.pipeline.precision import ChannelStats, channel_stats, expand, is_quantised, relative_error, to_stored
-from vfz.pipeline.spec import PRECISIONS
+from vfz.pipeline.recipe import PRECISIONS
+from vfz.pipeline.stores.quantization import (
+    ChannelStats,
+    channel_stats,
+    expand,
+    is_quantised,
+    relative_error,
+    to_stored,
+)
 
 QUANTISED = ("int8", "int4")
 HALF_STEP = 0.5 + 127 * 2e-6  # rounding of z / scale in float32

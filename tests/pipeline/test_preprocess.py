@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vfz.pipeline.encoder.transforms import Preprocess, resize_frames
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.preprocess import Preprocess, resize_frames
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -3,8 +3,8 @@
 import pytest
 
 from vfz.pipeline.datasets.base import VideoRecord
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.presence import FEW_FILES, present_ids
 from vfz.pipeline.progress import SilentProgress
 from vfz.pipeline.source import VideoSource

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from contracts.tiny_cache import add_layer, fill_cache, new_cache, video_tokens
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, UnknownNameError, UsageError
 
 MEGABYTE = 1 << 20

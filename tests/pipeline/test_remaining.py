@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.commit import committed_paths
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import CacheMismatchError
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.plan import extend_plans
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.format.commits import committed_paths
+from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.progress import SilentProgress
 from vfz.pipeline.source import VideoSource
 

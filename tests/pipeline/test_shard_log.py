@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from vfz.pipeline.in_hand import STAGES
+from vfz.pipeline.engine.tasks import STAGES
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.shard_log import LOG, read_log
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vfz.pipeline.errors import CacheFormatError, UsageError
-from vfz.pipeline.spec import (
+from vfz.pipeline.recipe import (
     EncoderSpec,
     FrameSpec,
     Recipe,
@@ -126,7 +126,7 @@ def test_a_storage_that_cannot_be_is_refused(values, message):
 
 
 def test_the_stores_that_the_command_line_offers_are_the_registered_ones():
-    from vfz.pipeline.spec import STORE_NAMES
+    from vfz.pipeline.recipe import STORE_NAMES
     from vfz.pipeline.stores import STORES
 
     assert tuple(STORES) == STORE_NAMES

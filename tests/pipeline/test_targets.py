@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vfz.pipeline.datasets.targets import Targets
 from vfz.pipeline.errors import DatasetError
-from vfz.pipeline.targets import Targets
 
 
 def make_targets(

@@ -37,9 +37,9 @@ from tar_shards import VIDEO, read_key, write_videos
 
 from vfz.pipeline.errors import StorageError
 from vfz.pipeline.stores import STORES, Column, ShardVideo
-from vfz.pipeline.stores.records import PTS_KEY, ArraySpec
+from vfz.pipeline.stores.metadata import PTS_KEY, ArraySpec
 from vfz.pipeline.stores.tar_members import array_header, end_of_archive, padding, sample_name, tar_header
-from vfz.pipeline.stores.webdataset_reader import check_layout
+from vfz.pipeline.stores.tar_reader import check_layout
 
 IDS = (
     *HARD_IDS,

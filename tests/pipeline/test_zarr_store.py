@@ -30,8 +30,8 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.stores import STORES, Column, ShardData, get_store
-from vfz.pipeline.stores.records import PTS_KEY, FileRecord
-from vfz.pipeline.stores.zarr_store import chunk_index
+from vfz.pipeline.stores.metadata import PTS_KEY, FileRecord
+from vfz.pipeline.stores.zarr_writer import chunk_index
 
 CODECS = ("zstd", "blosc-zstd")
 

@@ -10,7 +10,7 @@ import torch
 from contracts.tiny_cache import fill_cache, new_cache, num_frames_of
 from torch.utils.data import DataLoader
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.temporal import ClipDataset
 

@@ -10,9 +10,9 @@ from contracts.tiny_cache import fill_cache, new_cache, num_frames_of, video_tok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, UnknownNameError, UsageError
-from vfz.temporal.clips import (
+from vfz.temporal.data.loader import (
     Augmentation,
     CachedTokens,
     ClipLoader,

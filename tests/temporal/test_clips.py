@@ -7,9 +7,9 @@ from contracts.tiny_cache import add_layer, fill_cache, new_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.clips import (
+from vfz.temporal.data.loader import (
     CachedTokens,
     ClipLoader,
     ClipRule,

@@ -15,8 +15,8 @@ from training import arguments_of, lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.temporal.mixers import build_mixer
-from vfz.temporal.train import train_temporal
 from vfz.temporal.training.distributed import Ranks
+from vfz.temporal.training.train import train_temporal
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 from training import small_options
 
 from vfz.cli.main import main
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, UsageError
-from vfz.pipeline.extract import extract
-from vfz.temporal.evaluate import evaluate
-from vfz.temporal.options import EvaluateOptions
-from vfz.temporal.train import train_temporal
+from vfz.pipeline.extraction.extract import extract
+from vfz.temporal.probes.options import EvaluateOptions
+from vfz.temporal.training.evaluate import evaluate
+from vfz.temporal.training.train import train_temporal
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ import pytest
 import torch
 from target_videos import FAR_METRES, NEAR_METRES, NUM_FRAMES, draw, write_folder
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets.synthetic import SyntheticParameters
 from vfz.pipeline.datasets.synthetic_write import render_clip
+from vfz.pipeline.datasets.targets import Targets
 from vfz.pipeline.errors import DatasetError, UsageError
-from vfz.pipeline.extract import extract
-from vfz.pipeline.live import LiveEncoder
-from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.spec import recipe_from_dict
-from vfz.pipeline.targets import Targets
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.live_encoder import LiveEncoder
+from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.recipe import recipe_from_dict
 from vfz.pipeline.views import cropper_of
-from vfz.temporal.clips import (
+from vfz.temporal.data.loader import (
     Augmentation,
     CachedTokens,
     ClipLoader,
@@ -26,7 +26,7 @@ from vfz.temporal.clips import (
     FrameTargets,
     clip_videos,
 )
-from vfz.temporal.frame_targets import default_targets_path
+from vfz.temporal.data.targets import default_targets_path
 
 CPU = torch.device("cpu")
 IMAGE_SIZE = 64

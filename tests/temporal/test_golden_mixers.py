@@ -3,7 +3,7 @@
 import pytest
 from contracts.reference import Reference
 
-from vfz.temporal.reference import load_mixer
+from vfz.temporal.reference.checkpoints import load_mixer
 
 
 def load(name):

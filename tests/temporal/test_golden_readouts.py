@@ -4,7 +4,7 @@ import pytest
 import torch
 from contracts.reference import READOUTS, Reference
 
-from vfz.temporal.reference import load_readout
+from vfz.temporal.reference.checkpoints import load_readout
 
 
 def load(task, protocol):

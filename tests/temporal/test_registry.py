@@ -7,7 +7,7 @@ import pytest
 
 import vfz.temporal
 from vfz.pipeline.errors import UnknownNameError
-from vfz.temporal.registry import Registry
+from vfz.pipeline.registry import Registry
 
 
 def test_a_name_registered_twice_raises():

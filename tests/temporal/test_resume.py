@@ -12,8 +12,8 @@ from training import lines_of, small_options, start
 
 from vfz.pipeline.errors import RunError, RunInterruptedError, UsageError
 from vfz.pipeline.interrupts import StopRequest
-from vfz.temporal.runs import load_model, read_run
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.runs import load_model, read_run
+from vfz.temporal.training.train import train_temporal
 
 # Dropout draws random numbers; a moving average and a checkpoint at every second step are states to keep.
 CHANGES = {"epochs": 12, "dropout": 0.3, "ema": 0.9, "checkpoint_steps": 2, "eval_every": 6}

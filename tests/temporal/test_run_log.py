@@ -13,9 +13,9 @@ from training import lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunError, RunInterruptedError
 from vfz.pipeline.interrupts import StopRequest
-from vfz.temporal.train import train_temporal
 from vfz.temporal.training.curves import draw_curves, epoch_means
-from vfz.temporal.training.run_log import RunLog, read_metrics
+from vfz.temporal.training.logs import RunLog, read_metrics
+from vfz.temporal.training.train import train_temporal
 
 
 def events_of(run, tag):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vfz.temporal.cores.spatial import Attention, DropPath, SpatialBlock
+from vfz.temporal.layers import Attention, DropPath, SpatialBlock
 
 
 def test_attention_loads_and_equals_multihead_attention():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfz.pipeline.crops import SeenCrop
-from vfz.pipeline.targets import VideoTargets
+from vfz.pipeline.datasets.targets import VideoTargets
 from vfz.temporal.target_maps import clip_boxes, clip_depth, clip_points, clip_pose
 
 WHOLE = SeenCrop(x0=0, y0=0, x1=1, y1=1)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from training import lines_of, losses_of, small_options
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import (
     CacheMismatchError,
     CheckpointError,
@@ -19,9 +19,9 @@ from vfz.pipeline.errors import (
     UsageError,
 )
 from vfz.temporal.cores import CORES
-from vfz.temporal.runs import load_model, read_run
-from vfz.temporal.token_source import CachedTokens
-from vfz.temporal.train import train_temporal
+from vfz.temporal.data.tokens import CachedTokens
+from vfz.temporal.training.runs import load_model, read_run
+from vfz.temporal.training.train import train_temporal
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def test_an_output_folder_that_cannot_be_made_is_one_clear_line(options, tmp_pat
 
 def test_online_training_finds_videos_under_a_root_that_was_moved(synthetic_options, options, tmp_path, monkeypatch):
     """Extracted with a relative root, trained from another folder with another root; one video is a symlink."""
-    from vfz.pipeline.extract import extract
-    from vfz.pipeline.options import ExtractOptions
+    from vfz.pipeline.extraction.extract import extract
+    from vfz.pipeline.extraction.options import ExtractOptions
 
     synthetic = synthetic_options()
     extract(dataclasses.replace(synthetic, out=tmp_path / "unused"))  # renders the videos where they are not there yet

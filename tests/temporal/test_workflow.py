@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from vfz.pipeline.errors import RunError, UnknownNameError, UsageError
-from vfz.temporal.options import TrainOptions
+from vfz.temporal.probes.options import TrainOptions
 from vfz.temporal.run_workflow import run_workflow
-from vfz.temporal.runs import read_run
 from vfz.temporal.tasks import TASKS
+from vfz.temporal.training.runs import read_run
 from vfz.temporal.workflow import RunOptions, read_workflow
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"

@@ -10,8 +10,8 @@ from dataset_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import DatasetError, UsageError
-from vfz.pipeline.extract import extract
-from vfz.pipeline.options import ExtractOptions
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 
 LEFT, RIGHT = "Pushing something from right to left", "Pushing something from left to right"
 LABELS = {"Approaching something with your camera": "0", RIGHT: "2", LEFT: "1"}

@@ -14,10 +14,10 @@ from contracts.dataset_contract import DatasetContract
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.synthetic import CLASS_NAMES, FRAMES_PER_SECOND, SyntheticDataset, SyntheticParameters
-from vfz.pipeline.datasets.synthetic_render import write_mp4
+from vfz.pipeline.datasets.synthetic.render import write_mp4
 from vfz.pipeline.datasets.synthetic_write import render_clip
+from vfz.pipeline.datasets.targets import Targets
 from vfz.pipeline.errors import DatasetError, StorageError, UsageError
-from vfz.pipeline.targets import Targets
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vfz.pipeline.datasets.synthetic import SyntheticParameters
-from vfz.pipeline.datasets.synthetic_render import Rasters, rasterise
-from vfz.pipeline.datasets.synthetic_scene import Geometry, Scene, draw_scene, place
+from vfz.pipeline.datasets.synthetic.render import Rasters, rasterise
+from vfz.pipeline.datasets.synthetic.scene import Geometry, Scene, draw_scene, place
 from vfz.pipeline.datasets.synthetic_write import render_clip
 
 SIZE = 96
@@ -34,7 +34,7 @@ def clips() -> list[Clip]:
 
 
 def pinhole(camera_metres: np.ndarray) -> np.ndarray:
-    """Camera points [..., 3] -> normalised image points [..., 2], as `vfz.pipeline.targets` documents it."""
+    """Camera points [..., 3] -> normalised image points [..., 2], as `vfz.pipeline.datasets.targets` documents it."""
     return camera_metres[..., :2] / camera_metres[..., 2:] + 0.5
 
 

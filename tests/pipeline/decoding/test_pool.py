@@ -357,13 +357,13 @@ with DecodePool(frame_spec(25), num_workers=2, time_limit_seconds=60, buffer_fra
 
 
 def test_children_start_without_torch():
-    script = "import sys, vfz.pipeline.decoding.child, vfz.pipeline.decoding.pyav; sys.exit('torch' in sys.modules)"
+    script = "import sys, vfz.pipeline.decoding.worker, vfz.pipeline.decoding.pyav; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_what_libraries_print_in_a_child_stays_out_of_the_frames(clips, tmp_path, monkeypatch, capfd):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'vfz.pipeline.decoding.child' in sys.orig_argv:\n    os.write(1, b'hello' * 100_000)\n"
+        "import os, sys\nif 'vfz.pipeline.decoding.worker' in sys.orig_argv:\n    os.write(1, b'hello' * 100_000)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with open_pool() as pool:

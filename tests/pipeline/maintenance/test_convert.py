@@ -15,20 +15,20 @@ from contracts.plain_read import plain_arrays, plain_tokens
 from contracts.store_contract import flip_bytes
 
 from vfz.cli.main import main
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.commit import committed_shards
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, CacheMismatchError, UsageError
 from vfz.pipeline.files import sha256_file
-from vfz.pipeline.golden import read_golden
+from vfz.pipeline.format.commits import committed_shards
+from vfz.pipeline.format.golden import read_golden
 from vfz.pipeline.maintenance import convert_shard
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.maintenance.convert_options import ConvertOptions
 from vfz.pipeline.maintenance.convert_source import expand_arrays, open_source
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.maintenance.verify_encoder import verify_encoder
-from vfz.pipeline.precision import relative_error, to_stored
+from vfz.pipeline.maintenance.verify.encoder import verify_encoder
+from vfz.pipeline.recipe import PRECISIONS, STORE_NAMES
 from vfz.pipeline.sealed import sealed_bytes
-from vfz.pipeline.spec import PRECISIONS, STORE_NAMES
+from vfz.pipeline.stores.quantization import relative_error, to_stored
 
 TESTS = Path(__file__).parents[2]
 MAX_ERROR = {"fp32": 0.0, "fp16": 1e-3, "int8": 0.012, "int4": 0.15}

@@ -13,11 +13,11 @@ from contracts.damaged_cache import KINDS, Originals, data_path, files_of, flip,
 from extraction import all_tokens
 from faults.kill_points import killed_before
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.catalog import is_current
-from vfz.pipeline.commit import committed_paths
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.format.catalog import is_current
+from vfz.pipeline.format.commits import committed_paths
 from vfz.pipeline.maintenance.repair import repair_cache
 from vfz.pipeline.maintenance.verify import verify_cache
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, UsageError
-from vfz.pipeline.extract import extract
-from vfz.pipeline.maintenance import verify_encoder as module
-from vfz.pipeline.maintenance.verify_encoder import pass_marks, verify_encoder
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.maintenance.verify import encoder as module
+from vfz.pipeline.maintenance.verify.encoder import pass_marks, verify_encoder
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
@@ -93,7 +93,7 @@ def test_videos_that_are_gone_moved_or_changed_are_told(synthetic_options, tmp_p
 
 
 def test_pixels_that_differ_fail(vit_cache, monkeypatch):
-    from vfz.pipeline.preprocess import Preprocess
+    from vfz.pipeline.encoder.transforms import Preprocess
 
     resize_crop = Preprocess.resize_crop
     monkeypatch.setattr(Preprocess, "resize_crop", lambda self, *args: resize_crop(self, *args).clamp(max=200))

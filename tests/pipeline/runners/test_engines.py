@@ -19,12 +19,12 @@ from extraction import command_line, shard_files
 from processes import children_of, state_of, wait_until
 from video_files import VIDEOS
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import EngineError, UnknownNameError, UsageError
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.repair import repair_cache
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.options import ExtractOptions
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_shard_that_takes_every_worker_down_is_given_up(options):
 
 
 def test_a_scheduler_that_is_not_there_is_one_clear_line(options, monkeypatch):
-    monkeypatch.setattr("vfz.pipeline.runners.dask.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("vfz.pipeline.engine.dask.CONNECT_SECONDS", 1)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"

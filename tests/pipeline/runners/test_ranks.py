@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from vfz.pipeline.engine.local import Share, choose_share
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.job import ShardTask
-from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.runners.ranks import Share, choose_share
 
 
 def task(shard, number=0):

@@ -7,9 +7,9 @@ import pytest
 
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.comparison.charts import curve_chart, layer_chart
+from vfz.temporal.comparison.compare import Curve, ProbeResult, compare
 from vfz.temporal.comparison.page import render_page
-from vfz.temporal.comparison.results import Curve, ProbeResult, compare
-from vfz.temporal.probes.statistics import bootstrap_interval
+from vfz.temporal.statistics import bootstrap_interval
 
 NAMES = ("left", "right", "up")
 LABELS = {"a": 0, "b": 0, "c": 1, "d": 1, "e": 2, "f": 2}

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import DatasetError, RunError, UsageError
 from vfz.temporal.comparison.load import load_result
-from vfz.temporal.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.run import probe, probe_all
 from vfz.temporal.tasks import TASKS
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.train import train_temporal
 
 DENSE = sorted(set(TASKS.names()) - {"classify"})
 

@@ -7,10 +7,10 @@ import torch
 from contracts.probe_contract import ProbeContract, make_clips
 
 from vfz.pipeline.errors import UsageError
+from vfz.temporal.data.pooling import clip_vectors, frame_vectors
 from vfz.temporal.probes import PROBES, fit_attentive, fit_knn, fit_linear
 from vfz.temporal.probes.attentive import AttentiveStack
 from vfz.temporal.probes.heads import HeadOptimizer, StackedOptimizer
-from vfz.temporal.probes.pooling import clip_vectors, frame_vectors
 
 
 class TestLinear(ProbeContract):

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from vfz.pipeline.cache import FeatureCache
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, CacheMismatchError, RunError, UsageError
-from vfz.pipeline.extract import extract
-from vfz.temporal.options import ProbeOptions, TrainOptions
+from vfz.pipeline.extraction.extract import extract
 from vfz.temporal.probes import PROBES, fit_knn, fit_linear
+from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.record import compare_records, read_record
 from vfz.temporal.probes.run import probe, probe_all
-from vfz.temporal.runs import load_model
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.runs import load_model
+from vfz.temporal.training.train import train_temporal
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_missing_videos_are_counted_and_named(folder_dataset, tmp_path):
                 first = next((folder_dataset / split / label).glob("*.mp4"))
                 (folder_dataset / split / label / f"copy{number}.mp4").write_bytes(first.read_bytes())
     (folder_dataset / "test" / "traffic" / "copy0.mp4").write_bytes(b"no video")
-    from vfz.pipeline.options import ExtractOptions
+    from vfz.pipeline.extraction.options import ExtractOptions
 
     cache = extract(
         ExtractOptions(

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vfz.temporal.clips import CachedTokens, ClipLoader, ClipRule, FrameTargets, clip_videos
 from vfz.temporal.cores import build_core
+from vfz.temporal.data.loader import CachedTokens, ClipLoader, ClipRule, FrameTargets, clip_videos
 from vfz.temporal.readouts import build_readout
 from vfz.temporal.tasks import TASKS, build_task
 

@@ -1,0 +1,40 @@
+"""`vfz train-temporal`: options in, `vfz.temporal.training.train.train_temporal`, table out."""
+
+from __future__ import annotations
+
+from vfz.cli.options import Session, command
+from vfz.temporal.training.options import TrainOptions
+
+EXAMPLE = """\
+vfz train-temporal --core gmmix --epochs 20
+vfz train-temporal --task boxes --core rvm_rnn --layers 2,5,8,11 --mixer mean
+vfz train-temporal --cache caches/k400-vit_large_patch16_dinov3-0123456789ab --core rvm_rnn --resume
+torchrun --nproc-per-node 8 -m vfz.cli train-temporal --batch-size 512"""
+
+
+@command(TrainOptions, name="train-temporal", example=EXAMPLE)
+def train_temporal_command(options: TrainOptions, session: Session) -> None:
+    """Train a temporal module and its readout from a cache, and evaluate it.
+
+    A run that was stopped goes on with --resume, with the same losses as if it had never stopped.
+    """
+    from vfz.cli.console import print_json, progress, show
+    from vfz.temporal.training.train import train_temporal
+
+    with progress() as shown:
+        report = train_temporal(options, progress=shown)
+    if report.rank != 0:
+        return
+    if session.json:
+        print_json(report.to_dict())
+        return
+    show(
+        f"train-temporal {report.task} {report.core}",
+        {
+            "run": report.run,
+            **report.evaluation.lines(),
+            "train loss": f"{report.train_loss:.4f}",
+            "parameters": f"{report.num_parameters:,}",
+            "seconds per epoch": f"{sum(report.epoch_seconds) / max(1, len(report.epoch_seconds)):.1f}",
+        },
+    )

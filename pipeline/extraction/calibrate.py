@@ -1,0 +1,125 @@
+"""What comes before the first shard of a column: its calibration and golden tokens, from a few frames of the dataset.
+
+The same code fills a new cache and adds columns to one that is there; see `vfz.pipeline.format.header` for how several
+processes that do so at once end up with one result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from vfz.pipeline.cache_header import CacheHeader
+from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.encoder.model import FrozenEncoder, LayerTokens
+from vfz.pipeline.engine.columns import layers_of, stored_arrays, tokens_of
+from vfz.pipeline.format.calibration import Calibration, calibrate, write_calibration
+from vfz.pipeline.format.golden import NUM_GOLDEN_FRAMES, read_golden, write_golden_frames, write_golden_tokens
+from vfz.pipeline.format.header import Contents, add_columns, sorted_columns
+from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED, Recipe
+from vfz.pipeline.sample import FrameSample, draw_sample
+from vfz.pipeline.stores import Column, get_store
+
+
+def fill_cache(
+    folder: Path,
+    *,
+    dataset: str,
+    class_names: tuple[str, ...],
+    store: str,
+    columns: Sequence[Column],
+    compression: str,
+    encoder: FrozenEncoder,
+    records: Sequence[VideoRecord],
+    recipe: Recipe,
+    time_limit_seconds: float,
+) -> Contents:
+    """Puts calibrations and golden frames into a new cache's folder, and says what it holds.
+
+    Raises:
+        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
+    """
+    sample = _sample(records, encoder, recipe, time_limit_seconds)
+    tokens = encoder.encode(sample.pixels_MCHW)
+    calibrated, calibrations, digests = _calibrate(folder, columns, tokens, compression=compression, store=store)
+    golden = write_golden_frames(folder, sample)
+    golden |= write_golden_tokens(folder, stored_arrays(_first(tokens, NUM_GOLDEN_FRAMES), calibrated, calibrations))
+    return Contents(
+        dataset=dataset,
+        class_names=class_names,
+        store=store,
+        columns=sorted_columns(calibrated),
+        calibrations=digests,
+        golden=golden,
+    )
+
+
+def grow_cache(
+    folder: Path,
+    header: CacheHeader,
+    contents: Contents,
+    columns: Sequence[Column],
+    *,
+    compression: str,
+    encoder: FrozenEncoder,
+    records: Sequence[VideoRecord],
+    recipe: Recipe,
+    time_limit_seconds: float,
+) -> Contents:
+    """Adds columns to a cache; its shards follow.
+
+    Raises:
+        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
+    """
+    reader = encoder.reading(layers_of(columns))
+    tokens = reader.encode(_sample(records, encoder, recipe, time_limit_seconds).pixels_MCHW)
+    calibrated, calibrations, digests = _calibrate(
+        folder, columns, tokens, compression=compression, store=contents.store
+    )
+    pixels_GCHW = torch.from_numpy(read_golden(folder, contents).pixels_GCHW)
+    arrays = stored_arrays(reader.encode(pixels_GCHW), calibrated, calibrations)
+    golden = write_golden_tokens(folder, arrays)
+    grown = add_columns(folder, header, tuple(calibrated), calibrations=digests, golden=golden)
+    for name in golden.keys() - grown.golden.keys():  # another process added the same columns first
+        (folder / "golden" / name).unlink()
+    return grown
+
+
+def _sample(
+    records: Sequence[VideoRecord], encoder: FrozenEncoder, recipe: Recipe, time_limit_seconds: float
+) -> FrameSample:
+    return draw_sample(
+        records,
+        recipe.frames,
+        encoder.preprocess,
+        num_frames=CALIBRATION_FRAMES,
+        seed=CALIBRATION_SEED,
+        time_limit_seconds=time_limit_seconds,
+    )
+
+
+def _calibrate(
+    folder: Path, columns: Sequence[Column], tokens: Mapping[str, LayerTokens], *, compression: str, store: str
+) -> tuple[list[Column], dict[str, Calibration], dict[str, str]]:
+    """The columns with their compression, their calibrations, and the digests of the files."""
+    compresses = get_store(store).compresses
+    calibrated, calibrations, digests = [], {}, {}
+    for column in columns:
+        chosen, calibration = calibrate(
+            column, tokens_of(tokens, column), requested_compression=compression, compresses=compresses
+        )
+        calibrated.append(chosen)
+        calibrations[column.key], digests[column.key] = write_calibration(folder, calibration)
+    return calibrated, calibrations, digests
+
+
+def _first(tokens: Mapping[str, LayerTokens], count: int) -> dict[str, LayerTokens]:
+    return {
+        layer: LayerTokens(
+            patch_BND=found.patch_BND[:count],
+            prefix_BPD=None if found.prefix_BPD is None else found.prefix_BPD[:count],
+        )
+        for layer, found in tokens.items()
+    }

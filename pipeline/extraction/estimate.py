@@ -1,0 +1,253 @@
+"""What an extraction has before it: videos, frames, bytes, and whether they fit on the disk.
+
+Counted over the very tasks that the extraction will do. A video that the cache holds in another layer or view has as
+many frames as there; for the others the headers of a few are read. One of those that cannot be decoded has no frames,
+and as many of the others are taken to fail as of these few. Bytes are those of the tokens before compression, so that
+what is promised to fit does.
+
+Cost: the headers, in a child process, some 0.2 s.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from vfz.pipeline.decoding.headers import VideoHeader, read_headers
+from vfz.pipeline.errors import StorageError
+from vfz.pipeline.units import human_bytes
+
+if TYPE_CHECKING:
+    from vfz.pipeline.format.ledger import LedgerRow
+    from vfz.pipeline.job import ShardTask
+    from vfz.pipeline.recipe import FrameSpec
+    from vfz.pipeline.source import VideoSource
+    from vfz.pipeline.stores import Column
+
+ItemT = TypeVar("ItemT")
+
+NUM_HEADERS = 32
+SAMPLE_SEED = 0
+SHARD_BYTES = 128 * 1024
+"""What a shard has besides tokens: its index, times in a chunk of their own, the store's own headers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnEstimate:
+    """One part of one layer, over all videos that are to get it.
+
+    Attributes:
+        layer, part: which.
+        num_frames: of those videos.
+        frame_bytes: of one frame's tokens, scales included, before compression.
+    """
+
+    layer: str
+    part: str
+    num_frames: int
+    frame_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its frames."""
+        return self.num_frames * self.frame_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkEstimate:
+    """What is to be done.
+
+    Attributes:
+        num_videos: videos to decode whose files are there, once per view and per attempt at a set of layers.
+        num_missing: those whose files are not.
+        num_frames: frames to encode.
+        frames_per_video: the mean of the videos whose number is not known from the cache, with none for a failing one.
+        frames_error: by how much `num_frames` may be off, one standard error as a share of it.
+        frames_from: what they are estimated from, for people.
+        num_sampled: videos that were looked at for this.
+        num_failing: those of them that cannot be decoded.
+        columns: where the bytes go.
+        needed_bytes: all of them, and what a shard has besides.
+        free_bytes: free for this user where the cache lies, or will lie.
+    """
+
+    num_videos: int
+    num_missing: int
+    num_frames: int
+    frames_per_video: float
+    frames_error: float
+    frames_from: str
+    columns: tuple[ColumnEstimate, ...]
+    needed_bytes: int
+    free_bytes: int
+    num_sampled: int = 0
+    num_failing: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it."""
+        return self.needed_bytes <= self.free_bytes
+
+
+def estimate_work(
+    tasks: Sequence[ShardTask],
+    frames: FrameSpec,
+    *,
+    folder: Path,
+    rows: Iterable[LedgerRow],
+    present: Collection[str],
+    decoded: Mapping[str, bool] | None = None,
+) -> WorkEstimate:
+    """What these tasks come to.
+
+    Args:
+        tasks: what is to be done.
+        frames: which frames of a video are taken.
+        folder: the cache; need not be there.
+        rows: of the cache so far.
+        present: ids of the videos whose files are there.
+        decoded: by id of a video that was tried, whether it could be decoded, whatever its header says.
+    """
+    known = {row.id: row.num_frames for row in rows if row.status == "ok"}
+    to_decode = [(video.id, task) for task in tasks for video in task.videos if video.id in present]
+    new = {name: task.sources[name] for name, task in to_decode if name not in known}
+    sample = _look_at(new, frames, decoded or {})
+    mean = sample.frames_per_video
+    columns: dict[str, Column] = {}
+    num_frames: dict[str, float] = {}
+    for name, task in to_decode:
+        for column in task.columns:
+            columns[column.key] = column
+            num_frames[column.key] = num_frames.get(column.key, 0.0) + known.get(name, mean)
+    estimates = tuple(
+        ColumnEstimate(
+            layer=column.layer,
+            part=column.part,
+            num_frames=round(num_frames[key]),
+            frame_bytes=sum(array.frame_bytes for array in column.arrays),
+        )
+        for key, column in columns.items()
+    )
+    total = sum(known.get(name, mean) for name, _ in to_decode)
+    num_known = sum(name in known for name, _ in to_decode)
+    return WorkEstimate(
+        num_videos=len(to_decode),
+        num_missing=sum(len(task.videos) for task in tasks) - len(to_decode),
+        num_frames=round(total),
+        frames_per_video=mean,
+        frames_error=sample.error * mean * (len(to_decode) - num_known) / total if total else 0.0,
+        frames_from=sample.source if new else "the cache" if num_known else "nothing to do",
+        num_sampled=sample.num_videos,
+        num_failing=sample.num_failing,
+        columns=estimates,
+        needed_bytes=sum(column.num_bytes for column in estimates) + SHARD_BYTES * len(tasks),
+        free_bytes=free_bytes(folder),
+    )
+
+
+def check_space(work: WorkEstimate, folder: Path, *, force: bool) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises:
+        StorageError: when it does not, unless `force`.
+    """
+    if work.fits or force:
+        return
+    raise StorageError(
+        f"{folder} needs about {human_bytes(work.needed_bytes)} for {work.num_frames} frames and "
+        f"{human_bytes(work.free_bytes)} are free there; free some space, choose another --out, store less (--layers, "
+        "--parts, --precision, --fps), or begin anyway with --force"
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user may still write in a folder, or where it would be made."""
+    system = os.statvfs(existing_parent(folder))
+    return system.f_bavail * system.f_frsize
+
+
+def existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def draw(items: Sequence[ItemT], count: int) -> list[ItemT]:
+    """Up to `count` of the items, drawn by a seed: the same ones whenever asked for, and of fewer the first."""
+    drawn = np.random.default_rng(SAMPLE_SEED).permutation(len(items))[:count]
+    return [items[number] for number in drawn]
+
+
+def expected_frames(header: VideoHeader, frames: FrameSpec) -> int | None:
+    """How many frames are taken of a video with this header, None where it does not tell; it may be off by a frame."""
+    if frames.num_frames is not None:
+        return frames.num_frames
+    if header.duration_seconds is None:
+        return None
+    end_seconds = min(header.duration_seconds, frames.end_seconds or math.inf)
+    shown_seconds = max(0.0, end_seconds - frames.start_seconds)
+    rate = min(
+        frames.fps or math.inf, header.frames_per_second or math.inf
+    )  # a frame is given once however long it is on display
+    return math.ceil(shown_seconds * rate - 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What a few videos say of all: mean frames of a video, its standard error as a share of it, how that is known."""
+
+    frames_per_video: float = 0.0
+    error: float = 0.0
+    source: str = ""
+    num_videos: int = 0
+    num_failing: int = 0
+
+
+def _look_at(sources: Mapping[str, VideoSource], frames: FrameSpec, decoded: Mapping[str, bool]) -> _Sample:
+    drawn = draw(list(sources), NUM_HEADERS)
+    headers = read_headers([sources[name] for name in drawn]) if drawn else []
+    # Damage behind a good header is found by decoding, of which there was little: the rest has as much of it.
+    tried = [decoded[name] for name, header in zip(drawn, headers, strict=True) if header and name in decoded]
+    damaged = tried.count(False) / len(tried) if tried else 0.0
+    counts: list[float] = []
+    num_failing = num_silent = num_untried = 0
+    for name, header in zip(drawn, headers, strict=True):
+        if header is None or not decoded.get(name, True):
+            num_failing += 1
+            counts.append(0)
+        elif (count := expected_frames(header, frames)) is None:
+            num_silent += 1
+        elif name in decoded:
+            counts.append(count)
+        else:
+            num_untried += 1
+            counts.append(count * (1 - damaged))
+    known_from = f"the headers of {len(counts) - num_failing} videos"
+    if frames.num_frames is not None:
+        known_from = f"--frames {frames.rule}"
+    if num_silent:
+        known_from += f"; {num_silent} more say nothing"
+    if num_failing:
+        known_from += f"; {num_failing} of the {len(drawn)} looked at cannot be decoded"
+    if damaged and num_untried:
+        known_from += f", nor {damaged:.0%} of the others, as of those that were tried"
+    mean = statistics.fmean(counts) if counts else 0.0
+    # Of all videos there is nothing left to be wrong about.
+    left = 1 - len(counts) / len(sources) if sources else 0.0
+    variance = statistics.variance(counts) / len(counts) * left if len(counts) > 1 else 0.0
+    if num_untried and 0 < damaged < 1:
+        variance += (mean / (1 - damaged)) ** 2 * damaged * (1 - damaged) / len(tried)
+    return _Sample(
+        frames_per_video=mean,
+        error=math.sqrt(variance) / mean if mean else 0.0,
+        source=known_from,
+        num_videos=len(drawn),
+        num_failing=num_failing,
+    )

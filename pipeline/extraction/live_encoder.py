@@ -1,0 +1,115 @@
+"""The encoder of a cache, built again and run live: what training `--online` and checks against a cache use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.decoding import get_decoder
+from vfz.pipeline.encoder.batching import frame_gatherer
+from vfz.pipeline.encoder.model import FrozenEncoder, LayerTokens, load_encoder
+from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.recipe import recipe_from_dict
+from vfz.pipeline.source import VideoSource
+from vfz.pipeline.views import cropper_of
+
+
+class LiveEncoder:
+    """Decodes frames of a cache's videos and encodes them as extraction did.
+
+    The tokens of a ViT are those of the extraction to the bit, on a device of the same kind; those of a CNN differ in
+    their last bits where convolutions have another number of threads.
+
+    Args:
+        cache: whose recipe, videos and frame times are followed.
+        layers: which of its layers to compute.
+        device: where.
+        root: where the videos lie now; None: where they were at extraction.
+        weights: the encoder's weights file; None: the source used at extraction.
+
+    Raises:
+        CacheMismatchError: when the weights found are not those the cache was made with.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        *,
+        layers: Sequence[str],
+        device: torch.device,
+        root: Path | None = None,
+        weights: Path | None = None,
+    ) -> None:
+        self._recipe = recipe_from_dict(cache.recipe)
+        self._old_root, self._root = Path(cache.provenance["root"]), root
+        request, spec = cache.provenance["encoder_request"], self._recipe.encoder
+        recorded = Path(request["weights"]) if request["weights"] else None
+        self.encoder: FrozenEncoder = load_encoder(
+            request["name"],
+            layers=tuple(layers),
+            image_size=spec.image_size,
+            weights=weights or recorded,
+            random_weights=request["random_weights"] and weights is None,
+            seed=request["seed"],
+            device=device,
+            autocast=spec.autocast,
+            batch_size=request["batch_size"],
+            crop_fraction=spec.crop_fraction,
+            interpolation=spec.interpolation,
+        )
+        if self.encoder.weights_sha256 != spec.weights_sha256:
+            raise CacheMismatchError(
+                f"the weights of {request['name']} loaded now are not those that {cache.path} was made with "
+                f"({self.encoder.weights_sha256[:12]}…, cache {spec.weights_sha256[:12]}…); give the right --weights"
+            )
+
+    def source_of(self, row: LedgerRow) -> VideoSource:
+        """Where a video lies now.
+
+        Raises:
+            UsageError: when it lay outside the root at extraction, so that another root does not tell where it is.
+            DatasetError: when it is a member of a tar that is not there, or has no such member.
+        """
+        text = row.source_path
+        if self._root is None:
+            return VideoSource.parse(text)
+        if not Path(text).is_relative_to(self._old_root):
+            raise UsageError(
+                f"{text} did not lie under {self._old_root}; --root {self._root} does not tell where it is now"
+            )
+        return VideoSource.parse(f"{self._root}{text.removeprefix(str(self._old_root))}")
+
+    def pixels(self, row: LedgerRow, frames: np.ndarray) -> torch.Tensor:
+        """Decoded, resized and cropped frames [T,3,S,S] uint8 of a video, on the encoder's device.
+
+        Args:
+            row: the video.
+            frames: numbers of its cached frames [T], at least one.
+
+        Raises:
+            DecodeError: when the video does not decode to the cached number of frames.
+        """
+        source, wanted = self.source_of(row), set(frames.tolist())
+        gatherer = frame_gatherer(self.encoder.preprocess, self.encoder.device)
+        places: dict[int, int] = {}
+        num_frames = 0
+        cropper = cropper_of(self._recipe.views, row.id, row.view)
+        for number, frame in enumerate(get_decoder(self._recipe.frames.decoder).frames(source, self._recipe.frames)):
+            num_frames = number + 1
+            if number in wanted:
+                places[number] = len(places)
+                gatherer.add(frame.pixels_HWC, cropper)
+        if num_frames != row.num_frames:
+            raise DecodeError(
+                f"{source} gives {num_frames} frames now, the cache has {row.num_frames}; is it the same file?"
+            )
+        return gatherer.take()[[places[number] for number in frames.tolist()]]
+
+    def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
+        """Tokens of frames [B,3,S,S], per layer, float32."""
+        return self.encoder.encode(frames_BCHW)

@@ -1,0 +1,239 @@
+"""The cache an extraction writes to: its recipe, and its folder, made when it is not there and checked when it is."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vfz.pipeline.cache_header import CacheHeader, create_cache, read_header
+from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
+from vfz.pipeline.decoding import DEFAULT_DECODER, get_decoder
+from vfz.pipeline.encoder.layers import LAYERS_VERSION
+from vfz.pipeline.encoder.model import FrozenEncoder
+from vfz.pipeline.encoder.transforms import PREPROCESS_VERSION
+from vfz.pipeline.engine.columns import columns_of, layers_of
+from vfz.pipeline.errors import CacheMismatchError, UsageError
+from vfz.pipeline.extraction.calibrate import fill_cache, grow_cache
+from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.find import cache_name
+from vfz.pipeline.format.header import Contents, read_contents, sorted_columns
+from vfz.pipeline.recipe import (
+    CALIBRATION_FRAMES,
+    CALIBRATION_SEED,
+    CENTRED_FRAMES,
+    QUANTISED,
+    EncoderSpec,
+    FrameSpec,
+    Recipe,
+    StorageSpec,
+    ViewSpec,
+    describe_difference,
+)
+from vfz.pipeline.stores import Column
+from vfz.pipeline.stores.quantization import PRECISION_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where an extraction writes.
+
+    Attributes:
+        folder: the cache.
+        contents: what it holds, with the columns that this extraction adds.
+        encoder: gives the layers of all its columns.
+    """
+
+    folder: Path
+    contents: Contents
+    encoder: FrozenEncoder
+
+
+def make_recipe(encoder: FrozenEncoder, options: ExtractOptions, dataset: VideoDataset) -> Recipe:
+    """The recipe of what `options` ask for with this encoder."""
+    preprocess, decoder = encoder.preprocess, get_decoder(DEFAULT_DECODER)
+    quantised = options.precision in QUANTISED
+    return Recipe(
+        encoder=EncoderSpec(
+            name=encoder.name,
+            weights_sha256=encoder.weights_sha256,
+            random_weights=encoder.random_weights,
+            image_size=preprocess.image_size,
+            crop_fraction=preprocess.crop_fraction,
+            interpolation=preprocess.interpolation,
+            mean=preprocess.mean,
+            std=preprocess.std,
+            preprocess_version=PREPROCESS_VERSION,
+            layers_version=LAYERS_VERSION,
+            final_norm=True,
+            autocast=options.autocast,
+        ),
+        frames=FrameSpec(
+            rule=options.frames,
+            num_frames=options.clip_frames or (CENTRED_FRAMES if options.frames == "centred" else None),
+            fps=None if options.frames == "uniform" else options.fps or dataset.default_fps,
+            start_seconds=options.start_seconds,
+            end_seconds=options.end_seconds,
+            decoder=decoder.name,
+            decoder_version=decoder.version,
+        ),
+        views=ViewSpec(horizontal_flip=options.flip),
+        storage=StorageSpec(
+            precision=options.precision,
+            precision_version=PRECISION_VERSION[options.precision],
+            calibration_seed=CALIBRATION_SEED if quantised else None,
+            calibration_frames=CALIBRATION_FRAMES if quantised else None,
+        ),
+    )
+
+
+def open_or_create(
+    options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe, records: list[VideoRecord]
+) -> Destination:
+    """The cache that `options` ask for, made where it is not there, with the columns they ask for.
+
+    A cache that is there keeps what it has; layers and parts that are named and not in it are added. Where none are
+    named, the cache's own are meant.
+
+    Raises:
+        CacheMismatchError: when it holds tokens of another recipe, or labels of other classes.
+        UsageError: when it has another store, or `--cache` names none.
+        TooManyFailuresError: when no video can be decoded; no cache was made.
+    """
+    folder = _folder(options, dataset, encoder, recipe)
+    wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
+    if not folder.exists():
+        create_cache(
+            folder,
+            recipe=recipe.to_dict(),
+            provenance=_provenance(options, dataset, encoder),
+            fill=lambda inside: fill_cache(
+                inside,
+                dataset=dataset.name,
+                class_names=dataset.class_names,
+                store=options.store or "zarr",
+                columns=wanted,
+                compression=options.compression or "auto",
+                encoder=encoder,
+                records=records,
+                recipe=recipe,
+                time_limit_seconds=options.video_timeout,
+            ),
+        )
+    header = read_header(folder)
+    contents = read_contents(folder, header)
+    _check(folder, header, contents, options, dataset, recipe)
+    new = _new_columns(contents, wanted, encoder, options)
+    if new:
+        contents = grow_cache(
+            folder,
+            header,
+            contents,
+            new,
+            compression=options.compression or "auto",
+            encoder=encoder,
+            records=records,
+            recipe=recipe,
+            time_limit_seconds=options.video_timeout,
+        )
+    return Destination(folder=folder, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
+
+
+def find_destination(
+    options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe
+) -> Destination:
+    """Where `options` would write, and what the cache would then hold; nothing is made.
+
+    Raises:
+        CacheMismatchError, UsageError: as `open_or_create`.
+    """
+    folder = _folder(options, dataset, encoder, recipe)
+    wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
+    if folder.exists():
+        header = read_header(folder)
+        contents = read_contents(folder, header)
+        _check(folder, header, contents, options, dataset, recipe)
+        new = _new_columns(contents, wanted, encoder, options)
+        contents = replace(contents, columns=sorted_columns([*contents.columns, *new]))
+    else:
+        contents = Contents(
+            dataset=dataset.name,
+            class_names=dataset.class_names,
+            store=options.store or "zarr",
+            columns=sorted_columns(list(wanted)),
+            calibrations={},
+            golden={},
+        )
+    return Destination(folder=folder, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
+
+
+def _folder(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe) -> Path:
+    """The cache's folder, which need not be there."""
+    if options.cache is None:
+        return options.out / cache_name(options.name or dataset.name, encoder.name, recipe.fingerprint)
+    if not options.cache.is_dir():
+        raise UsageError(f"--cache {options.cache} is not a cache; leave it out to make a new one under {options.out}/")
+    return options.cache
+
+
+def _new_columns(
+    contents: Contents, wanted: Sequence[Column], encoder: FrozenEncoder, options: ExtractOptions
+) -> list[Column]:
+    """Columns that were asked for by name and are not in the cache."""
+    if options.layers is None and options.parts is None:
+        return []
+    if options.layers is None:  # parts alone: of the layers that the cache has
+        own = encoder.reading(layers_of(contents.columns))
+        wanted = columns_of(own.shapes, options.precision, parts=options.parts)
+    if options.parts is None:  # layers alone: a layer that is there is not given parts it was made without
+        known = set(contents.layers)
+        return [column for column in wanted if column.layer not in known]
+    keys = {column.key for column in contents.columns}
+    return [column for column in wanted if column.key not in keys]
+
+
+def _check(
+    folder: Path,
+    header: CacheHeader,
+    contents: Contents,
+    options: ExtractOptions,
+    dataset: VideoDataset,
+    recipe: Recipe,
+) -> None:
+    """Refuses a cache that this extraction cannot go on with."""
+    if header.recipe != recipe.to_dict():
+        lines = "; ".join(describe_difference(header.recipe, recipe.to_dict()))
+        raise CacheMismatchError(f"{folder} holds tokens of another recipe: {lines}; use another --name or --out")
+    if options.store is not None and options.store != contents.store:
+        raise UsageError(
+            f"{folder} is a {contents.store} store, --store {options.store} was asked for; leave it out, or make "
+            "another cache with `vfz cache convert`"
+        )
+    if contents.class_names != dataset.class_names:
+        raise CacheMismatchError(
+            f"{folder} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
+            f"{', '.join(dataset.class_names[:8])}: labels would not agree; give another --name"
+        )
+
+
+def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder) -> dict[str, Any]:
+    """What does not decide a number but is good to know, and what it takes to build the encoder again."""
+    return {
+        "root": str(dataset.root.absolute()),
+        "encoder_request": {
+            "name": options.encoder,
+            "weights": str(options.weights.resolve()) if options.weights else None,
+            "random_weights": options.random_weights,
+            "seed": options.seed or 0,
+            "batch_size": options.batch_size,
+        },
+        "weights_source": encoder.weights_source,
+        "weights_license": encoder.license,
+        "versions": {name: version(name) for name in ("vfz", "torch", "timm", "av", "zarr")},
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": str(encoder.device),
+    }

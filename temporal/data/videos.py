@@ -1,0 +1,220 @@
+"""Which videos of one cache, or of several of one recipe, clips are taken of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.cache.request import Layers, as_names
+from vfz.pipeline.errors import CacheMismatchError, UsageError
+from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.recipe import describe_difference
+
+EVAL_SPLITS = ("val", "validation", "test")
+"""In the order in which one is chosen where none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVideo:
+    """A video that clips are taken of.
+
+    Attributes:
+        rows: its row in every view that may be used; at least one, the first is used where nothing else is said.
+        cache: which of the caches it is in, by number.
+    """
+
+    rows: tuple[LedgerRow, ...]
+    cache: int = 0
+
+    @property
+    def id(self) -> str:
+        """Unique in its cache."""
+        return self.rows[0].id
+
+    @property
+    def label(self) -> int | None:
+        """Its class, where it has one."""
+        return self.rows[0].label
+
+
+def check_same_recipe(caches: Sequence[FeatureCache]) -> None:
+    """Refuses caches whose tokens cannot be mixed.
+
+    Raises:
+        CacheMismatchError: with the field-by-field difference of the first that differs.
+        UsageError: when there is none, or one is given twice.
+    """
+    if not caches:
+        raise UsageError("no cache was given; give one or several")
+    first = caches[0]
+    for number, cache in enumerate(caches):
+        if any(cache.path.resolve() == other.path.resolve() for other in caches[:number]):
+            raise UsageError(f"{cache.path} is given twice; its videos would count twice")
+        if cache.fingerprint != first.fingerprint:
+            difference = describe_difference(first.recipe, cache.recipe, names=("first", "other"))
+            raise CacheMismatchError(
+                f"{cache.path} was made by another recipe than {first.path}: {'; '.join(difference)}; "
+                "only caches of one recipe are used together"
+            )
+
+
+def common_class_names(caches: Sequence[FeatureCache]) -> tuple[str, ...]:
+    """The class names of all caches, in label order.
+
+    Raises:
+        UsageError: when they differ, so that a label of one means something else in another.
+    """
+    for cache in caches[1:]:
+        if cache.class_names != caches[0].class_names:
+            raise UsageError(
+                f"{cache.path} has {len(cache.class_names)} classes, {caches[0].path} has "
+                f"{len(caches[0].class_names)}, or they are called otherwise; labels of caches that are used together "
+                "must mean the same"
+            )
+    return tuple(caches[0].class_names)
+
+
+def clip_videos(
+    caches: FeatureCache | Sequence[FeatureCache],
+    split: str,
+    *,
+    layers: Layers | None = None,
+    parts: str = "all",
+    views: Sequence[int] = (0,),
+    labelled: bool = False,
+) -> list[ClipVideo]:
+    """The videos of a split that have tokens of these layers and parts, cache by cache, in the order of each.
+
+    Args:
+        caches: one, or several; those that do not have the split give nothing to it.
+        split: its name.
+        layers: as in `FeatureCache.read`.
+        parts: `all`, `patch` or `prefix`.
+        views: which views may be used. A video needs the first of them; of the others those that it has are taken.
+        labelled: leave out those without a label.
+
+    Raises:
+        UsageError: when there are none, or no view is named; says which splits have some.
+        UnknownNameError: when no cache has that split.
+    """
+    group = as_caches(caches)
+    if not views:
+        raise UsageError("no view was named; 0 is the centre crop")
+    if not any(split in cache.splits for cache in group):
+        group[0].ok_videos(split)  # says what is like it
+    videos = []
+    for number, cache in enumerate(group):
+        if split not in cache.splits:
+            continue
+        others = [_rows_by_id(cache, split, view, layers, parts) for view in views[1:]]
+        for row in _rows_by_id(cache, split, views[0], layers, parts).values():
+            if row.label is None and labelled:
+                continue
+            rows = (row, *(by_id[row.id] for by_id in others if row.id in by_id))
+            videos.append(ClipVideo(rows=rows, cache=number))
+    if not videos:
+        raise UsageError(
+            f"split {split!r} of {' and '.join(str(cache.path) for cache in group)} has no "
+            f"{'labelled ' if labelled else ''}video with {_wanted(layers, parts)}{_in_views(views)}; splits with "
+            f"some: {', '.join(_splits_with_some(group, views[0], layers, parts, labelled=labelled)) or 'none'}"
+        )
+    return videos
+
+
+def labelled_videos(
+    cache: FeatureCache, split: str, *, layers: Layers | None = None, parts: str = "all"
+) -> list[LedgerRow]:
+    """The videos of a split that have a label and tokens of these layers and parts, in the order of the cache.
+
+    Raises:
+        UsageError: when there are none.
+    """
+    return [video.rows[0] for video in clip_videos(cache, split, layers=layers, parts=parts, labelled=True)]
+
+
+def num_missing(cache: FeatureCache, split: str, *, layers: Layers, parts: str) -> int:
+    """Videos of a split that have no tokens of these layers and parts, so that nothing of them is evaluated."""
+    return cache.num_planned(split) - len(cache.ok_videos(split, layers=layers, parts=parts_of(parts)))
+
+
+def choose_eval_split(
+    cache: FeatureCache, asked: str | None, *, layers: Layers | None = None, parts: str = "all"
+) -> str:
+    """`asked`, else the first of `val`, `validation` and `test` that has videos with these layers and parts.
+
+    Raises:
+        UsageError: when none of them has; lists the splits of the cache.
+    """
+    if asked is not None:
+        return asked
+    for split in EVAL_SPLITS:
+        if split in cache.splits and cache.ok_videos(split, layers=layers, parts=parts_of(parts)):
+            return split
+    raise UsageError(
+        f"{cache.path} has no {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} video with {_wanted(layers, parts)}; "
+        f"its splits are {', '.join(cache.splits) or 'none'}: name one with --eval-split"
+    )
+
+
+def check_parts(cache: FeatureCache, layers: Layers, parts: str) -> tuple[int, int]:
+    """Tokens per frame and channels of the layers, once they are known to fit each other.
+
+    Raises:
+        UsageError: when no layer is named, one is not cached or has no prefix tokens, or they differ in shape.
+    """
+    layers = as_names(layers, "layers")
+    if not layers:
+        raise UsageError(f"layers is empty; name some of the layers {', '.join(cache.layers)} of {cache.path}")
+    shapes = set()
+    for layer in layers:
+        if layer not in cache.layers:
+            raise UsageError(f"layer {layer!r} is not in {cache.path}; it has {', '.join(cache.layers)}")
+        counts = {part: tuple(shape) for part, shape in cache.layers[layer].items()}
+        if parts != "all" and parts not in counts:
+            raise UsageError(f"layer {layer!r} has no {parts} tokens; it has {', '.join(counts)}")
+        used = counts if parts == "all" else {parts: counts[parts]}
+        shapes.add((sum(num for num, _ in used.values()), next(iter(used.values()))[1]))
+    if len(shapes) > 1:
+        raise UsageError(f"layers {', '.join(layers)} differ in shape {sorted(shapes)}; use one of them, or equal ones")
+    return shapes.pop()
+
+
+def as_caches(caches: FeatureCache | Sequence[FeatureCache]) -> tuple[FeatureCache, ...]:
+    """One or several caches as several.
+
+    Raises:
+        CacheMismatchError, UsageError: as `check_same_recipe`.
+    """
+    group = (caches,) if isinstance(caches, FeatureCache) else tuple(caches)
+    check_same_recipe(group)
+    return group
+
+
+def parts_of(parts: str) -> tuple[str, ...] | None:
+    """`all`, `patch` or `prefix` as `FeatureCache.read` takes it."""
+    return None if parts == "all" else (parts,)
+
+
+def _rows_by_id(
+    cache: FeatureCache, split: str | None, view: int, layers: Layers | None, parts: str
+) -> dict[str, LedgerRow]:
+    if view not in cache.views:
+        raise UsageError(f"view {view} is not in {cache.path}; it has the views {', '.join(map(str, cache.views))}")
+    return {row.id: row for row in cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))}
+
+
+def _splits_with_some(
+    caches: Sequence[FeatureCache], view: int, layers: Layers | None, parts: str, *, labelled: bool
+) -> list[str]:
+    rows = [row for cache in caches for row in _rows_by_id(cache, None, view, layers, parts).values()]
+    return sorted({row.split for row in rows if row.label is not None or not labelled})
+
+
+def _wanted(layers: Layers | None, parts: str) -> str:
+    of_layers = "all layers" if layers is None else f"layers {', '.join(as_names(layers, 'layers'))}"
+    return f"tokens of {of_layers}" if parts == "all" else f"{parts} tokens of {of_layers}"
+
+
+def _in_views(views: Sequence[int]) -> str:
+    return "" if tuple(views) == (0,) else f" in view {views[0]}"

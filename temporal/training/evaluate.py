@@ -1,0 +1,107 @@
+"""Evaluating a trained run on a split of a cache: the public call behind `vfz evaluate`.
+
+The run folder alone gives the model; the cache may be another one than it was trained on, as long as its recipe is the
+same. On its own cache and split a run gives the figures it ended with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.devices import choose_device
+from vfz.pipeline.errors import UsageError
+from vfz.pipeline.find import find_caches
+from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.tokens import CachedTokens
+from vfz.temporal.data.videos import common_class_names
+from vfz.temporal.model import TemporalModel
+from vfz.temporal.tasks import Task, build_task
+from vfz.temporal.training.distributed import Ranks
+from vfz.temporal.training.eval_clips import eval_clips_of
+from vfz.temporal.training.evaluation import Evaluation, evaluate_clips
+from vfz.temporal.training.options import EvaluateOptions
+from vfz.temporal.training.runs import RunInfo, check_same_tokens, load_model
+from vfz.temporal.training.setup import targets_of
+from vfz.temporal.training.step import ClipLoss, autocast_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReport:
+    """A run's figures on a split.
+
+    Attributes:
+        run: the run folder.
+        task, core: their names.
+        evaluation: the figures, and what they are a share of.
+    """
+
+    run: str
+    task: str
+    core: str
+    evaluation: Evaluation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every metric by its own name."""
+        named = {"run": self.run, "task": self.task, "core": self.core, "headline": self.evaluation.headline}
+        return named | self.evaluation.to_dict()
+
+
+def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> EvaluateReport:
+    """Evaluate a finished run on a split of one or several caches of its recipe.
+
+    Raises:
+        UsageError: no run there, or no such split. RunError: the run is not finished, or does not load.
+        CacheMismatchError: the cache's tokens are not those the run was trained on. DatasetError: targets that do not
+        fit the videos.
+    """
+    device = choose_device(options.device)
+    model, run = load_model(options.run, device)
+    caches = tuple(FeatureCache(path) for path in find_caches(options.cache))
+    for cache in caches:
+        check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
+    task = _task_of(model, run, caches).to(device)
+    config, ranks = model.config, Ranks(device=device)
+    clips = eval_clips_of(
+        CachedTokens(caches, layers=config.encoder_layers, parts=config.parts),
+        caches,
+        config,
+        rule=_clip_rule(options, run.values["clips"]),
+        split=options.split,
+        views=options.views,
+        segments=options.segments,
+        batch_size=options.batch_size,
+        targets=targets_of(caches, config, paths=options.targets, device=device),
+        ranks=ranks,
+    )
+    evaluation = evaluate_clips(
+        ClipLoss(model, task, autocast=autocast_dtype(options.dtype, device)),
+        clips,
+        ranks=ranks,
+        progress=progress or SilentProgress(),
+    )
+    return EvaluateReport(run=str(options.run), task=model.config.task, core=model.config.core, evaluation=evaluation)
+
+
+def _task_of(model: TemporalModel, run: RunInfo, caches: Sequence[FeatureCache]) -> Task[Any]:
+    config = model.config
+    if config.task != "classify":
+        return build_task(config.task, protocol=config.protocol)
+    names = list(common_class_names(caches))
+    if names != run.values["class_names"]:
+        raise UsageError(
+            f"{caches[0].path} has {len(names)} classes, {run.path} was trained on {len(run.values['class_names'])}, "
+            "or they are called otherwise; evaluate it on a cache with its own classes"
+        )
+    return build_task("classify", protocol=config.protocol, num_classes=len(names))
+
+
+def _clip_rule(options: EvaluateOptions, of_run: dict[str, Any]) -> ClipRule:
+    """The run's, but for what is given; a stride and a step in seconds replace each other."""
+    stride, seconds = options.clip_stride, options.clip_seconds
+    if stride is None and seconds is None:
+        stride, seconds = of_run["stride"], of_run["step_seconds"]
+    return ClipRule(num_frames=options.clip_frames or of_run["num_frames"], stride=stride or 1, step_seconds=seconds)

@@ -1,0 +1,139 @@
+"""The options of `vfz train-temporal` and `vfz evaluate`: names, defaults, help and checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfz.pipeline.config import Options, check_folder_name, option
+from vfz.pipeline.errors import UsageError
+from vfz.pipeline.extraction.options import DEVICE_HELP
+
+CACHE_HELP = "The cache; may be left out when caches/ holds just one."
+CACHES_HELP = "The cache, or several of one recipe (given again, or by commas); may be left out when there is just one."
+TARGETS_HELP = "The targets.npz of each cache; default: the one in the root that the cache was made from."
+PARTS_HELP = "Which tokens: `all` (prefix in front of patch), `patch` or `prefix`."
+PARTS = ("all", "patch", "prefix")
+TASKS = ("classify", "boxes", "points", "depth", "pose")
+CORES = "gmmix, mmix, m, rvm_rnn, gru, mingru, attention or identity (no memory)"
+DTYPES = ("auto", "float32", "bfloat16")
+DTYPE_HELP = "Autocast: auto takes bfloat16 on a GPU; scans and losses stay float32."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """What `vfz train-temporal` does: train a temporal module and its readout on cached tokens."""
+
+    cache: tuple[Path, ...] | None = option(None, help=CACHES_HELP)
+    task: str = option("classify", help="What the readout predicts.", choices=TASKS)
+    targets: tuple[Path, ...] | None = option(None, help=f"{TARGETS_HELP} classify takes the cache's labels.")
+    core: str = option("gmmix", help=f"The temporal core: {CORES}.")
+    core_dim: int | None = option(
+        None, help="Width of the core; a Linear stands in front where it differs from the encoder's.", minimum=1
+    )
+    num_layers: int = option(4, help="Layers of the core.", minimum=1)
+    num_heads: int | None = option(
+        None, help="Attention heads of the core; default: 16 or what divides its width.", minimum=1
+    )
+    dropout: float | None = option(None, help="Dropout in the core; default: the core's own.", minimum=0, maximum=1)
+    drop_path: float | None = option(
+        None, help="How often a frame skips a branch of the core in training; default: the core's own.", minimum=0,
+        maximum=1,
+    )  # fmt: skip
+    window: int | None = option(None, help="Frames that core `attention` looks back on.", minimum=1)
+    checkpointing: bool = option(
+        default=False, help="Compute activations again in the backward pass: less memory, a third more time."
+    )
+    layers: tuple[str, ...] | None = option(None, help="Cached encoder layers to use; default: the last one.")
+    mixer: str = option("last", help="How several encoder layers become one: last, mean or xattn.")
+    parts: str = option("all", help=PARTS_HELP, choices=PARTS)
+    protocol: str = option(
+        "streaming",
+        help="streaming: answers from the current frame's output alone; clip: attends to all frames.",
+        choices=("streaming", "clip"),
+    )
+    readout_dim: int | None = option(None, help="Width of the readout; default: the paper's, 768 or 1024.", minimum=1)
+    readout_heads: int | None = option(
+        None, help="Attention heads of the readout; default: the paper's, 4 to 16 by task.", minimum=1
+    )
+    readout_hidden: int | None = option(
+        None, help="Width of the MLPs of boxes, points and pose; default: the paper's, 512.", minimum=1
+    )
+    depth_size: int | None = option(
+        None, help="Side of the depth maps, a multiple of 8; default: the encoder's image size.", minimum=8
+    )
+    clip_frames: int = option(16, help="Frames per clip; shorter videos repeat their last frame, masked.", minimum=1)
+    clip_stride: int = option(1, help="Cached frames from one frame of a clip to the next.", minimum=1)
+    clip_seconds: float | None = option(None, help="Seconds from one to the next, instead of a stride.", above=0)
+    stride_factors: tuple[int, ...] = option(
+        (1,), help="Training clips are drawn at one of these multiples of the stride, where the video is long enough.",
+        minimum=1,
+    )  # fmt: skip
+    token_dropout: float = option(
+        0.0, help="Share of the patch tokens left out of each training clip.", minimum=0, maximum=0.9
+    )
+    train_split: str = option("train", help="The split to train on.")
+    eval_split: str | None = option(None, help="The split to evaluate on; default: val, else test.")
+    eval_every: int = option(1, help="Epochs from one evaluation to the next; 0: at the end only.", minimum=0)
+    segments: int = option(1, help="Clips of each evaluated video, spread over it.", minimum=1)
+    views: tuple[int, ...] = option((0,), help="Cached views: training draws one a clip, evaluation takes each.")
+    epochs: int = option(10, help="Passes over the training split.", minimum=1)
+    batch_size: int = option(16, help="Clips per step, over all processes and micro-batches.", minimum=1)
+    accumulate: int = option(1, help="Micro-batches that a step is computed in, for less memory.", minimum=1)
+    optimizer: str = option("adamw", help="Any optimizer of timm, by its name there.")
+    lr: float = option(1e-3, help="Peak learning rate.", above=0)
+    weight_decay: float = option(0.05, help="Weight decay; none on norms, biases, A_log and D.", minimum=0)
+    warmup_epochs: float = option(1.0, help="Epochs of linear warm-up before the cosine.", minimum=0)
+    clip_grad: float = option(1.0, help="Largest gradient norm; 0 turns clipping off.", minimum=0)
+    label_smoothing: float = option(
+        0.0, help="classify: share of the target that all classes have.", minimum=0, maximum=0.99
+    )
+    ema: float | None = option(
+        None, help="Decay of a moving average of the weights, which is then evaluated and saved.", above=0,
+        maximum=0.999999,
+    )  # fmt: skip
+    dtype: str = option("auto", help=DTYPE_HELP, choices=DTYPES)
+    seed: int = option(0, help="Decides initial weights, order of clips and dropout.", minimum=0)
+    device: str = option("auto", help=DEVICE_HELP)
+    online: bool = option(
+        default=False, help="Decode and encode in every epoch instead of reading tokens: slow, for comparison."
+    )
+    root: Path | None = option(None, help="--online: where the videos lie now; default: where they were at extraction.")
+    weights: Path | None = option(
+        None, help="--online: the encoder's weights file; default: the one used at extraction."
+    )
+    checkpoint_seconds: float = option(600, help="Seconds of training from one checkpoint to the next.", above=0)
+    checkpoint_steps: int = option(0, help="Steps from one checkpoint to the next; 0: by time only.", minimum=0)
+    tensorboard: bool = option(default=True, help="Write TensorBoard events beside metrics.jsonl.")
+    out: Path = option(Path("runs"), help="The folder that runs are made in.")
+    name: str | None = option(None, help="Name of the run; default: cache, task, core and seed.")
+    resume: bool = option(default=False, help="Continue an interrupted run from its last checkpoint.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder_name(self.name)
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"--batch-size {self.batch_size} cannot be computed in {self.accumulate} equal micro-batches; "
+                "give a multiple of --accumulate"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Options):
+    """What `vfz evaluate` does: evaluate a trained run on a split of a cache."""
+
+    run: Path = option(help="The run folder of vfz train-temporal.")
+    cache: tuple[Path, ...] | None = option(None, help=f"{CACHES_HELP} Its recipe must be the run's.")
+    split: str | None = option(None, help="The split to evaluate on; default: val, else test.")
+    targets: tuple[Path, ...] | None = option(None, help=TARGETS_HELP)
+    clip_frames: int | None = option(None, help="Frames per clip; default: the run's.", minimum=1)
+    clip_stride: int | None = option(
+        None, help="Cached frames from one frame of a clip to the next; default: the run's.", minimum=1
+    )
+    clip_seconds: float | None = option(None, help="Seconds from one to the next; default: the run's.", above=0)
+    segments: int = option(1, help="Clips of each video, spread over it.", minimum=1)
+    views: tuple[int, ...] = option((0,), help="Cached views, each of which is evaluated.")
+    batch_size: int = option(16, help="Videos per batch.", minimum=1)
+    dtype: str = option("auto", help=DTYPE_HELP, choices=DTYPES)
+    device: str = option("auto", help=DEVICE_HELP)

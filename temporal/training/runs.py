@@ -1,0 +1,143 @@
+"""A run folder: what a training run leaves behind, how it is found again, continued and loaded.
+
+    <out>/<name>/run.json            config, cache fingerprint, ledger digest, recipe, licence, results
+                 model.safetensors   the trained weights (their moving average, where there is one); with run.json
+                                     enough to use the model, without the cache
+                 metrics.jsonl       one JSON object a step, an epoch, an evaluation
+                 tensorboard/        the same as TensorBoard events
+                 curves.png          the same as a picture, once done
+                 checkpoint.pt       while training: everything needed to continue exactly; gone when done
+
+metrics.jsonl grows line by line and is synced before every checkpoint; the other files are replaced whole (written
+aside, synced, renamed), so that a kill leaves the last complete one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vfz.pipeline.errors import CacheMismatchError, CheckpointError, RunError, UsageError
+from vfz.pipeline.files import fsync_file, storage_errors, write_file_atomic
+from vfz.pipeline.recipe import describe_difference
+from vfz.temporal.model import ModelConfig, TemporalModel
+
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """`run.json` of a finished or unfinished run."""
+
+    path: Path
+    values: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether training went to its end."""
+        return bool(self.values["finished"])
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The config the model is built from."""
+        return ModelConfig.from_dict(self.values["model"])
+
+
+def read_run(path: Path) -> RunInfo:
+    """The record of a run.
+
+    Raises:
+        UsageError: when the folder holds no run.
+    """
+    try:
+        values = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise UsageError(f"{path} is no run of vfz train-temporal: it has no readable run.json") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunError(
+            f"{path}/run.json is of format version {version}, this vfz reads {FORMAT_VERSION}; train the run again, or "
+            "use the vfz that made it"
+        )
+    return RunInfo(path=path, values=values)
+
+
+def write_run(path: Path, values: dict[str, Any]) -> None:
+    """Replace `run.json`."""
+    record = {"format_version": FORMAT_VERSION} | values
+    write_file_atomic(path / "run.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[TemporalModel, RunInfo]:
+    """The trained model of a finished run, in evaluation mode. The cache is not needed.
+
+    Raises:
+        UsageError: no run there. RunError: not finished, or damaged. CheckpointError: weights of another model.
+    """
+    run = read_run(path)
+    if not run.finished:
+        raise RunError(f"{path} has not been trained to its end; continue it with vfz train-temporal --resume")
+    model = TemporalModel(run.model_config)
+    file = path / "model.safetensors"
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file} does not load: {str(error).splitlines()[0]}") from None
+    load_weights(model, weights, where=str(file))
+    return model.to(device).eval(), run
+
+
+def load_weights(model: TemporalModel, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Bring a model to the weights of another of its kind.
+
+    Raises:
+        CheckpointError: when they are of another model; says how many tensors differ, and names the first of each kind.
+    """
+    ours = model.state_dict()
+    kinds = {
+        "not in the model": [name for name in weights if name not in ours],
+        "missing": [name for name in ours if name not in weights],
+        "of another shape": [name for name in ours if name in weights and ours[name].shape != weights[name].shape],
+    }
+    differing = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+    if differing:
+        raise CheckpointError(
+            f"{where} does not fit a {model.config.core} core with a {model.config.task} readout: tensors "
+            f"{', '.join(differing)}; give weights of the same options"
+        )
+    model.load_state_dict(weights)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def save_model(path: Path, model: TemporalModel) -> None:
+    """Replace `model.safetensors`."""
+    temporary = path / "model.safetensors.tmp"
+    with storage_errors(temporary):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+        fsync_file(temporary)
+        temporary.replace(path / "model.safetensors")
+
+
+def check_same_tokens(run: RunInfo, *, fingerprint: str, recipe: dict[str, Any], cache: Path) -> None:
+    """Refuse a cache whose tokens are not those the run was trained on.
+
+    Raises:
+        CacheMismatchError: with the field-by-field difference of the two recipes.
+    """
+    if run.values["cache"]["fingerprint"] != fingerprint:
+        difference = "; ".join(describe_difference(recipe, run.values["cache"]["recipe"], names=("cache", "run")))
+        raise CacheMismatchError(
+            f"{run.path} was trained on tokens of another recipe than {cache}: {difference}; "
+            "use its own cache, or train a run on this one"
+        )

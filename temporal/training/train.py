@@ -1,0 +1,142 @@
+"""Training a temporal module on cached tokens: the public call.
+
+An epoch is every training clip once, in an order that depends on the seed and the epoch. A checkpoint is written every
+few minutes, after every epoch, and when Ctrl-C or SIGTERM asks to stop; `--resume` goes on from it with the same
+losses, bit for bit, as a run that was never stopped. Under torchrun every process takes a share of each batch. With
+`--online` the same loop gets its tokens from the encoder itself. How it works stands in `vfz.temporal.training`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vfz.pipeline.errors import RunError
+from vfz.pipeline.files import make_folder
+from vfz.pipeline.interrupts import stop_on_signals
+from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.temporal.training.curves import draw_curves
+from vfz.temporal.training.distributed import join_ranks
+from vfz.temporal.training.evaluation import Evaluation
+from vfz.temporal.training.experiment import Experiment
+from vfz.temporal.training.logs import RunLog
+from vfz.temporal.training.loop import Trainer
+from vfz.temporal.training.options import TrainOptions
+from vfz.temporal.training.runs import read_run, save_model, write_run
+from vfz.temporal.training.setup import build_experiment
+from vfz.temporal.training.state import remove_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a training run ended with.
+
+    Attributes:
+        run: the run folder.
+        task, core: their names.
+        evaluation: the figures of the last evaluation, and what they are a share of.
+        train_loss: mean over the last epoch's clips.
+        epoch_seconds: training time of each epoch that this call brought to its end, without evaluation; what earlier
+            calls spent on it counts, if it had got into a checkpoint.
+        num_parameters: of the whole temporal model.
+        rank: of this process among those of the run.
+    """
+
+    run: str
+    task: str
+    core: str
+    evaluation: Evaluation
+    train_loss: float
+    epoch_seconds: tuple[float, ...]
+    num_parameters: int
+    rank: int = 0
+
+    @property
+    def top1(self) -> float:
+        """classify: share of evaluated clips whose class is right."""
+        return self.evaluation.metrics["top1"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every metric by its own name."""
+        return {
+            "run": self.run,
+            "task": self.task,
+            "core": self.core,
+            "headline": self.evaluation.headline,
+            **self.evaluation.to_dict(),
+            "train_loss": self.train_loss,
+            "epoch_seconds": list(self.epoch_seconds),
+            "num_parameters": self.num_parameters,
+        }
+
+
+def train_temporal(options: TrainOptions, *, progress: Progress | None = None) -> TrainReport:
+    """Train a temporal module, or continue one, and evaluate it.
+
+    Raises:
+        UsageError: options that do not fit the cache or each other. DatasetError: targets that do not fit the videos.
+        RunError: the run exists, cannot be resumed, or its loss is not finite. RunInterruptedError: a signal asked to
+        stop; the run can be resumed. CacheError: the cache cannot be used.
+    """
+    with join_ranks(options.device) as ranks:
+        shown = progress if progress and ranks.is_first else SilentProgress()
+        experiment = build_experiment(options, ranks)
+        _say_what_is_short(experiment, shown)
+        with stop_on_signals() as stop:
+            trainer = Trainer(experiment, shown, stop)
+            ranks.first_does(lambda: _open_folder(experiment))
+            with RunLog(experiment.path, writes=ranks.is_first, tensorboard=options.tensorboard) as log:
+                evaluation = trainer.run(log, resume=options.resume)
+        report = TrainReport(
+            run=str(experiment.path),
+            task=options.task,
+            core=options.core,
+            evaluation=evaluation,
+            train_loss=trainer.position.train_loss,
+            epoch_seconds=tuple(trainer.epoch_seconds),
+            num_parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+            rank=ranks.rank,
+        )
+        ranks.first_does(lambda: _close_folder(experiment, trainer, report))
+        return report
+
+
+def _open_folder(experiment: Experiment) -> None:
+    """Make the run folder, or see that the run in it can be resumed.
+
+    Raises:
+        RunError: when it exists and is not to be resumed, is finished, or was started with other options.
+    """
+    path = experiment.path
+    if not experiment.options.resume:
+        if (path / "run.json").exists():
+            raise RunError(f"the run {path} exists; continue it with --resume, or choose another --name")
+        make_folder(path)
+        (path / "metrics.jsonl").unlink(missing_ok=True)
+        remove_checkpoint(path)
+        write_run(path, experiment.record() | {"finished": False})
+        return
+    run = read_run(path)
+    if run.finished:
+        raise RunError(f"the run {path} is finished; there is nothing to resume")
+    if differing := experiment.differences(run.values):
+        raise RunError(f"{path} cannot be resumed, for these differ: {', '.join(differing)}")
+
+
+def _say_what_is_short(experiment: Experiment, progress: Progress) -> None:
+    if experiment.num_short:
+        progress.note(
+            f"{experiment.num_short} of {experiment.train_clips.num_clips} training videos are shorter than a clip of "
+            f"{experiment.options.clip_frames} frames; their last frame is repeated, and masked"
+        )
+
+
+def _close_folder(experiment: Experiment, trainer: Trainer, report: TrainReport) -> None:
+    """Write the model, the picture and the record; drop the checkpoint."""
+    path = experiment.path
+    save_model(path, trainer.model)
+    title = f"{path.name}: {report.evaluation.headline} {report.evaluation.value:.4g} on {report.evaluation.split}"
+    higher_is_better = experiment.task.higher_is_better
+    draw_curves(path, headline=report.evaluation.headline, higher_is_better=higher_is_better, title=title)
+    write_run(path, experiment.record() | {"finished": True, "result": report.to_dict()})
+    remove_checkpoint(path)
