@@ -1,16 +1,40 @@
-"""`vfz cache`: the group of commands about caches that are there. One file each."""
+"""`vfz cache`: the group of commands about caches that are there. One file each.
+
+`vfz cache ls` and `vfz cache info`: options in, tables out.
+
+`vfz cache verify`: options in, what was found out, exit code 1 where it is not what it should be.
+
+`vfz cache convert`: options in, `vfz.pipeline.maintenance.convert.convert`, table out.
+
+`vfz cache repair`: options in, the steps taken out; exit code 1 where damage is left.
+"""
 
 from __future__ import annotations
 
-from vfz.cli.lazy import Commands, LazyGroup
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vfz.cli.options import Commands, LazyGroup, Session, command, printable
+from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOptions, RepairOptions, VerifyOptions
+from vfz.pipeline.progress import counted, human_bytes
+
+if TYPE_CHECKING:
+    from vfz.pipeline.maintenance.convert import ConvertReport
+    from vfz.pipeline.maintenance.info import CacheInfo, CompareReport
+    from vfz.pipeline.maintenance.verify.encoder import EncoderReport
+    from vfz.pipeline.maintenance.verify.report import VerifyReport
+
 
 COMMANDS: Commands = {
-    "ls": ("vfz.cli.cache_info", "ls_command", "One line for every cache in a folder."),
-    "info": ("vfz.cli.cache_info", "info_command", "What a cache is, what it holds, and how to open it."),
-    "verify": ("vfz.cli.cache_verify", "verify_command", "Compare every byte of a cache with what was written."),
-    "convert": ("vfz.cli.cache_convert", "convert_command", "Another precision or store, without encoder or videos."),
+    "ls": ("vfz.cli.cache", "ls_command", "One line for every cache in a folder."),
+    "info": ("vfz.cli.cache", "info_command", "What a cache is, what it holds, and how to open it."),
+    "verify": ("vfz.cli.cache", "verify_command", "Compare every byte of a cache with what was written."),
+    "convert": ("vfz.cli.cache", "convert_command", "Another precision or store, without encoder or videos."),
     "repair": (
-        "vfz.cli.cache_repair",
+        "vfz.cli.cache",
         "repair_command",
         "Remove what is damaged or left over; extract makes it again.",
     ),
@@ -23,3 +47,313 @@ cache_group = LazyGroup(
     help="List, describe, verify, convert and repair caches.",
     epilog="\b\nExample:\n" + "\n".join(f"  {line}" for line in EXAMPLES),
 )
+
+STATUSES = ("ok", "failed", "missing", "pending")
+
+
+@command(
+    LsOptions,
+    name="cache.ls",
+    example="vfz cache ls\nvfz cache ls /scratch/caches\nvfz cache ls caches/mine",
+    argument="folder",
+)
+def ls_command(options: LsOptions, session: Session) -> None:
+    """One line for every cache in a folder, or for a cache itself; one that cannot be opened comes with its error."""
+    from vfz.cli.console import print_json, table
+    from vfz.pipeline.maintenance.info import list_caches
+
+    caches = list_caches(options.folder)
+    if session.json:
+        print_json({"caches": [dataclasses.asdict(cache) for cache in caches]})
+        return
+    rows = [
+        (cache.name, f"cannot be opened: {cache.error}", *[""] * 6)
+        if cache.error
+        else (
+            cache.name,
+            cache.dataset,
+            cache.encoder + (" (RANDOM WEIGHTS)" if cache.random_weights else ""),
+            ",".join(cache.layers),
+            cache.precision,
+            cache.store,
+            _counts(cache.counts, num_lacking=cache.num_lacking),
+            human_bytes(cache.num_bytes),
+        )
+        for cache in caches
+    ]
+    columns = ["cache", "dataset", "encoder", "layers", "precision", "store", "videos", "size"]
+    if not rows:
+        click.echo(printable(f"no cache in {options.folder}/; make one with vfz extract"))
+        return
+    table(f"{len(rows)} cache{'' if len(rows) == 1 else 's'} in {options.folder}", columns, rows)
+
+
+@command(InfoOptions, name="cache.info", example="vfz cache info\nvfz cache info caches/mine --json", argument="cache")
+def info_command(options: InfoOptions, session: Session) -> None:
+    """What a cache is, what it holds, what that costs, and how to open it in Python. Reads no tokens."""
+    from vfz.cli.console import print_json, show, table
+    from vfz.pipeline.format.header import find_cache
+    from vfz.pipeline.maintenance.info import describe_cache
+
+    info = describe_cache(find_cache(options.cache, how="as CACHE"))
+    if session.json:
+        print_json(dataclasses.asdict(info))
+        return
+    show(info.name, _identity(info))
+    table("layers", _COLUMNS, _column_rows(info))
+    table("videos", ["split", "once per view"], [(split, _counts(found)) for split, found in info.counts.items()])
+    if info.lacking:
+        title = f"without a layer: {info.num_lacking} of the videos that are ok"
+        table(title, ["layer and reason", "videos"], list(info.lacking.items()))
+    if info.failures:
+        table("without tokens", ["reason", "videos"], list(info.failures.items()))
+    show("provenance", _provenance(info))
+    click.echo("\n".join(["", "open it in Python", *map(printable, info.python.split("\n"))]))
+
+
+def _identity(info: CacheInfo) -> dict[str, object]:
+    encoder, frames = info.recipe["encoder"], info.recipe["frames"]
+    random = "RANDOM WEIGHTS: seeded noise, for testing only" if info.random_weights else ""
+    return {
+        "path": info.path,
+        "fingerprint": info.fingerprint,
+        "dataset": f"{info.dataset}, {info.num_classes} classes",
+        "encoder": f"{encoder['name']}, {encoder.get('image_size')} px, {encoder.get('autocast')}",
+        "weights": random
+        or f"{info.provenance.get('weights_source')}, sha256 {encoder.get('weights_sha256', '')[:12]}",
+        "licence of the weights": info.provenance.get("weights_license") or "not known",
+        "frames": f"{_rule(frames)} from {frames.get('start_seconds', 0)} s to "
+        f"{'the end' if frames.get('end_seconds') is None else str(frames['end_seconds']) + ' s'}",
+        "views": ", ".join(map(str, info.views)),
+        "stored as": f"{info.precision}, {info.store}",
+        "size": f"{human_bytes(info.num_bytes)} in {info.num_shards} shards",
+        "video": f"{info.num_frames} frames of {info.hours:.2f} hours",
+    }
+
+
+def _rule(frames: Mapping[str, Any]) -> str:
+    """A frame rule in words."""
+    rule, count, rate = frames.get("rule", "fps"), frames.get("num_frames"), f"{frames.get('fps')} per second"
+    return {"uniform": f"{count}, evenly spaced,", "centred": f"{count} at {rate}, centred,"}.get(rule, rate)
+
+
+_COLUMNS = ["layer", "part", "per frame", "codec", "payload", "scales", "size", "error", "ratio by codec"]
+
+
+def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
+    return [
+        (
+            f"layer {column.layer}",
+            column.part,
+            f"{column.num_tokens} x {column.dim}",
+            column.compression,
+            human_bytes(column.payload_bytes),
+            human_bytes(column.scale_bytes),
+            f"{column.bytes_per_token:.0f} B/token",
+            "?" if column.precision_error is None else f"{column.precision_error:.2g}",
+            ", ".join(f"{codec} {ratio:.2f}" for codec, ratio in column.compression_ratios.items()) or "-",
+        )
+        for column in info.columns
+    ]
+
+
+def _counts(counts: Mapping[str, int], *, num_lacking: int = 0) -> str:
+    lacking = {"ok": f" ({num_lacking} of them without a layer)"} if num_lacking else {}
+    return ", ".join(f"{counts.get(status, 0)} {status}{lacking.get(status, '')}" for status in STATUSES)
+
+
+def _provenance(info: CacheInfo) -> dict[str, object]:
+    """A line per entry; entries of their own on one line."""
+    return {
+        name: ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        for name, value in info.provenance.items()
+    }
+
+
+EXAMPLE = """\
+vfz cache verify caches/k400-vit_small-0123456789ab
+vfz cache verify caches/mine --against caches/theirs
+vfz cache verify --encoder --root /data/k400"""
+
+
+@command(VerifyOptions, name="cache.verify", example=EXAMPLE, argument="cache")
+def verify_command(options: VerifyOptions, session: Session) -> None:
+    """Compare every byte of a cache with what was written, and list everything that differs.
+
+    Exit code 0 where it is intact, 1 where it is not: damaged, of another recipe than --against, or made by another
+    encoder than --encoder finds. Notes, such as what a stopped run left, are no damage.
+    """
+    from vfz.cli.console import print_json, progress
+    from vfz.pipeline.errors import CacheError
+    from vfz.pipeline.format.header import find_cache
+    from vfz.pipeline.maintenance.info import compare_caches
+    from vfz.pipeline.maintenance.verify import verify_cache
+
+    path = find_cache(options.cache, how="as CACHE")
+    against = None if options.against is None else find_cache(options.against)
+    failures = []
+    with progress() as shown:
+        report = verify_cache(path, progress=shown)
+    found: dict[str, Any] = {**dataclasses.asdict(report), "intact": report.intact}
+    if not session.json:
+        _show_report(report)
+    if not report.intact:
+        failures.append(f"{path} is damaged: {counted(len(report.damage), 'problem')}; {report.advice}")
+    if against is not None and not failures:
+        compared = compare_caches(path, against)
+        found["against"] = {**dataclasses.asdict(compared), "interchangeable": compared.interchangeable}
+        if not session.json:
+            _show_comparison(compared)
+        if not compared.interchangeable:
+            failures.append(f"{path} and {against} are not interchangeable")
+    if options.encoder and report.intact:
+        from vfz.pipeline.maintenance.verify.encoder import verify_encoder
+
+        encoder = verify_encoder(path, weights=options.weights, root=options.root, device=options.device)
+        found["encoder"] = {**dataclasses.asdict(encoder), "passed": encoder.passed}
+        if not session.json:
+            _show_encoder(encoder)
+        if not encoder.passed:
+            failures.append(f"the encoder gives other tokens or pixels now than when {path} was made")
+    if session.json:
+        print_json(found)
+    if failures:
+        raise CacheError("; ".join(failures))
+
+
+def _show_report(report: VerifyReport) -> None:
+    from vfz.cli.console import show
+
+    rows: dict[str, object] = {
+        "cache": report.cache,
+        "fingerprint": (report.fingerprint or "unreadable")[:12],
+        "read": f"{report.num_files} files, {human_bytes(report.num_bytes)}, {report.num_chunks} chunks "
+        f"in {report.seconds:.1f} s",
+        "videos": f"{report.num_videos} with {report.num_frames} frames, {report.num_pending} pending",
+    }
+    rows |= {f"{number}.": problem for number, problem in enumerate(report.problems, 1)}
+    rows["result"] = "intact" if report.intact else f"damaged: {counted(len(report.damage), 'problem')}"
+    show("verify", rows)
+
+
+def _show_comparison(report: CompareReport) -> None:
+    from vfz.cli.console import show
+
+    lines = [*report.recipe_differences, *report.contents_differences, *report.video_differences]
+    rows: dict[str, object] = {
+        "A": report.a,
+        "B": report.b,
+        "recipe": "the same" if report.same_fingerprint else "another",
+        "videos": f"{report.num_common} in both, {report.only_in_a} only in A, {report.only_in_b} only in B",
+        "ledger": "the same" if report.same_ledger else "another",
+    }
+    rows |= {f"{number}.": line for number, line in enumerate(lines, 1)}
+    show("against", rows)
+
+
+def _show_encoder(report: EncoderReport) -> None:
+    from vfz.cli.console import show, table
+
+    table(
+        f"encoder: {report.encoder} on {report.device}, {report.num_frames} golden frames",
+        ["column", "cosine", "relative error", "result"],
+        [
+            (
+                column.column,
+                f"{column.mean_cosine:.5f} (mark {column.cosine_mark:.5f}, least {column.min_cosine:.5f})",
+                f"{column.relative_error:.1e} (mark {column.error_mark:.1e})",
+                "passed" if column.passed else "FAILED",
+            )
+            for column in report.columns
+        ],
+    )
+    rows: dict[str, object] = {"decoded again": f"{report.num_decoded} of {report.num_frames} golden frames"}
+    if report.max_pixel_difference is not None:
+        rows["largest pixel difference"] = f"{report.max_pixel_difference} of 255"
+    rows |= {f"not decoded: {video}": reason for video, reason in report.not_decoded.items()}
+    show("", rows)
+
+
+EXAMPLE = """\
+vfz cache convert caches/k400-vit_small-0123456789ab --out caches --precision int8
+vfz cache convert caches/mine --out /scratch/tars --store webdataset"""
+
+
+@command(ConvertOptions, name="cache.convert", example=EXAMPLE, argument="cache")
+def convert_command(options: ConvertOptions, session: Session) -> None:
+    """Make a cache of another precision or store from one that is there, without encoder or videos.
+
+    Precision goes down only, and once; where it stays, every stored number is copied bit for bit. The same command run
+    again continues where it stopped, and takes over what the old cache gained since.
+    """
+    from vfz.cli.console import print_json, progress, table
+    from vfz.pipeline.maintenance.convert import convert
+
+    with progress() as shown:
+        report = convert(options, progress=shown)
+    if session.json:
+        print_json(dataclasses.asdict(report))
+        return
+    if report.unstorable:
+        table("tokens that cannot be converted", ["video", "reason"], sorted(report.unstorable.items()))
+    _show_conversion(report)
+
+
+def _show_conversion(report: ConvertReport) -> None:
+    from vfz.cli.console import show
+
+    pending = f", {report.num_pending} not extracted yet: convert again after them" if report.num_pending else ""
+    compressed = {key: codec for key, codec in report.compression.items() if codec != "none"}
+    rows: dict[str, object] = {
+        "converted": report.source,
+        "cache": report.cache,
+        "fingerprint": report.fingerprint[:12],
+        "stored as": f"{report.precision}, {report.store}",
+        "compressed": ", ".join(f"{key} {codec}" for key, codec in compressed.items()) or "no column",
+        "videos": f"{report.num_ok} ok, {report.num_failed} failed, {report.num_missing} missing{pending}",
+        "frames": report.num_frames,
+        "size": f"{human_bytes(report.cache_bytes)}, was {human_bytes(report.source_bytes)}",
+    }
+    if report.new_commits:
+        speed = human_bytes(int(report.bytes_read / report.seconds)) if report.seconds else "0 B"
+        rows["this run"] = f"{human_bytes(report.bytes_read)} read in {report.seconds:.1f} s, {speed}/s"
+    else:
+        rows["this run"] = "nothing to do: everything was converted before"
+    show("convert", rows)
+
+
+EXAMPLE = """\
+vfz cache repair --dry-run
+vfz cache repair caches/k400-vit_small-0123456789ab"""
+
+
+@command(RepairOptions, name="cache.repair", example=EXAMPLE, argument="cache")
+def repair_command(options: RepairOptions, session: Session) -> None:
+    """Verify a cache, drop what is damaged and remove what stopped runs left; then extract again.
+
+    A damaged shard is removed whole, so that the same `vfz extract` makes it again. What a run at work is writing is
+    left alone. What cannot be made again (vfz.json, plans, contents, calibrations, golden frames) is named; the exit
+    code is 1 then.
+    """
+    from vfz.cli.console import print_json, progress, show
+    from vfz.pipeline.errors import CacheFormatError
+    from vfz.pipeline.format.header import find_cache
+    from vfz.pipeline.maintenance.repair import repair_cache
+    from vfz.pipeline.progress import counted
+
+    with progress() as shown:
+        report = repair_cache(find_cache(options.cache, how="as CACHE"), dry_run=options.dry_run, progress=shown)
+    if session.json:
+        print_json(dataclasses.asdict(report))
+    else:
+        rows: dict[str, object] = {"cache": report.cache}
+        for number, step in enumerate(report.steps, 1):
+            rows[f"{number}. {'would ' if options.dry_run else ''}{step.action}"] = f"{step.file}: {step.reason}"
+        rows |= {f"left alone {number}": problem for number, problem in enumerate(report.notes, 1)}
+        rows |= {f"not repaired {number}": problem for number, problem in enumerate(report.not_repaired, 1)}
+        rows["result"] = report.result
+        show("repair", rows)
+    if report.not_repaired:
+        raise CacheFormatError(
+            f"{report.cache}: {counted(len(report.not_repaired), 'problem')} cannot be repaired; see above"
+        )

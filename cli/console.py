@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from vfz.cli.text import printable
+from vfz.cli.options import printable
 
 PLAIN_INTERVAL_SECONDS = 5.0
 

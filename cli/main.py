@@ -14,9 +14,7 @@ from importlib.metadata import version
 
 import click
 
-from vfz.cli.lazy import Commands, LazyGroup
-from vfz.cli.options import VERBOSE_HELP, Session
-from vfz.cli.text import printable
+from vfz.cli.options import VERBOSE_HELP, Commands, LazyGroup, Session, printable
 from vfz.pipeline.errors import VfzError
 
 COMMANDS: Commands = {
@@ -26,10 +24,10 @@ COMMANDS: Commands = {
         "train_temporal_command",
         "Train a recurrent temporal module from a cache.",
     ),
-    "evaluate": ("vfz.cli.evaluate", "evaluate_command", "Evaluate a trained temporal module on a split of a cache."),
+    "evaluate": ("vfz.cli.train", "evaluate_command", "Evaluate a trained temporal module on a split of a cache."),
     "probe": ("vfz.cli.probe", "probe_command", "Fit a linear or attentive probe on cached tokens."),
     "cache": ("vfz.cli.cache", "cache_group", "List, describe, verify, convert and repair caches."),
-    "run": ("vfz.cli.run", "run_command", "All stages of a recipe, those that are done left out."),
+    "run": ("vfz.cli.workflow", "run_command", "All stages of a recipe, those that are done left out."),
     "demo": ("vfz.cli.workflow", "demo_command", "All three on built-in videos; prints a table."),
 }
 

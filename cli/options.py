@@ -2,22 +2,28 @@
 
 A flag that is not given is None here, so that the order is always: command line, then config file, then the default in
 the dataclass. The checks live in the dataclass.
+
+A group of commands that imports one only when it is run, so that `vfz --help` costs little more than click.
+
+Text from outside (ids, reasons, paths, messages) as it may go to a terminal. Imports nothing.
+
+File names on Linux hold any byte but `/`: a newline would break a table, an escape sequence colour or clear the screen,
+a byte that is no UTF-8 fail to be written.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from vfz.cli.lazy import Commands, LazyGroup
-from vfz.cli.text import printable
 from vfz.pipeline.config import OptionField, Options
-from vfz.pipeline.errors import UsageError
+from vfz.pipeline.errors import UsageError, nearest_names
 
 VERBOSE_HELP = "-v: show every option's value. -vv: also tracebacks of errors."
 OptionsType = TypeVar("OptionsType", bound=Options)
@@ -134,3 +140,52 @@ def _common() -> list[click.Parameter]:
         click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on stdout, and only that."),
         click.Option(["-v", "--verbose"], count=True, help=VERBOSE_HELP),
     ]  # fmt: skip
+
+
+Commands = Mapping[str, tuple[str, str, str]]
+"""name -> (module, command in it, help in the list of commands), in the order a user needs them."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are known by name until they are run."""
+
+    def __init__(self, name: str | None = None, *, commands: Commands, **settings: object) -> None:
+        super().__init__(name, **settings)  # type: ignore[arg-type]
+        self._lazy = commands
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """In the order a user needs them."""
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """The command, or None where there is none of that name."""
+        if cmd_name not in self._lazy:
+            return None
+        module, attribute, _ = self._lazy[cmd_name]
+        found: click.Command = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown command gets the nearest names."""
+        if args and args[0] not in self._lazy and not args[0].startswith("-"):
+            near = nearest_names(args[0], self._lazy) or list(self._lazy)
+            prefix = "vfz" if self.name in {None, "cli"} else f"vfz {self.name}"
+            raise UsageError(f"no command {args[0]!r}; did you mean {' or '.join(near)}? See {prefix} --help")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list of commands, without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in self._lazy.items()])
+
+
+def printable(text: str) -> str:
+    r"""The text with everything that is not printable as a backslash escape, as Python's `repr` writes it.
+
+    Newlines and tabs, too: a line stays a line. What is printable, backslashes included, stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,4 +1,7 @@
-"""`vfz probe`: options in, `vfz.temporal.probes.run`, table out."""
+"""`vfz probe`: options in, `vfz.temporal.probes.run`, table out.
+
+`vfz probe compare`: options in, `vfz.temporal.comparison.report.compare_probes`, tables out.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vfz.cli.lazy import Commands
-from vfz.cli.options import Session, command
-from vfz.temporal.probes.options import ProbeOptions
+from vfz.cli.options import Commands, Session, command
+from vfz.temporal.probes.options import CompareOptions, ProbeOptions
 
 if TYPE_CHECKING:
     from vfz.temporal.probes.dense import DenseReport
     from vfz.temporal.probes.record import ProbeReport
+
 
 EXAMPLE = """\
 vfz probe --probe linear
@@ -24,7 +27,7 @@ vfz probe compare runs/*-probe-*"""
 
 
 COMMANDS: Commands = {
-    "compare": ("vfz.cli.probe_compare", "compare_command", "Put probes side by side: tables, tests, one HTML page."),
+    "compare": ("vfz.cli.probe", "compare_command", "Put probes side by side: tables, tests, one HTML page."),
 }
 
 
@@ -121,3 +124,37 @@ def _top1(report: ProbeReport) -> str:
 
 def _frames(pool: str) -> str:
     return {"mean": "mean over frames", "last": "last frame", "frame": "each frame", "all": "all frames"}[pool]
+
+
+EXAMPLE = """\
+vfz probe compare runs/tokens-linear-probe runs/gmmix-linear-probe
+vfz probe compare runs/*-probe --baseline tokens-linear-probe --name layers"""
+
+
+@command(CompareOptions, name="probe.compare", example=EXAMPLE, argument="runs")
+def compare_command(options: CompareOptions, session: Session) -> None:
+    """Put probes side by side: accuracies with intervals, paired tests against a baseline, confusions, classes.
+
+    Prints the tables and writes them as CSV, JSON and one HTML page that needs no network.
+    """
+    from vfz.cli.console import print_json, show, table
+    from vfz.temporal.comparison.report import (
+        AGAINST_COLUMNS,
+        COLUMNS,
+        against_rows,
+        compare_probes,
+        result_rows,
+        to_dict,
+    )
+
+    report = compare_probes(options)
+    if session.json:
+        files = {"csv": report.csv, "json": report.json, "html": report.html}
+        print_json(to_dict(report.comparison) | {"files": files})
+        return
+    for title, columns, rows in (
+        ("probes", COLUMNS, result_rows(report.comparison)),
+        (f"against {report.comparison.baseline}", AGAINST_COLUMNS, against_rows(report.comparison)),
+    ):
+        table(title, columns, [[cell.text for cell in row] for row in rows])
+    show("written", {"page": report.html, "tables": f"{report.csv}, {report.json}"})

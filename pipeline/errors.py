@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vfz.pipeline.extract_report import ExtractReport
+    from vfz.pipeline.extraction.extract import ExtractReport
 
 
 class VfzError(Exception):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vfz.temporal.mixers import build_mixer
     from vfz.temporal.readouts import build_readout
 
+
 __all__ = ["ClipDataset", "build_core", "build_mixer", "build_readout"]
 
 _MODULE_OF = {

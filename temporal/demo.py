@@ -18,8 +18,7 @@ from pathlib import Path
 
 from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.extract_report import ExtractReport
-from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.extract import ExtractReport, extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.files import make_folder, write_file_atomic
 from vfz.pipeline.progress import Progress, SilentProgress

@@ -5,9 +5,17 @@
 the two residual branches and inside the MLP, not on the attention weights, where it would rule out the fused kernels.
 
 Shape suffixes: B batch, T time, N tokens of a frame, D channels, R rows (frames, any number of them).
+
+Small layers that several readouts share.
+
+Learned time embeddings: one vector per time step, stretched where a clip has another length than in training.
+
+Where autocast must not reach: what half precision cannot hold stays in float32.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -118,3 +126,37 @@ def check_heads(dim: int, num_heads: int) -> None:
     if num_heads < 1 or dim % num_heads:
         allowed = ", ".join(str(heads) for heads in range(1, min(dim, 32) + 1) if dim % heads == 0)
         raise UsageError(f"{num_heads} attention heads do not divide {dim} channels; use one of {allowed}")
+
+
+def build_projection(dim: int, readout_dim: int) -> nn.Module:
+    """A Linear from `dim` to `readout_dim`; nothing where they are equal, as in the paper."""
+    return nn.Identity() if dim == readout_dim else nn.Linear(dim, readout_dim)
+
+
+class NumericHead(nn.Sequential):
+    """Linear, GELU, Linear, in float32 even under autocast: the 8 bits of bfloat16 are too few for a coordinate."""
+
+    def __init__(self, readout_dim: int, hidden_dim: int, num_outputs: int) -> None:
+        super().__init__(nn.Linear(readout_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, num_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[*, readout_dim]` -> `[*, num_outputs]`."""
+        with without_autocast(x.device):
+            x = x.to(next(self.parameters()).dtype)
+            for layer in self:
+                x = layer(x)
+        return x
+
+
+def resize_time(embedding_1TD: Tensor, num_steps: int) -> Tensor:
+    """Linear interpolation of a time embedding `[1, T, D]` to `num_steps`: `[1, num_steps, D]`."""
+    if embedding_1TD.shape[1] == num_steps:
+        return embedding_1TD
+    return F.interpolate(embedding_1TD.mT, size=num_steps, mode="linear", align_corners=False).mT
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Turns autocast off for operations on a device; nothing to do where it has none (`meta`)."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

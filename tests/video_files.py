@@ -7,8 +7,8 @@ import av
 import numpy as np
 
 from vfz.pipeline.decoding import get_decoder
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.recipe import FrameSpec
-from vfz.pipeline.source import VideoSource
 
 VIDEOS = Path(__file__).parent / "data" / "videos"
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vfz.pipeline.cache.reader import OpenShards, ShardSource
 from vfz.pipeline.cache.tokens import TokenArrays
 from vfz.pipeline.errors import CacheFormatError, UsageError
-from vfz.pipeline.open_shards import OpenShards, ShardSource
 
 if TYPE_CHECKING:
     import dask.array

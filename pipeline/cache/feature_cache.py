@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vfz.pipeline.cache.reader import ClipReader
+from vfz.pipeline.cache.reader import ClipReader, OpenShards, ShardSource
 from vfz.pipeline.cache.request import (
     ClipLike,
     Columns,
@@ -36,10 +36,10 @@ from vfz.pipeline.cache.request import (
     select_columns,
 )
 from vfz.pipeline.cache.tokens import TokenBatch, TokenClip, empty_batch
-from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.errors import CacheIncompleteError
 from vfz.pipeline.format.calibration import Calibration, read_calibrations
 from vfz.pipeline.format.catalog import open_catalog
+from vfz.pipeline.format.header import read_header
 from vfz.pipeline.format.ledger_table import (
     LedgerRows,
     VideoLookup,
@@ -49,7 +49,6 @@ from vfz.pipeline.format.ledger_table import (
     table_digest,
     what_is_pending,
 )
-from vfz.pipeline.open_shards import OpenShards, ShardSource
 from vfz.pipeline.recipe import QUANTISED
 
 if TYPE_CHECKING:

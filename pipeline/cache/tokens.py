@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vfz.pipeline.format.calibration import Calibration
     from vfz.pipeline.stores.metadata import ArraySpec, Column
 
+
 PARTS = ("prefix", "patch")
 """In the order in which part `all` has them."""
 

@@ -1,15 +1,34 @@
-"""What a dataset is to vfz: a list of videos with ids, splits and labels. Nothing here opens a video file."""
+"""What a dataset is to vfz: a list of videos with ids, splits and labels. Nothing here opens a video file.
+
+Which videos of a dataset have their files: copies of Kinetics lack some per cent, and a run should say so first.
+
+Cost: one listing of each folder that holds videos, not a question to the file system for each video; links are followed
+one by one.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
-    from vfz.pipeline.source import VideoSource
+    from vfz.pipeline.decoding.base import VideoSource
+
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".wmv", ".flv"}
+)  # fmt: skip
+
+
+def safe_name(root: Path) -> str:
+    """The base name of `root` with only [A-Za-z0-9_.-], never empty and never starting with a dot."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", root.resolve().name).lstrip(".").strip("-") or "folder"
+
 
 OnProgress = Callable[[int, int], None]
 """Called as `on_progress(done, total)` while a dataset makes or looks through its files."""
@@ -80,3 +99,45 @@ class VideoDataset(ABC):
         Raises:
             DatasetError: when the root is not there, holds no videos, or two videos have the same id.
         """
+
+
+FEW_FILES = 16
+"""Up to so many files of a folder are asked for by name: the folder may hold a million others."""
+
+
+def present_ids(records: Iterable[VideoRecord]) -> frozenset[str]:
+    """Ids of the videos whose file, or the tar they are in, is there, as `VideoSource.exists` has it."""
+    wanted: dict[str, set[str]] = {}
+    places = []
+    for record in records:
+        folder, name = os.path.split(record.source.path)
+        wanted.setdefault(folder, set()).add(name)
+        places.append((record.id, folder, name))
+    there = {folder: _present_names(folder, names) for folder, names in wanted.items()}
+    return frozenset(video_id for video_id, folder, name in places if name in there[folder])
+
+
+def _present_names(folder: str, names: set[str]) -> set[str]:
+    if len(names) <= FEW_FILES:
+        return _ask_for(folder, names)
+    try:
+        with os.scandir(folder or ".") as entries:
+            found = {entry.name: entry.is_symlink() for entry in entries if entry.name in names}
+    except PermissionError:  # its files may be there for those who know their names
+        return _ask_for(folder, names)
+    except OSError:
+        return set()
+    return _ask_for(folder, {name for name, is_link in found.items() if is_link}) | {
+        name for name, is_link in found.items() if not is_link
+    }
+
+
+def _ask_for(folder: str, names: set[str]) -> set[str]:
+    return {name for name in names if os.path.exists(os.path.join(folder, name))}  # noqa: PTH110, PTH118
+
+
+def describe_missing(dataset: str, *, num_listed: int, num_missing: int) -> str:
+    """One line that says how incomplete a dataset is."""
+    return (
+        f"{dataset}: {num_listed} videos listed, {num_missing} of them missing ({100 * num_missing / num_listed:.1f}%)"
+    )

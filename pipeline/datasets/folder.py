@@ -7,20 +7,17 @@ other depth is an error that says what is expected. Listing costs one directory 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
+from vfz.pipeline.datasets.base import VIDEO_SUFFIXES, VideoDataset, VideoRecord, safe_name
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
-from vfz.pipeline.source import VideoSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".wmv", ".flv"}
-)  # fmt: skip
+
 LAYOUT = "<root>/<split>/<class>/<video>"
 
 
@@ -68,11 +65,6 @@ class FolderDataset(VideoDataset):
     def videos(self) -> list[VideoRecord]:
         """The videos found when the dataset was opened, sorted by id."""
         return list(self._records)
-
-
-def safe_name(root: Path) -> str:
-    """The base name of `root` with only [A-Za-z0-9_.-], never empty and never starting with a dot."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", root.resolve().name).lstrip(".").strip("-") or "folder"
 
 
 def _list_videos(root: Path) -> list[Path]:

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from vfz.pipeline.datasets.annotated import VideoFiles
-from vfz.pipeline.datasets.annotations import Place
+from vfz.pipeline.datasets.annotations import Place, VideoFiles
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.errors import DatasetError
 

@@ -14,8 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vfz.pipeline.datasets.annotated import AnnotatedDataset, Listing, VideoFiles
-from vfz.pipeline.datasets.annotations import check_name, read_lines
+from vfz.pipeline.datasets.annotations import AnnotatedDataset, Listing, VideoFiles, check_name, read_lines
 from vfz.pipeline.datasets.folds import UNUSED, FoldEntry, records_of_folds
 from vfz.pipeline.errors import DatasetError
 

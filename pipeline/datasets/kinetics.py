@@ -16,8 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from vfz.pipeline.datasets.annotated import AnnotatedDataset, Listing, VideoFiles
-from vfz.pipeline.datasets.annotations import Place, check_name, check_number, first_file, read_csv
+from vfz.pipeline.datasets.annotations import (
+    AnnotatedDataset,
+    Listing,
+    Place,
+    VideoFiles,
+    check_name,
+    check_number,
+    first_file,
+    read_csv,
+)
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.errors import DatasetError
 

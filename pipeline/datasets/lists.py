@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from vfz.pipeline.datasets.annotated import AnnotatedDataset, Listing
 from vfz.pipeline.datasets.annotations import (
+    AnnotatedDataset,
+    Listing,
     Place,
     check_id,
     check_number,
@@ -30,10 +31,9 @@ from vfz.pipeline.datasets.annotations import (
     read_csv,
     read_lines,
 )
-from vfz.pipeline.datasets.base import VideoRecord
-from vfz.pipeline.datasets.folder import safe_name
+from vfz.pipeline.datasets.base import VideoRecord, safe_name
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
-from vfz.pipeline.source import VideoSource
 
 _SPLITS = ("train", "val", "test")
 _QUOTED = re.compile(r'"(?P<inside>(?:[^"]|"")*)"')

@@ -15,8 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vfz.pipeline.datasets.annotated import AnnotatedDataset, Listing, VideoFiles
-from vfz.pipeline.datasets.annotations import Place, check_name, check_number, find_label, first_file, read_json
+from vfz.pipeline.datasets.annotations import (
+    AnnotatedDataset,
+    Listing,
+    Place,
+    VideoFiles,
+    check_name,
+    check_number,
+    find_label,
+    first_file,
+    read_json,
+)
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.errors import DatasetError
 

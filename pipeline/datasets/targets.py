@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+
 # name -> (shape with one letter per dimension and digits for fixed sizes, kind of number)
 _SCHEMA: dict[str, tuple[tuple[str | int, ...], type[np.generic]]] = {
     "video_ids": (("V",), np.str_),

@@ -21,12 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vfz.pipeline.datasets.annotated import AnnotatedDataset, Listing
-from vfz.pipeline.datasets.annotations import Place, check_id, check_number, number_classes
-from vfz.pipeline.datasets.base import VideoRecord
-from vfz.pipeline.datasets.folder import VIDEO_SUFFIXES, safe_name
+from vfz.pipeline.datasets.annotations import AnnotatedDataset, Listing, Place, check_id, check_number, number_classes
+from vfz.pipeline.datasets.base import VIDEO_SUFFIXES, VideoRecord, safe_name
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
-from vfz.pipeline.source import VideoSource
 
 _NUMBER_AT_END = re.compile(r"[-_.]?[0-9]+$")
 

@@ -14,8 +14,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from vfz.pipeline.datasets.annotated import AnnotatedDataset, Listing, VideoFiles
-from vfz.pipeline.datasets.annotations import Place, check_name, check_number, find_label, first_file, read_lines
+from vfz.pipeline.datasets.annotations import (
+    AnnotatedDataset,
+    Listing,
+    Place,
+    VideoFiles,
+    check_name,
+    check_number,
+    find_label,
+    first_file,
+    read_lines,
+)
 from vfz.pipeline.datasets.folds import FoldEntry, records_of_folds
 from vfz.pipeline.errors import DatasetError
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.decoding.base import refuse_odd_files
-from vfz.pipeline.decoding.wire import source_from_json, source_to_json
+from vfz.pipeline.decoding.worker import source_from_json, source_to_json
 from vfz.pipeline.errors import DecodeError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-    from vfz.pipeline.source import VideoSource
+    from vfz.pipeline.decoding.base import VideoSource
+
 
 TIME_LIMIT_SECONDS = 10.0
 

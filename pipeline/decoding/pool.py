@@ -8,7 +8,7 @@ with `subprocess` and not forked, since dask's workers and CUDA may not fork.
                                     |
                              VideoStream, in the order given --> whoever iterates
 
-Frames are read from the socket in groups (`vfz.pipeline.decoding.groups`), each into one array whose slices are handed
+Frames are read from the socket in groups (`vfz.pipeline.decoding.worker`), each into one array whose slices are handed
 out. A process may send `buffer_frames` frames, or its part of `buffer_bytes`, ahead of what has been taken; then it
 waits. A slice keeps its whole group alive, so a group counts until its last frame is taken, and whoever keeps a frame
 keeps up to 2 MiB. So memory is bounded whatever the length, size and number of videos. Since frames are taken video by
@@ -30,16 +30,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vfz.pipeline.decoding.process import DecodeProcess, ProcessDiedError
-from vfz.pipeline.decoding.stream import VideoStream
-from vfz.pipeline.decoding.wire import Setup
+from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.decoding.process import DecodeProcess, ProcessDiedError, VideoStream
+from vfz.pipeline.decoding.worker import Setup
 from vfz.pipeline.devices import num_cores
 from vfz.pipeline.errors import DecodeError, RunError, UsageError
 from vfz.pipeline.recipe import FrameSpec
-from vfz.pipeline.source import VideoSource
 
 if TYPE_CHECKING:
     import torch
+
 
 BUFFER_FRAMES, BUFFER_BYTES = 64, 256 * 1024**2
 """What one process, and all together, may send ahead of what is taken; the former is 10 s of video at 6 frames/s."""

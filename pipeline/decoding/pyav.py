@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
+    from vfz.pipeline.decoding.base import VideoSource
     from vfz.pipeline.recipe import FrameSpec
-    from vfz.pipeline.source import VideoSource
+
 
 AV_TIME_BASE = 1_000_000  # ticks per second of a container's own duration
 DEFAULT_FRAME_SECONDS = 1 / 25  # where a file gives neither a duration nor a rate

@@ -1,38 +1,54 @@
 """A decode process: `python -m vfz.pipeline.decoding.worker DESCRIPTOR`, started and fed by a `DecodePool`.
 
 It decodes one video after the other as its standard input asks and sends the frames up the socket with that descriptor,
-in the form of `vfz.pipeline.decoding.wire`; whatever libraries print stays out of the way. A library that crashes,
+in the form of `vfz.pipeline.decoding.worker`; whatever libraries print stays out of the way. A library that crashes,
 hangs or eats memory does so here, where it costs one video. This process knows numpy and a decoder, not torch, and is
 up in a tenth of a second or two.
 
 Memory is bounded in three ways: by the room that the parent grants, by the decoder's own limit on the size of a frame,
 and by a limit of the operating system on the process (`MAX_MEMORY_BYTES`, where it has one). Where the machine runs out
 of memory all the same, this process offers itself first.
+
+What a decode process and its parent say to each other, and how far the process may work ahead.
+
+Down its standard input go JSON lines, up a socket length-prefixed JSON messages. First the parent sends a `Setup`, and
+the child answers `ready`. For each `decode` the child sends `begin` (with the digest of the source), any number of
+`frames`, each a group of one shape followed by the pixels of all as they lie in memory, and `end`; a `skip` with the
+number of a `decode` makes that one end early. `taken` says how many frames have left the parent's buffer: all of a
+group at once, when its last one has.
+
+Frames of a video on their way into the pipe: several go together, so that they cost the parent little.
+
+Whatever the parent does for a message takes the interpreter lock from the thread that feeds its GPU: a group of frames
+costs it as much of that as one frame does. A group is sent when it is full, and when the last one went `GROUP_SECONDS`
+ago or more: who decodes slowly sends every frame at once, who decodes fast holds one back for about that long.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import json
 import os
 import queue
 import resource
 import signal
+import struct
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vfz.pipeline.decoding import VideoFrame, get_decoder
-from vfz.pipeline.decoding.base import Decoder, refuse_odd_files
-from vfz.pipeline.decoding.groups import FrameGroups
-from vfz.pipeline.decoding.wire import LENGTH, Room, Setup, source_from_json
+from vfz.pipeline.decoding.base import Decoder, VideoSource, refuse_odd_files
 from vfz.pipeline.errors import DecodeError
 from vfz.pipeline.recipe import FrameSpec
-from vfz.pipeline.source import VideoSource
 
 MAX_MEMORY_BYTES = 4 * 1024**3
 """What decoding 8K video in 10 bits takes, twice."""
@@ -169,6 +185,107 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+
+
+LENGTH = struct.Struct(">I")
+"""In front of each JSON message that a child sends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a child is told first.
+
+    Attributes:
+        spec: a `FrameSpec` as a dictionary.
+        max_frames, max_bytes: bounds of its `Room`.
+    """
+
+    spec: dict[str, Any]
+    max_frames: int
+    max_bytes: int
+
+
+class Room:
+    """How many frames a child may have sent that nobody has taken yet. Child and parent keep the same count.
+
+    The last frame may go over the bytes, so that a frame larger than all of them gets through. Not thread-safe.
+    """
+
+    def __init__(self, max_frames: int, max_bytes: int) -> None:
+        self._max_frames, self._max_bytes = max_frames, max_bytes
+        self._frame_bytes: deque[int] = deque()
+        self._num_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other frame may be sent now."""
+        return len(self._frame_bytes) >= self._max_frames or self._num_bytes >= self._max_bytes
+
+    def sent(self, num_bytes: int) -> None:
+        """One more frame is on its way, or gathered for it."""
+        self._frame_bytes.append(num_bytes)
+        self._num_bytes += num_bytes
+
+    def taken(self, num_frames: int) -> None:
+        """The oldest ones are gone."""
+        for _ in range(num_frames):
+            self._num_bytes -= self._frame_bytes.popleft()
+
+
+def source_to_json(source: VideoSource) -> dict[str, Any]:
+    """A source as JSON values; its path absolute, since a child keeps the folder that it was started in."""
+    return dataclasses.asdict(source) | {"path": str(source.path.absolute())}
+
+
+def source_from_json(values: dict[str, Any]) -> VideoSource:
+    """The inverse of `source_to_json`."""
+    return VideoSource(**(values | {"path": Path(values["path"])}))
+
+
+GROUP_FRAMES, GROUP_BYTES, GROUP_SECONDS = 16, 2 * 1024**2, 0.05
+PARTS_OF_ROOM = 4
+"""A group takes no more than one of them, so that the next ones are decoded while it is taken frame by frame."""
+
+
+class FrameGroups:
+    """Gathers the frames of one video.
+
+    Args:
+        setup: its room bounds the groups.
+        send: is given the frames of a group, which have one shape.
+        clock: gives the time in seconds.
+    """
+
+    def __init__(
+        self, setup: Setup, send: Callable[[Sequence[VideoFrame]], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_frames = min(GROUP_FRAMES, max(1, setup.max_frames // PARTS_OF_ROOM))
+        self._max_bytes = min(GROUP_BYTES, setup.max_bytes // PARTS_OF_ROOM)
+        self._send, self._clock = send, clock
+        self._frames: list[VideoFrame] = []
+        self._sent_at = clock()
+
+    def add(self, frame: VideoFrame) -> None:
+        """One more frame; sends what is ready to go. A frame above the bytes goes alone."""
+        pixels_HWC = frame.pixels_HWC
+        if self._frames and (
+            self._frames[0].pixels_HWC.shape != pixels_HWC.shape
+            or (len(self._frames) + 1) * pixels_HWC.nbytes > self._max_bytes
+        ):
+            self.flush()
+        self._frames.append(frame)
+        if (
+            len(self._frames) >= self._max_frames
+            or (len(self._frames) + 1) * pixels_HWC.nbytes > self._max_bytes
+            or self._clock() - self._sent_at >= GROUP_SECONDS
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what there is: before a wait for room, which must not be for these frames, and at the end."""
+        if self._frames:
+            self._send(self._frames)
+            self._frames, self._sent_at = [], self._clock()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+
 CHECKPOINT_KEYS = ("state_dict", "model", "model_state_dict")
 COMMON_PREFIXES = ("module.", "model.", "backbone.")
 HEAD_PREFIXES = ("head.", "classifier.", "fc.", "head_dist.")

@@ -28,6 +28,7 @@ from vfz.pipeline.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
 LAYERS_VERSION = 1
 """Part of every recipe: raise it when the tokens of a layer come out otherwise."""
 

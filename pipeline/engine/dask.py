@@ -29,13 +29,14 @@ from vfz.pipeline.engine.extractor import ShardExtractor
 from vfz.pipeline.engine.metrics import RunTotals
 from vfz.pipeline.errors import EngineError, VfzError
 from vfz.pipeline.files import unique_token
-from vfz.pipeline.interrupts import STOPPING, StopRequest, children_pass_over_ctrl_c, stop_on_signals
+from vfz.pipeline.progress import STOPPING, StopRequest, children_pass_over_ctrl_c, stop_on_signals
 
 if TYPE_CHECKING:
     from distributed import Worker
 
-    from vfz.pipeline.job import ExtractionJob, ShardResult, ShardTask
+    from vfz.pipeline.engine.tasks import ExtractionJob, ShardResult, ShardTask
     from vfz.pipeline.progress import Progress
+
 
 ALLOWED_LOSSES = 3
 """How many workers may be lost over one shard before it is given up."""

@@ -17,18 +17,10 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.batches import BatchFeeder
-from vfz.pipeline.cache_header import read_header
-from vfz.pipeline.decoding.pool import (
-    BUFFER_BYTES,
-    BUFFER_FRAMES,
-    GPU_BUFFER_BYTES,
-    GPU_BUFFER_FRAMES,
-    DecodePool,
-)
+from vfz.pipeline.decoding.pool import BUFFER_BYTES, BUFFER_FRAMES, GPU_BUFFER_BYTES, GPU_BUFFER_FRAMES, DecodePool
 from vfz.pipeline.engine.columns import layers_of, stored_tensors
-from vfz.pipeline.engine.metrics import RunMeter
-from vfz.pipeline.engine.stages import ShardCommitter
+from vfz.pipeline.engine.metrics import RunMeter, log_shard
+from vfz.pipeline.engine.stages import BatchFeeder, ShardCommitter
 from vfz.pipeline.engine.tasks import (
     ENCODE,
     AllEnd,
@@ -39,20 +31,17 @@ from vfz.pipeline.engine.tasks import (
     TokenBatch,
     ToWriter,
 )
-from vfz.pipeline.engine.threads import EncodeLanes, num_lanes_for
+from vfz.pipeline.engine.threads import Channel, EncodeLanes, HostCopier, Stages, StoppedError, num_lanes_for
 from vfz.pipeline.errors import CacheMismatchError
 from vfz.pipeline.format.calibration import read_calibrations
-from vfz.pipeline.format.header import read_contents
-from vfz.pipeline.host_copy import HostCopier
-from vfz.pipeline.interrupts import STOPPING, StopRequest
-from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.pipeline.format.header import read_contents, read_header
+from vfz.pipeline.progress import STOPPING, Progress, SilentProgress, StopRequest
 from vfz.pipeline.recipe import recipe_from_dict
-from vfz.pipeline.shard_log import log_shard
-from vfz.pipeline.stages import Channel, Stages, StoppedError
 
 if TYPE_CHECKING:
     from vfz.pipeline.encoder.model import FrozenEncoder
-    from vfz.pipeline.job import ExtractionJob, ShardResult, ShardTask
+    from vfz.pipeline.engine.tasks import ExtractionJob, ShardResult, ShardTask
+
 
 BATCHES_BETWEEN = 2
 """Batches that may wait between two stages."""

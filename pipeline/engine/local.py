@@ -3,6 +3,8 @@
 Shards are dealt by their numbers, so that all processes agree without a word; what they share is the cache's folder. A
 process that starts over does the rest of its own share, and one that never comes back leaves its shards to be seen in
 the cache as pending: any run with other ranks, or none, does them.
+
+Shards one after the other in this process.
 """
 
 from __future__ import annotations
@@ -12,10 +14,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vfz.pipeline.engine.extractor import ShardExtractor
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.progress import stop_on_signals
 
 if TYPE_CHECKING:
-    from vfz.pipeline.job import ShardTask
+    from collections.abc import Iterator
+
+    from vfz.pipeline.encoder.model import FrozenEncoder
+    from vfz.pipeline.engine.tasks import ExtractionJob, ShardResult, ShardTask
+    from vfz.pipeline.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +71,12 @@ def _slurm_share(array: Mapping[str, int]) -> Share:
             "gaps; give --rank $SLURM_ARRAY_TASK_ID and the --world-size that the numbers are shares of"
         )
     return Share(rank=array["ID"] - array["MIN"], world_size=array["COUNT"])
+
+
+def run_local(
+    job: ExtractionJob, tasks: Iterable[ShardTask], *, progress: Progress, encoder: FrozenEncoder | None = None
+) -> Iterator[ShardResult]:
+    """The result of each task, as it is committed; `encoder` is the job's where it is built already."""
+    extractor = ShardExtractor(job, progress=progress, encoder=encoder)
+    with stop_on_signals() as stop:
+        yield from extractor.extract_all(tasks, stop=stop)

@@ -10,6 +10,15 @@ another (ViTs do not). Up to `MAX_LANES` threads that number is 1, so that machi
 A GPU has one lane: its work is queued there, and returns before it is done.
 
 Cost: the activations of one batch per lane, and one batch more that waits, for each.
+
+Threads that hand work to one another through bounded channels, and end together.
+
+The stages of a pipeline share one `Stages`. The first error of any thread stops all of them; so does leaving the
+context. A stage that waits for room or for work then gets a `StoppedError`, unwinds, and what it had open is closed.
+
+Stored arrays on their way from the encoder's device to the CPU, while the next batch is computed.
+
+On a GPU the copy runs on a stream of its own into page-locked memory; on the CPU there is nothing to copy.
 """
 
 from __future__ import annotations
@@ -18,17 +27,19 @@ import contextlib
 import ctypes
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import torch
-
-from vfz.pipeline.stages import StoppedError
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from vfz.pipeline.encoder.model import FrozenEncoder
+
 
 MAX_LANES = 8
 """Each holds the activations of a batch."""
@@ -151,3 +162,163 @@ class _Piece(Generic[T]):
 def _break_off(thread: threading.Thread) -> None:
     """Raises a `StoppedError` in another thread, between two steps of Python: after the kernel in hand, say."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(StoppedError))
+
+
+class StoppedError(Exception):
+    """The pipeline ends: nothing more is taken or brought. Only for stages; no caller of a pipeline sees it."""
+
+
+class Stages:
+    """What the threads of a pipeline share. A context manager: leaving it stops the threads and waits for them."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.is_stopped = False
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str, work: Callable[[], None]) -> None:
+        """Runs `work` in a thread; what it raises stops the pipeline."""
+        thread = threading.Thread(target=self._run, args=(work,), name=f"vfz-{name}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def error(self) -> BaseException:
+        """What stopped the pipeline; for whoever got a `StoppedError` and is not a stage."""
+        return self._error or StoppedError()
+
+    def stop(self) -> None:
+        """Ends all waiting, now and later."""
+        with self.changed:
+            self.is_stopped = True
+            self.changed.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except StoppedError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits for this one
+            with self.changed:
+                self._error = self._error or error
+            self.stop()
+
+
+class Channel(Generic[T]):
+    """A queue between two stages.
+
+    Args:
+        stages: whose.
+        size: how many items may wait; a stage that brings more waits itself.
+    """
+
+    def __init__(self, stages: Stages, *, size: int) -> None:
+        self._stages, self._size = stages, size
+        self._items: deque[T] = deque()
+
+    def put(self, item: T) -> None:
+        """Adds an item, when there is room.
+
+        Raises:
+            StoppedError: the pipeline ends.
+        """
+        with self._stages.changed:
+            self._stages.changed.wait_for(lambda: self._stages.is_stopped or len(self._items) < self._size)
+            self._refuse_when_stopped()
+            self._items.append(item)
+            self._stages.changed.notify_all()
+
+    def take(self) -> T:
+        """The oldest item, when there is one.
+
+        Raises:
+            StoppedError: the pipeline ends.
+        """
+        while (item := self.get(timeout_seconds=None)) is None:
+            pass
+        return item
+
+    def get(self, *, timeout_seconds: float | None) -> T | None:
+        """The oldest item, or None where there is none in time.
+
+        Raises:
+            StoppedError: the pipeline ends.
+        """
+        with self._stages.changed:
+            self._stages.changed.wait_for(lambda: self._stages.is_stopped or self._items, timeout_seconds)
+            self._refuse_when_stopped()
+            if not self._items:
+                return None
+            self._stages.changed.notify_all()
+            return self._items.popleft()
+
+    def take_all(self) -> list[T]:
+        """What there is now, without waiting."""
+        with self._stages.changed:
+            items = list(self._items)
+            self._items.clear()
+            self._stages.changed.notify_all()
+        return items
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stages.is_stopped:
+            raise StoppedError
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the time that the block takes to what a stage has worked so far."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+class HostCopy:
+    """Tensors being copied to the CPU; `wait` gives them. Started by `HostCopier.start`.
+
+    Args:
+        tensors: on the CPU, to be filled by the time of `event`.
+        event: None where they are filled already.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], event: torch.cuda.Event | None) -> None:
+        self._tensors, self._event = tensors, event
+
+    def wait(self) -> dict[str, NDArray[Any]]:
+        """The arrays, when they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return {key: tensor.numpy() for key, tensor in self._tensors.items()}
+
+
+class HostCopier:
+    """Starts copies from one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def start(self, tensors: Mapping[str, torch.Tensor]) -> HostCopy:
+        """Begins to copy; the tensors may be given up by the caller at once."""
+        if self._stream is None:
+            return HostCopy({key: tensor.cpu() for key, tensor in tensors.items()}, None)
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        copies = {}
+        with torch.cuda.stream(self._stream):
+            for key, tensor in tensors.items():
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                copies[key] = copy.copy_(tensor, non_blocking=True)
+                tensor.record_stream(self._stream)  # its memory is not given to others before the copy is made
+            event = self._stream.record_event()
+        return HostCopy(copies, event)

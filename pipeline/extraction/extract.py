@@ -2,12 +2,21 @@
 
 The same call again continues: finished shards are never redone, videos that are new or were missing before go into a
 new plan, and when nothing is left it says so. What was committed stays committed, whatever happens after.
+
+What an extraction ended with: what is in the cache now, what this call did, how fast, and what went wrong.
+
+Why videos failed, as kinds: "moov atom not found" a thousand times is one line and not a thousand.
+
+A reason names its video and says where it broke, so no two are the same text. Without the video's names and with every
+number replaced, those of one kind are.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +25,16 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.engine import run_tasks
-from vfz.pipeline.engine.metrics import RunTotals
+from vfz.pipeline.engine.metrics import RunTotals, bottleneck_of, busy_shares
+from vfz.pipeline.engine.tasks import ExtractionJob, ShardTask
 from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError
-from vfz.pipeline.extract_report import ExtractReport, make_report
 from vfz.pipeline.extraction.estimate import check_space, estimate_work
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
-from vfz.pipeline.extraction.setup import open_or_create
+from vfz.pipeline.extraction.setup import open_or_create, prepare
 from vfz.pipeline.format.catalog import is_current, write_catalog
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import lacking_rows
-from vfz.pipeline.job import ExtractionJob, ShardTask
-from vfz.pipeline.prepare import prepare
 from vfz.pipeline.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -166,3 +173,159 @@ class _Failures:
                 f"{len(self.rows)} videos failed, {self.allowed} are allowed; first: {first.id!r}: {first.reason}; "
                 f"{self.folder} keeps what was finished: mend the videos, or go on with a larger --max-failures"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """One stage of the pipeline.
+
+    Attributes:
+        seconds: how long it was at work, in all processes together that encode; of decoding, on average over the decode
+            processes of each.
+        busy: the share of the time that it was, 0 to 1.
+    """
+
+    seconds: float
+    busy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """What an extraction ended with.
+
+    Attributes:
+        cache: the cache's folder.
+        num_ok, num_failed, num_missing: videos in the whole cache.
+        num_lacking: those of the ok ones that have no tokens of a layer that was added later.
+        num_pending: those of its plan that no process has done yet.
+        num_frames: frames in the whole cache.
+        cache_bytes: size of the committed data.
+        num_tried, new_videos, new_frames, new_bytes, seconds: done by this call: videos tried, those of them that went
+            well, their frames, their size in the cache, and the time from decoding to commit.
+        frames_per_second, bytes_per_second: of the new ones; 0 where nothing was left to do.
+        batch_size: frames encoded at a time in the end, fewer than asked for where memory did not suffice; None where
+            nothing was encoded.
+        stages: of this call, by name; empty where nothing was left to do.
+        bottleneck: the stage that the others waited for.
+        failure_kinds: why videos of the whole cache are not in it, most frequent first.
+        failures: the reason in full by video id.
+    """
+
+    cache: str
+    fingerprint: str
+    num_ok: int
+    num_failed: int
+    num_missing: int
+    num_lacking: int
+    num_pending: int
+    num_frames: int
+    cache_bytes: int
+    num_tried: int
+    new_videos: int
+    new_frames: int
+    new_bytes: int
+    seconds: float
+    frames_per_second: float
+    bytes_per_second: float
+    batch_size: int | None
+    stages: Mapping[str, StageReport]
+    bottleneck: str | None
+    failure_kinds: tuple[FailureKind, ...]
+    failures: Mapping[str, str]
+
+
+def make_report(folder: Path, totals: RunTotals, seconds: float) -> ExtractReport:
+    """Looks at the cache as it is now, which another process may be adding to.
+
+    Args:
+        folder: the cache.
+        totals: what this call has done.
+        seconds: how long that took.
+    """
+    cache = FeatureCache(folder, allow_incomplete=True)
+    count = Counter(row.status for row in cache.videos)
+    lacking = lacking_rows(cache.table())
+    busy = (
+        busy_shares(totals.stage_seconds, seconds=seconds, num_processes=len(totals.processes))
+        if totals.processes
+        else {}
+    )
+    bad = [row for row in [*cache.videos, *lacking] if row.reason]
+    return ExtractReport(
+        cache=str(folder),
+        fingerprint=cache.fingerprint,
+        num_ok=count["ok"],
+        num_failed=count["failed"],
+        num_missing=count["missing"],
+        num_lacking=len({row.key for row in lacking}),
+        num_pending=count["pending"],
+        num_frames=sum(row.num_frames for row in cache.videos),
+        cache_bytes=cache.num_bytes,
+        num_tried=totals.num_tried,
+        new_videos=totals.num_ok,
+        new_frames=totals.num_frames,
+        new_bytes=totals.num_bytes,
+        seconds=seconds,
+        frames_per_second=totals.num_frames / seconds,
+        bytes_per_second=totals.num_bytes / seconds,
+        batch_size=totals.batch_size,
+        stages={stage: StageReport(seconds=totals.stage_seconds[stage], busy=share) for stage, share in busy.items()},
+        bottleneck=bottleneck_of(busy) if busy else None,
+        failure_kinds=group_failures(bad),
+        failures={row.id: row.reason for row in bad},
+    )
+
+
+VIDEO, NUMBER = "VIDEO", "N"
+"""What stands in a kind for the video's name and for a number."""
+_NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?!\w)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureKind:
+    """Videos that are not in the cache for the same reason.
+
+    Attributes:
+        status: failed or missing.
+        reason: theirs, without the names and numbers in which they differ.
+        num_videos: how many there are.
+        example_id, example_reason: one of them, and the reason in full.
+    """
+
+    status: str
+    reason: str
+    num_videos: int
+    example_id: str
+    example_reason: str
+
+
+def group_failures(rows: Iterable[LedgerRow]) -> tuple[FailureKind, ...]:
+    """The kinds of reasons that rows give, the most frequent first; the example is the first video of a kind.
+
+    Args:
+        rows: of any status; those without a reason are passed over.
+    """
+    kinds: dict[tuple[str, str], list[LedgerRow]] = {}
+    for row in rows:
+        if row.reason:
+            kinds.setdefault((row.status, kind_of(row)), []).append(row)
+    found = [
+        FailureKind(
+            status=status,
+            reason=reason,
+            num_videos=len(of_kind),
+            example_id=of_kind[0].id,
+            example_reason=of_kind[0].reason,
+        )
+        for (status, reason), of_kind in kinds.items()
+    ]
+    return tuple(sorted(found, key=lambda kind: (-kind.num_videos, kind.status, kind.reason)))
+
+
+def kind_of(row: LedgerRow) -> str:
+    """The reason of a row without what is this video's alone."""
+    path, separator, member = row.source_path.partition("::")
+    names = {row.source_path, f"{Path(path).name}{separator}{member}", Path(row.source_path).name}
+    any_name = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    reason = re.sub(rf"(?<!\w)(?:[^\s:]*/)?(?:{any_name})(?!\w)", lambda _: VIDEO, row.reason)
+    return _NUMBER.sub(NUMBER, reason).removeprefix(f"{VIDEO}: ")

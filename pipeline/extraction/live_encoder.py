@@ -10,13 +10,13 @@ import torch
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.decoding import get_decoder
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.encoder.batching import frame_gatherer
 from vfz.pipeline.encoder.model import FrozenEncoder, LayerTokens, load_encoder
+from vfz.pipeline.encoder.transforms import cropper_of
 from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import recipe_from_dict
-from vfz.pipeline.source import VideoSource
-from vfz.pipeline.views import cropper_of
 
 
 class LiveEncoder:

@@ -1,4 +1,9 @@
-"""The cache an extraction writes to: its recipe, and its folder, made when it is not there and checked when it is."""
+"""The cache an extraction writes to: its recipe, and its folder, made when it is not there and checked when it is.
+
+What an extraction starts from: the videos listed, the encoder loaded, the recipe made. No cache is written.
+
+Cost: listing the videos (`synthetic` renders them where they are not there), and loading the encoder.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vfz.pipeline.cache_header import CacheHeader, create_cache, read_header
-from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
+from vfz.pipeline.datasets import open_dataset
+from vfz.pipeline.datasets.base import VideoDataset, VideoRecord, describe_missing, present_ids
 from vfz.pipeline.decoding import DEFAULT_DECODER, get_decoder
+from vfz.pipeline.devices import device_for
 from vfz.pipeline.encoder.layers import LAYERS_VERSION
-from vfz.pipeline.encoder.model import FrozenEncoder
+from vfz.pipeline.encoder.model import EncoderRequest, FrozenEncoder
 from vfz.pipeline.encoder.transforms import PREPROCESS_VERSION
+from vfz.pipeline.encoder.weights import check_name
+from vfz.pipeline.engine import check_engine
 from vfz.pipeline.engine.columns import columns_of, layers_of
+from vfz.pipeline.engine.local import Share, choose_share
 from vfz.pipeline.errors import CacheMismatchError, UsageError
 from vfz.pipeline.extraction.calibrate import fill_cache, grow_cache
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.find import cache_name
-from vfz.pipeline.format.header import Contents, read_contents, sorted_columns
+from vfz.pipeline.format.header import (
+    CacheHeader,
+    Contents,
+    cache_name,
+    create_cache,
+    read_contents,
+    read_header,
+    sorted_columns,
+)
 from vfz.pipeline.recipe import (
     CALIBRATION_FRAMES,
     CALIBRATION_SEED,
@@ -35,6 +51,9 @@ from vfz.pipeline.recipe import (
 )
 from vfz.pipeline.stores import Column
 from vfz.pipeline.stores.quantization import PRECISION_VERSION
+
+if TYPE_CHECKING:
+    from vfz.pipeline.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,3 +256,109 @@ def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenE
         "host": platform.node(),
         "device": str(encoder.device),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the options of an extraction come to.
+
+    Attributes:
+        dataset: where the videos are from.
+        everything: all of them.
+        records: those of the splits that are wanted.
+        present: ids of those whose files are there.
+        request: how any process builds the encoder.
+        encoder: the same, built.
+        recipe: what decides the numbers.
+        share: which part of the work is done here.
+    """
+
+    dataset: VideoDataset
+    everything: list[VideoRecord]
+    records: list[VideoRecord]
+    present: frozenset[str]
+    request: EncoderRequest
+    encoder: FrozenEncoder
+    recipe: Recipe
+    share: Share
+
+
+def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
+    """Lists the videos and loads the encoder.
+
+    Raises:
+        UsageError: a wrong option. DatasetError: no videos. EncoderError: no weights.
+    """
+    check_engine(options.dask)
+    check_name(options.encoder)  # a slip of the pen is told before videos are listed or rendered
+    share = choose_share(options.rank, options.world_size)
+    dataset = _open_dataset(options, progress)
+    if options.flip and not dataset.can_flip:
+        raise UsageError(f"--flip would change classes of {options.dataset}, which tell left from right; leave it out")
+    everything = dataset.videos()
+    records = _choose_splits(everything, dataset, options.splits)
+    present = present_ids(records)
+    if len(present) < len(records):
+        missing = len(records) - len(present)
+        progress.note(describe_missing(dataset.name, num_listed=len(records), num_missing=missing))
+    request = EncoderRequest(
+        name=options.encoder,
+        layers=options.layers,
+        image_size=options.image_size,
+        weights=options.weights,
+        random_weights=options.random_weights,
+        seed=options.seed or 0,
+        # Ranks on one machine take its GPUs in turn; one that sees a single GPU takes that.
+        device=options.device if options.rank is None else device_for(options.device, share.rank),
+        autocast=options.autocast,
+        batch_size=options.batch_size,
+        channels_last=options.channels_last,
+        compile=options.compile,
+    )
+    encoder = request.load()
+    return Prepared(
+        dataset=dataset,
+        everything=everything,
+        records=records,
+        present=present,
+        request=request,
+        encoder=encoder,
+        recipe=make_recipe(encoder, options, dataset),
+        share=share,
+    )
+
+
+def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
+    started = False
+
+    def on_progress(_done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            progress.start("rendering", total=total, unit="videos")
+            started = True
+        progress.advance()
+
+    # --seed is the dataset's where it has one, and the random weights' in any case
+    synthetic = options.dataset == "synthetic"
+    dataset = open_dataset(
+        options.dataset,
+        root=options.root,
+        num_videos=options.num_videos,
+        num_frames=options.num_frames,
+        size=options.size,
+        seed=options.seed if synthetic or not options.random_weights else None,
+        on_progress=on_progress,
+    )
+    if started:
+        progress.finish()
+    return dataset
+
+
+def _choose_splits(
+    records: list[VideoRecord], dataset: VideoDataset, wanted: tuple[str, ...] | None
+) -> list[VideoRecord]:
+    present = sorted({record.split for record in records})
+    for split in wanted or ():
+        if split not in present:
+            raise UsageError(f"--splits {split!r} is not in {dataset.root}; it has {', '.join(present)}")
+    return [record for record in records if wanted is None or record.split in wanted]

@@ -2,8 +2,8 @@
 
 int8 and int4 subtract the offset and divide by the spread before they round (`vfz.pipeline.stores.quantization`), so
 their tokens cannot be read without it. For every precision it also says how far stored tokens lie from the encoder's
-and how well they compress, which is what decides the compression. One sealed file per column, `calibration/<layer>.<part>.json`;
-`vfz.json` or `contents/<n>.json` holds its digest.
+and how well they compress, which is what decides the compression. One sealed file per column,
+`calibration/<layer>.<part>.json`; `vfz.json` or `contents/<n>.json` holds its digest.
 
 Shapes: M sample frames, N tokens, D channels.
 """
@@ -20,9 +20,16 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex, write_file_once
+from vfz.pipeline.files import (
+    canonical_json,
+    read_sealed,
+    sealed_bytes,
+    sha256_file,
+    sha256_hex,
+    sound_content,
+    write_file_once,
+)
 from vfz.pipeline.recipe import QUANTISED
-from vfz.pipeline.sealed import read_sealed, sealed_bytes, sound_content
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from vfz.pipeline.stores.compression import RequestedCompression
     from vfz.pipeline.stores.metadata import Column, Compression
     from vfz.pipeline.stores.quantization import ChannelStats
+
 
 CALIBRATION = "calibration"
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)

@@ -19,9 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vfz.pipeline.cache_header import CacheHeader, read_header
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import sha256_hex, write_file_atomic
+from vfz.pipeline.files import (
+    read_sealed,
+    read_sealed_digest,
+    sealed_bytes,
+    sha256_hex,
+    sound_content,
+    write_file_atomic,
+)
 from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.commits import (
     CommitRows,
@@ -32,12 +38,11 @@ from vfz.pipeline.format.commits import (
     lacking_in,
     read_shard_index,
 )
-from vfz.pipeline.format.header import Contents, contents_paths, read_contents
+from vfz.pipeline.format.header import CacheHeader, Contents, contents_paths, read_contents, read_header
 from vfz.pipeline.format.ledger import STATUSES, LedgerRow
 from vfz.pipeline.format.ledger_table import FOLD_PREFIX, Lacking, distinct, ledger_table
 from vfz.pipeline.format.plan import Plan, read_plans
 from vfz.pipeline.recipe import QUANTISED
-from vfz.pipeline.sealed import read_sealed, read_sealed_digest, sealed_bytes, sound_content
 
 TABLE = "index.parquet"
 SIDE = "index.json"

@@ -14,9 +14,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfz.pipeline.errors import CacheFormatError, StorageError
-from vfz.pipeline.files import fsync_dir, storage_errors, unique_token
+from vfz.pipeline.files import fsync_dir, read_sealed, sound_content, storage_errors, unique_token, write_sealed_once
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.sealed import read_sealed, sound_content, write_sealed_once
 from vfz.pipeline.stores import STORES
 from vfz.pipeline.stores.base import remove_data
 from vfz.pipeline.stores.metadata import ShardData
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.format.ledger_table import Lacking
     from vfz.pipeline.format.plan import PlannedVideo
+
 
 Key = tuple[str, int]
 

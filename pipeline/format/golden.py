@@ -20,16 +20,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vfz.pipeline.cache_header import GOLDEN
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import fsync_dir, fsync_file, sha256_file, storage_errors
-from vfz.pipeline.sample import FrameSample
+from vfz.pipeline.format.header import GOLDEN
 from vfz.pipeline.stores.metadata import PTS_ARRAY, PTS_KEY
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from vfz.pipeline.format.header import Contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSample:
+    """M frames in view 0.
+
+    Attributes:
+        pixels_MCHW: uint8, before normalisation.
+        video_ids: [M].
+        pts_seconds: [M].
+    """
+
+    pixels_MCHW: torch.Tensor
+    video_ids: tuple[str, ...]
+    pts_seconds: tuple[float, ...]
+
 
 NUM_GOLDEN_FRAMES = 16
 FRAMES_FILE = "frames.npz"

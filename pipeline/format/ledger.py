@@ -13,6 +13,7 @@ from vfz.pipeline.errors import CacheFormatError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+
 Status = Literal["ok", "failed", "missing", "pending"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 

@@ -26,6 +26,7 @@ from vfz.pipeline.format.ledger import LedgerRow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
 FOLD_PREFIX = "fold_"
 _FIELDS: dict[str, Any] = {
     "id": pa.string(),

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import storage_errors
+from vfz.pipeline.files import read_sealed, storage_errors, write_sealed_once
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.sealed import read_sealed, write_sealed_once
 
-if TYPE_CHECKING:  # reading a cache needs no dataset code
+if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from vfz.pipeline.datasets.base import VideoRecord
+
 
 _PLAN_NAME = re.compile(r"(0|[1-9][0-9]*)\.json")
 _PLAN_KEYS = frozenset({"number", "shards"})

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vfz.pipeline.cache_header import HEADER, CacheHeader, read_header
 from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.files import sound_content
 from vfz.pipeline.format.calibration import Calibration, digest_of, read_calibrations
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_shards
-from vfz.pipeline.format.header import Contents, read_contents
+from vfz.pipeline.format.header import HEADER, CacheHeader, Contents, read_contents, read_header
 from vfz.pipeline.format.plan import Plan, read_plans
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED
-from vfz.pipeline.sealed import sound_content
 from vfz.pipeline.stores import ShardReader, get_store
 from vfz.pipeline.stores.metadata import PTS_KEY, Column
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, expand
@@ -33,8 +32,9 @@ from vfz.pipeline.stores.quantization import PRECISION_VERSION, expand
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
 SAMPLE_FRAMES_PER_VIDEO = 3
-"""As an extraction takes of a video (`vfz.pipeline.sample`, which decodes videos and is not imported here)."""
+"""As an extraction takes of a video (`extraction.calibrate`, which decodes videos and is not imported here)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,14 +16,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfz.pipeline.cache_header import GOLDEN, CacheHeader, create_cache, precision_of, read_header
 from vfz.pipeline.errors import CacheIncompleteError, CacheMismatchError, UsageError
 from vfz.pipeline.format.calibration import Calibration, calibrate, read_calibrations, write_calibration
 from vfz.pipeline.format.golden import FRAMES_FILE, read_golden, write_golden_tokens
-from vfz.pipeline.format.header import Contents, add_columns, read_contents, sorted_columns
+from vfz.pipeline.format.header import (
+    GOLDEN,
+    CacheHeader,
+    Contents,
+    add_columns,
+    create_cache,
+    precision_of,
+    read_contents,
+    read_header,
+    sorted_columns,
+)
 from vfz.pipeline.format.plan import read_plans, write_plan
-from vfz.pipeline.maintenance.convert_options import ConvertOptions
 from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays
+from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED, PRECISIONS, QUANTISED, StorageSpec
 from vfz.pipeline.stores import Column, get_store
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, to_stored

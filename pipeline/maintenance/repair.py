@@ -21,18 +21,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfz.pipeline.cache_header import HEADER
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import fsync_dir, storage_errors
+from vfz.pipeline.files import LOCK_SUFFIX, fsync_dir, lock_is_held, storage_errors, writer_is_gone
 from vfz.pipeline.format.catalog import TABLE, write_catalog
 from vfz.pipeline.format.commits import SHARDS, committed_paths, is_data_name
-from vfz.pipeline.lease import LOCK_SUFFIX, lock_is_held, writer_is_gone
+from vfz.pipeline.format.header import HEADER
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.maintenance.verify.leftovers import data_names, is_orphan, is_unfinished
 from vfz.pipeline.maintenance.verify.report import Problem, VerifyReport
-from vfz.pipeline.progress import Progress
+from vfz.pipeline.progress import Progress, counted
 from vfz.pipeline.stores.base import remove_data
-from vfz.pipeline.units import counted
 
 Commit = tuple[str, int]
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+
 Checksums = Literal["never", "first", "always"]
 """When a reader compares chunks with their crc32c: never, the first time it meets each, or every time."""
 FrameNumbers: TypeAlias = "range | NDArray[np.int64]"

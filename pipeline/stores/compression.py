@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.codec import BytesBytesCodec
 
+
 MIN_SAVING = 0.10
 """The least part of its bytes that a column must save to be compressed."""
 RequestedCompression = Literal["auto", "none", "zstd", "blosc-zstd"]

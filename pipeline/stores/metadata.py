@@ -19,6 +19,7 @@ from vfz.pipeline.recipe import GROUP_CHANNELS, PRECISIONS, QUANTISED, STORE_NAM
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+
 Part = Literal["patch", "prefix"]
 Compression = Literal["none", "zstd", "blosc-zstd"]
 CHUNK_BYTES = 64 * 1024

@@ -23,10 +23,8 @@ import google_crc32c
 import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.stores.copying import copy_frames
-from vfz.pipeline.stores.mapped import RESTORE, MappedFile
-from vfz.pipeline.stores.mapped_reader import MappedShardReader
-from vfz.pipeline.stores.tar_members import (
+from vfz.pipeline.stores.mapped import RESTORE, MappedFile, MappedShardReader, copy_frames
+from vfz.pipeline.stores.tar_writer import (
     BLOCK_BYTES,
     array_header,
     end_of_archive,
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.stores.base import Checksums
     from vfz.pipeline.stores.metadata import ArraySpec, ShardData, StoredVideo
+
 
 _MAX_JSON_BYTES = 1024 * 1024
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+
 _BUFFER_BYTES = 512 * 1024
 _NUM_BUFFERS = 4
 _FLUSH_BYTES = 32 * 1024 * 1024

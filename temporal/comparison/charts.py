@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 _INCHES = (7.0, 3.6)
 _NAMED_CLASSES = 30
 """With more classes than this, a confusion matrix has no room for their names."""

@@ -1,4 +1,9 @@
-"""`vfz probe compare`: records in; a comparison, and its tables as CSV, JSON and one HTML page, out."""
+"""`vfz probe compare`: records in; a comparison, and its tables as CSV, JSON and one HTML page, out.
+
+A comparison's two tables as text, for the console, CSV and HTML alike.
+
+A comparison as one HTML file: tables, charts and a little script, all inside, nothing from the network.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,20 @@ import csv
 import dataclasses
 import io
 import json
+from collections import defaultdict
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from vfz.pipeline.files import make_folder, write_file_atomic
-from vfz.temporal.comparison.compare import Comparison, ProbeResult, compare
-from vfz.temporal.comparison.load import load_result
-from vfz.temporal.comparison.options import CompareOptions
-from vfz.temporal.comparison.page import render_page
+from vfz.pipeline.progress import human_bytes, human_seconds
+from vfz.temporal.comparison.charts import accuracy_chart, change_chart, confusion_chart, curve_chart, layer_chart
+from vfz.temporal.comparison.compare import Comparison, Curve, ProbeResult, compare, load_result
+from vfz.temporal.probes.options import CompareOptions
 
 FORMAT_VERSION = 1
 
@@ -106,3 +116,103 @@ def _csv(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+COLUMNS = (
+    "probe", "kind", "of", "encoder", "layers", "precision", "top-1", "95% interval", "best head on validation",
+    "videos", "parameters", "of the core", "time", "cache",
+)  # fmt: skip
+NUM_TEXT_COLUMNS = 6
+AGAINST_COLUMNS = (
+    "probe",
+    "videos",
+    "difference",
+    "95% interval",
+    "only it",
+    "only the baseline",
+    "McNemar p",
+    "bootstrap p",
+)
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and what its column is sorted by."""
+
+    text: str
+    key: float | str
+
+
+def result_rows(comparison: Comparison) -> list[list[Cell]]:
+    """A row for every probe under `COLUMNS`."""
+    return [_row(result) for result in comparison.results]
+
+
+def _row(result: ProbeResult) -> list[Cell]:
+    of = "tokens" if result.core is None else result.core
+    names = [result.name, result.probe, of, result.encoder, ", ".join(result.layers), result.precision]
+    return [
+        *(Cell(name, name) for name in names),
+        Cell(f"{100 * result.top1.mean:.1f}%", result.top1.mean),
+        Cell(f"{100 * result.top1.low:.1f} to {100 * result.top1.high:.1f}%", result.top1.low),
+        Cell(f"{100 * result.best_head_on_validation:.1f}%", result.best_head_on_validation),
+        Cell(f"{result.num_videos} of {result.num_planned}", result.num_videos),
+        Cell(f"{result.num_parameters:,}", result.num_parameters),
+        Cell(f"{result.num_core_parameters:,}", result.num_core_parameters),
+        Cell(human_seconds(result.seconds), result.seconds),
+        Cell(human_bytes(result.cache_bytes), result.cache_bytes),
+    ]
+
+
+def against_rows(comparison: Comparison) -> list[list[Cell]]:
+    """A row for every probe but the baseline under `AGAINST_COLUMNS`."""
+    return [
+        [
+            Cell(name, name),
+            Cell(f"{against.num_videos}", against.num_videos),
+            Cell(f"{100 * against.difference.difference:+.1f} points", against.difference.difference),
+            Cell(
+                f"{100 * against.difference.low:+.1f} to {100 * against.difference.high:+.1f}", against.difference.low
+            ),
+            Cell(f"{against.test.num_only_first}", against.test.num_only_first),
+            Cell(f"{against.test.num_only_second}", against.test.num_only_second),
+            Cell(f"{against.test.p_value:.2g}", against.test.p_value),
+            Cell(f"{against.difference.p_value:.2g}", against.difference.p_value),
+        ]
+        for name, against in comparison.against.items()
+    ]
+
+
+def render_page(comparison: Comparison, *, title: str = "vfz probe compare") -> str:
+    """The page as text. Names of others are escaped by the template."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(files("vfz.temporal.comparison").joinpath("report.html").read_text("utf-8"))
+    results = comparison.results
+    layers = layer_chart(results)
+    return template.render(
+        title=title,
+        comparison=comparison,
+        columns=COLUMNS,
+        num_text=NUM_TEXT_COLUMNS,
+        rows=result_rows(comparison),
+        accuracy=_chart(accuracy_chart(results)),
+        layers=_chart(layers) if layers else None,
+        against_columns=AGAINST_COLUMNS,
+        against_rows=against_rows(comparison),
+        changes=[(name, _chart(change_chart(comparison, name))) for name in comparison.against],
+        confusions=[(result, _chart(confusion_chart(result))) for result in results],
+        curves=[(name, _chart(curve_chart(curves))) for name, curves in _curves(results)],
+    )
+
+
+def _curves(results: tuple[ProbeResult, ...]) -> list[tuple[str, list[Curve]]]:
+    """Curves of each probe that share their axes, under the probe's name."""
+    grouped: dict[str, list[Curve]] = defaultdict(list)
+    for result in results:
+        for curve in result.curves:
+            if curve.points:
+                grouped[f"{result.name}: {curve.y_name} by {curve.x_name}"].append(curve)
+    return list(grouped.items())
+
+
+def _chart(svg: str) -> Markup:
+    return Markup(svg)  # noqa: S704 - drawn by matplotlib, which escapes the names in it

@@ -12,13 +12,9 @@ from typing import Any
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.registry import Registry
 from vfz.temporal.cores.attention import AttentionCore
-from vfz.temporal.cores.base import TemporalCore
-from vfz.temporal.cores.gmmix import GMMixCore
-from vfz.temporal.cores.gru import GruCore
-from vfz.temporal.cores.identity import IdentityCore
-from vfz.temporal.cores.m import MCore
-from vfz.temporal.cores.mingru import MinGruCore
-from vfz.temporal.cores.mmix import MMixCore
+from vfz.temporal.cores.base import IdentityCore, TemporalCore
+from vfz.temporal.cores.gru import GruCore, MinGruCore
+from vfz.temporal.cores.mmix import GMMixCore, MCore, MMixCore
 from vfz.temporal.cores.rvm_rnn import RvmRnnCore
 
 __all__ = ["CORES", "TemporalCore", "build_core"]

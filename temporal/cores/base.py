@@ -8,6 +8,8 @@ for a recurrence a frame) to `_run_layers` or `_recomputed`, and only what passe
 backward pass. That costs one more forward pass and leaves every number as it was, dropout included.
 
 Shape suffixes: B batch, T time, N tokens of a frame, D channels.
+
+Core `identity`: a LayerNorm and no time at all. The baseline that shows what the temporal cores add.
 """
 
 from __future__ import annotations
@@ -131,3 +133,17 @@ def _leaves(state: Any) -> Iterator[Tensor]:
     elif state is not None:
         for part in state:
             yield from _leaves(part)
+
+
+class IdentityCore(TemporalCore[tuple[()]]):
+    """LayerNorm of every token. State: the empty tuple."""
+
+    sizes = ()
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.output_norm = nn.LayerNorm(dim)
+
+    def run(self, x_BTND: Tensor, state: tuple[()] | None) -> tuple[Tensor, tuple[()]]:  # noqa: ARG002
+        """See `TemporalCore.run`."""
+        return self.output_norm(x_BTND), ()

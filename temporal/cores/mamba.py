@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.autocast import without_autocast
 from vfz.temporal.cores.selective_scan import selective_scan
+from vfz.temporal.layers import without_autocast
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 0.1, 1e-4
 

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vfz.temporal.autocast import without_autocast
+from vfz.temporal.layers import without_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
 
 # Elements of one [block, T, K, E] buffer. On a CPU the three buffers should stay in the caches; a GPU wants few, large
 # kernels (3 x 128 MiB of float32).

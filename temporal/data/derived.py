@@ -31,13 +31,14 @@ from vfz.pipeline.files import (
     canonical_json,
     fsync_tree,
     make_folder,
+    read_sealed,
+    sealed_bytes,
     sha256_hex,
     storage_errors,
     unique_token,
     write_file_atomic,
 )
 from vfz.pipeline.progress import Progress
-from vfz.pipeline.sealed import read_sealed, sealed_bytes
 from vfz.temporal.data.features import Features
 
 VERSION = 1

@@ -6,12 +6,22 @@ made before its first batch (30 ms for a quarter of a million videos); a batch i
 an epoch up at any batch costs nothing. A thread reads the next batches during a training step.
 
 Shapes: B clips of a batch, T frames of a clip, N tokens, D channels.
+
+Reading ahead: a thread makes the next items while the caller works on this one.
+
+NumPy's copies and torch's kernels let go of the interpreter, so reading overlaps with a training step even on the CPU.
+There is one thread, so items come in their own order; how far it is ahead is bounded. On a GPU it works in a stream of
+its own and waits there, so that copying a batch to the device does not wait for the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +29,7 @@ from torch import Tensor
 
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.temporal.augmentation import Augmentation
-from vfz.temporal.clip_order import EpochPlan, evaluation_plan, shuffled_plan, training_plan
-from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.sampling import Augmentation, ClipRule, EpochPlan, evaluation_plan, shuffled_plan, training_plan
 from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import CachedTokens, ClipRequest, ClipTokens, TokenSource
 from vfz.temporal.data.videos import (
@@ -36,7 +44,6 @@ from vfz.temporal.data.videos import (
     num_missing,
     parts_of,
 )
-from vfz.temporal.prefetch import prefetched
 
 __all__ = [
     "EVAL_SPLITS",
@@ -72,7 +79,7 @@ class ClipBatch:
         video_ids: for messages.
         frame_mask_BT: bool; False where a short video has ended and its last frame is repeated.
         pts_seconds_BT: presentation times (float64).
-        targets: of the loader's task by name, see `vfz.temporal.target_maps`; empty without.
+        targets: of the loader's task by name, see `vfz.temporal.data.targets`; empty without.
         weight: what a mean over these clips counts in a mean over all ranks' means, so that it is the mean over the
             whole batch: 1 where all ranks have as many. 0 where a last batch has fewer clips than there are ranks and
             this rank got none: it is given one of the others', which counts nothing.
@@ -234,3 +241,85 @@ class ClipLoader:
         kept = self._augmentation.kept_tokens(layers_BTND[0].shape[2], self._source.num_prefix, generator)
         kept_N = torch.from_numpy(kept).to(self._device)
         return [tokens_BTND.index_select(2, kept_N) for tokens_BTND in layers_BTND]
+
+
+T = TypeVar("T")
+
+_LOOK_SECONDS = 0.1  # how often a thread that waits looks whether it is still wanted
+
+
+def prefetched(items: Iterable[T], *, num_ahead: int, device: torch.device) -> Iterator[T]:
+    """The same items, made by a thread that is at most `num_ahead` items ahead; 0 makes them here.
+
+    What making an item raises is raised when that item is asked for. Leaving early, by closing the iterator or letting
+    go of it, stops the thread.
+
+    Args:
+        items: gone through once.
+        num_ahead: how many finished items may wait.
+        device: what the items' tensors are on. They are ready for use, but tensors of a GPU belong to another stream:
+            call `record_stream` on them.
+    """
+    if num_ahead < 1:
+        yield from items
+        return
+    reader = _Reader(items, num_ahead, device)
+    try:
+        while (item := reader.next()) is not None:
+            yield item[0]
+    finally:
+        reader.stop()
+
+
+class _Reader(Generic[T]):
+    """The thread and the queue between it and the caller."""
+
+    def __init__(self, items: Iterable[T], num_ahead: int, device: torch.device) -> None:
+        self._items, self._device = items, device
+        # An item in a tuple, what making it raised, or None: the end.
+        self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(num_ahead)
+        self._stopped = threading.Event()
+        # A daemon: it must not keep a process alive whose main thread has given up.
+        self._thread = threading.Thread(target=self._run, name="vfz-prefetch", daemon=True)
+        self._thread.start()
+
+    def next(self) -> tuple[T] | None:
+        """The next item, or None at the end."""
+        outcome = self._queue.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def stop(self) -> None:
+        """Returns when the thread has ended."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with _stream_of_its_own(self._device) as wait:
+                for item in self._items:
+                    wait()
+                    self._put((item,))
+                    if self._stopped.is_set():
+                        return
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
+            self._put(error)
+
+    def _put(self, outcome: tuple[T] | BaseException | None) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(outcome, timeout=_LOOK_SECONDS)
+                return
+
+
+@contextlib.contextmanager
+def _stream_of_its_own(device: torch.device) -> Iterator[Callable[[], None]]:
+    """A CUDA stream for this thread, and what waits for all that was begun in it; on other devices nothing."""
+    if device.type != "cuda":
+        yield lambda: None
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield stream.synchronize

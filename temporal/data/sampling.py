@@ -5,11 +5,26 @@ nearest to each time is taken. A video that is too short repeats its last frame,
 which frames are real.
 
 Shapes: T frames of a clip, F cached frames of a video.
+
+What may be varied in training clips of cached tokens, and is right on tokens.
+
+Time can be shifted and stretched: other frames of the same video are other inputs. Views that were cropped and mirrored
+at extraction can be chosen among. Patch tokens can be dropped, at the same positions in every frame, since a recurrent
+core keeps a state for each position, and of the whole batch, so that it stays one tensor.
+
+Tokens are never mirrored: the tokens of a mirrored image are not the mirrored tokens of the image (the encoder knows
+where left is), which is why views are made at extraction.
+
+What is drawn for an epoch, before its first batch: which clip comes when, and how it is varied.
+
+A plan follows from the seed and the epoch alone and is made in one go (30 ms for a quarter of a million videos), so
+that every process has the same one and any part of it can be begun with.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,3 +142,126 @@ def nearest(sorted_values: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int
 def _at(position: float, room: int) -> int:
     """The start, out of 0 .. room, at a position; every one is as likely where the position is drawn evenly."""
     return min(room, int(position * (room + 1)))
+
+
+PLACE_TASKS = ("boxes", "points", "depth")
+"""Tasks that ask about places in the picture, whose tokens may have been dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training clips are varied; evaluation never is.
+
+    Attributes:
+        random_position: a clip begins anywhere in its video, instead of lying in its centre.
+        stride_factors: what the clip rule's stride (or step in seconds) is multiplied by; drawn for each clip among
+            those that its video is long enough for, or the smallest where it is for none.
+        random_view: each clip is of any of its video's views, instead of the first.
+        token_dropout: share of the patch tokens that are left out; prefix tokens stay.
+
+    Raises:
+        UsageError: for factors below 1 or none, or a share outside 0 <= share < 1.
+    """
+
+    random_position: bool = True
+    stride_factors: tuple[int, ...] = (1,)
+    random_view: bool = False
+    token_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.stride_factors or not all(is_whole(factor) and factor >= 1 for factor in self.stride_factors):
+            raise UsageError(f"stride factors {shown(self.stride_factors)}; one or several whole numbers from 1 on")
+        if not 0 <= self.token_dropout < 1:
+            raise UsageError(f"token dropout {shown(self.token_dropout)} is no share of the patch tokens; 0 <= it < 1")
+
+    def check_task(self, task: str) -> None:
+        """Refuses to drop tokens where a task asks about their places.
+
+        Raises:
+            UsageError: says which tasks they are.
+        """
+        if self.token_dropout and task in PLACE_TASKS:
+            raise UsageError(
+                f"token dropout {self.token_dropout} with task {task}: it asks about places whose tokens may be gone; "
+                f"set it to 0 for {', '.join(PLACE_TASKS)}"
+            )
+
+    def kept_tokens(self, num_tokens: int, num_prefix: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Positions of the tokens of a frame that stay, in order: the prefix and a random part of the patches.
+
+        Raises:
+            UsageError: when there are no patch tokens.
+        """
+        num_patches = num_tokens - num_prefix
+        if not num_patches:
+            raise UsageError("token dropout leaves out patch tokens, and there are only prefix tokens; set it to 0")
+        num_kept = max(1, round(num_patches * (1 - self.token_dropout)))
+        patches = np.sort(generator.choice(num_patches, num_kept, replace=False)) + num_prefix
+        return np.concatenate([np.arange(num_prefix), patches])
+
+
+_DROPOUT_STREAM = 1  # keeps these draws apart from those of the order
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpochPlan:
+    """What is drawn for the n clips of an epoch, in their order.
+
+    Attributes:
+        videos: [n] numbers in the loader's list.
+        positions: [n] where in its video each clip lies, 0 .. 1.
+        views: [n] which of its video's rows each clip takes, as a number 0 <= x < 1.
+        factors: [n] which stride factor, likewise.
+        dropout_seed: of token dropout; None means none.
+    """
+
+    videos: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    views: NDArray[np.float64]
+    factors: NDArray[np.float64]
+    dropout_seed: tuple[int, ...] | None = None
+
+    def dropout_generator(self, batch: int) -> np.random.Generator | None:
+        """What tokens are dropped by in a batch, the same for all ranks; None where none are."""
+        if self.dropout_seed is None:
+            return None
+        return np.random.default_rng([*self.dropout_seed, batch, _DROPOUT_STREAM])
+
+
+def training_plan(num_videos: int, augmentation: Augmentation, *, seed: int, epoch: int) -> EpochPlan:
+    """Every video once, shuffled and varied."""
+    generator = np.random.default_rng([seed, epoch])
+    order, draws = generator.permutation(num_videos), generator.random((3, num_videos))
+    return EpochPlan(
+        videos=order,
+        positions=draws[0, order] if augmentation.random_position else np.full(num_videos, 0.5),
+        views=draws[1, order] if augmentation.random_view else np.zeros(num_videos),
+        factors=draws[2, order],
+        dropout_seed=(seed, epoch) if augmentation.token_dropout else None,
+    )
+
+
+def shuffled_plan(num_videos: int, *, seed: int, epoch: int) -> EpochPlan:
+    """Every video once, shuffled, each clip centred and of the first view."""
+    zeros = np.zeros(num_videos)
+    order = np.random.default_rng([seed, epoch]).permutation(num_videos)
+    return EpochPlan(videos=order, positions=zeros + 0.5, views=zeros, factors=zeros)
+
+
+def evaluation_plan(num_views: Sequence[int], num_segments: int) -> EpochPlan:
+    """Every video in turn, in each of its views, in clips from its start to its end; one clip is centred.
+
+    Args:
+        num_views: of each video, all that it has or the first only.
+        num_segments: clips of each video and view.
+    """
+    counts = np.array(num_views)
+    # amid each view's share of 0 .. 1; the first one alone is at 0, however many there are beside it
+    views = np.concatenate([(np.arange(count) + 0.5) / count if count > 1 else np.zeros(1) for count in counts])
+    positions = np.linspace(0, 1, num_segments) if num_segments > 1 else np.array([0.5])
+    return EpochPlan(
+        videos=np.repeat(np.arange(len(counts)), counts * num_segments),
+        positions=np.tile(positions, len(views)),
+        views=np.repeat(views, num_segments),
+        factors=np.zeros(len(views) * num_segments),
+    )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vfz.temporal.probes.fitters import PROBES
     from vfz.temporal.statistics import bootstrap_interval, mcnemar, paired_bootstrap
 
+
 __all__ = [
     "PROBES", "FittedProbe", "bootstrap_interval", "fit_attentive", "fit_knn", "fit_linear", "mcnemar",
     "paired_bootstrap",

@@ -31,9 +31,8 @@ from vfz.temporal.data.features import ArrayFeatures, CacheFeatures, Features, a
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.videos import choose_eval_split
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
-from vfz.temporal.probes.fitting import Choice, fit_and_choose
 from vfz.temporal.probes.heads import answer, probabilities
-from vfz.temporal.probes.selection import HELD_OUT_FRACTION
+from vfz.temporal.probes.selection import HELD_OUT_FRACTION, Choice, fit_and_choose
 
 Data = FeatureCache | Features | Tensor | NDArray[Any]
 Labels = Sequence[Any] | Tensor | NDArray[Any]

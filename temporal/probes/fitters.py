@@ -14,9 +14,9 @@ from vfz.pipeline.registry import Registry
 from vfz.temporal.data.features import HELD_BYTES, ArrayFeatures, Features, hold
 from vfz.temporal.data.pooling import POOLS, VECTOR_POOLS, check_pool, clip_tokens, clip_vectors
 from vfz.temporal.probes import attentive, knn, linear
-from vfz.temporal.probes.attentive_deep import DeepFitter
-from vfz.temporal.probes.fitting import Fitter
-from vfz.temporal.probes.training import Schedule
+from vfz.temporal.probes.attentive import DeepFitter
+from vfz.temporal.probes.heads import Schedule
+from vfz.temporal.probes.selection import Fitter
 
 SOLVERS = ("auto", "exact", "sgd")
 DEPTHS = (1, 4)

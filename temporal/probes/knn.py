@@ -15,9 +15,8 @@ from torch import Tensor
 
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import clip_vectors
-from vfz.temporal.probes.heads import HeadGrid
+from vfz.temporal.probes.heads import Curves, HeadGrid
 from vfz.temporal.probes.linear import every_vector
-from vfz.temporal.probes.training import Curves
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07

@@ -1,4 +1,7 @@
-"""The options of `vfz probe` and `vfz demo`; those of training and evaluation stand in a file of their own."""
+"""The options of `vfz probe` and `vfz demo`; those of training and evaluation stand in a file of their own.
+
+The options of `vfz probe compare`.
+"""
 
 from __future__ import annotations
 
@@ -137,3 +140,19 @@ class DemoOptions(Options):
     epochs: int = option(16, help="Training epochs per core.", minimum=1)
     seed: int = option(0, help="Decides the videos and the training.", minimum=0)
     device: str = option("auto", help=DEVICE_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Options):
+    """What `vfz probe compare` does: put probes side by side and write tables and a page."""
+
+    runs: tuple[Path, ...] = option(help="Folders that vfz probe has written.")
+    baseline: str | None = option(
+        None, help="Name of the probe that the others are tested against; default: the first."
+    )
+    out: Path = option(Path("runs"), help="The folder that the comparison is written in.")
+    name: str = option("comparison", help="Name of the comparison; one that is there is replaced.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder_name(self.name)

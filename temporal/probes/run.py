@@ -19,18 +19,17 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import RunError, UsageError
-from vfz.pipeline.find import find_cache
+from vfz.pipeline.format.header import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool
 from vfz.temporal.probes.dense import DenseReport, probe_dense
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
-from vfz.temporal.probes.fitting import fit_and_choose
 from vfz.temporal.probes.heads import answer
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import ProbeReport, report_of
 from vfz.temporal.probes.saved import StoredResult
-from vfz.temporal.probes.selection import check_classes, few_videos
+from vfz.temporal.probes.selection import check_classes, few_videos, fit_and_choose
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.statistics import bootstrap_interval
 

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.layers import check_heads
+from vfz.temporal.layers import check_heads, resize_time
 from vfz.temporal.readouts.base import Readout
-from vfz.temporal.readouts.time_embedding import resize_time
 
 _INIT_STD = 0.02
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from vfz.pipeline.errors import UsageError
+from vfz.temporal.layers import NumericHead
 from vfz.temporal.readouts.base import Readout
-from vfz.temporal.readouts.decoder import QueryDecoder
-from vfz.temporal.readouts.fourier import FourierQueryEncoder
-from vfz.temporal.readouts.layers import NumericHead
+from vfz.temporal.readouts.decoder import FourierQueryEncoder, QueryDecoder
 
 
 class BoxesReadout(Readout):

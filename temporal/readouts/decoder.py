@@ -15,18 +15,26 @@ Linear where the tokens have another width. Written out here because of what it 
 Shape suffixes: B batch, F groups of tokens that are answered one by one (frames; 1 for a whole clip), N tokens of a
 group, D their channels, P width of the decoder, H heads, d = P / H, G groups of queries that see one another, L queries
 of a group, A = G * L.
+
+Where to look, as a query: the Fourier code of a box or point, through an MLP.
+
+The code of a coordinate x in [0, 1] is sin and cos of 2^0 pi x .. 2^15 pi x (as in RVM, arXiv 2512.13684), computed in
+float32 even under autocast: bfloat16 could not tell neighbouring pixels apart. At the highest frequency a change of
+1e-7 in x already shows, so feeding predictions back through the code is chaotic.
+
+Shape suffixes: C coordinates, K frequencies.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.layers import Attention
-from vfz.temporal.readouts.layers import build_projection
+from vfz.temporal.layers import Attention, build_projection
 
 
 class Memory(NamedTuple):
@@ -150,3 +158,36 @@ class _DecoderLayer(nn.Module):
         q_BAP = F.linear(self.norm2(x_BAP), attention.in_proj_weight[:dim], attention.in_proj_bias[:dim])
         q_BHAd: Tensor = q_BAP.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         return q_BHAd
+
+
+NUM_FREQUENCIES = 16
+
+
+class FourierQueryEncoder(nn.Module):
+    """Coordinates in [0, 1] -> Fourier code -> Linear, GELU, Linear -> Linear to the query's width.
+
+    Args:
+        num_coordinates: C; the code has 2 * 16 * C numbers.
+        mlp_hidden: width of the MLP.
+        readout_dim: width of the query.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, num_coordinates: int, *, mlp_hidden: int, readout_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 2.0 ** torch.arange(NUM_FREQUENCIES))
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * NUM_FREQUENCIES * num_coordinates, mlp_hidden), nn.GELU(), nn.Linear(mlp_hidden, mlp_hidden)
+        )
+        self.to_query = nn.Linear(mlp_hidden, readout_dim)
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        """Coordinates `[*, C]` -> queries `[*, readout_dim]`."""
+        query: Tensor = self.to_query(self.mlp(self.code(coordinates)))
+        return query
+
+    def code(self, coordinates: Tensor) -> Tensor:
+        """Per coordinate 16 sines and 16 cosines: `[*, C]` -> `[*, 32 C]`."""
+        angles = coordinates.to(self.freqs.dtype).unsqueeze(-1) * (math.pi * self.freqs)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

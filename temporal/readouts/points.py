@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vfz.pipeline.errors import UsageError
+from vfz.temporal.layers import NumericHead, resize_time
 from vfz.temporal.readouts.base import Readout, check_pairs, frames_of_clip
-from vfz.temporal.readouts.decoder import QueryDecoder
-from vfz.temporal.readouts.fourier import FourierQueryEncoder
-from vfz.temporal.readouts.layers import NumericHead
-from vfz.temporal.readouts.time_embedding import resize_time
+from vfz.temporal.readouts.decoder import FourierQueryEncoder, QueryDecoder
 
 # What stands at the query's own frame, where the answer is known.
 KNOWN_VISIBILITY_LOGIT = 10.0

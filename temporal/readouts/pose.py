@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vfz.temporal.layers import NumericHead, build_projection
 from vfz.temporal.readouts.base import Readout
-from vfz.temporal.readouts.layers import NumericHead, build_projection
 
 NUM_OUTPUTS = 9
 

@@ -25,10 +25,21 @@ from vfz.pipeline.errors import CheckpointError, UnknownNameError
 from vfz.temporal.cores import TemporalCore, build_core
 from vfz.temporal.mixers import LayerMixer, build_mixer
 from vfz.temporal.readouts import READOUTS, Readout, build_readout
-from vfz.temporal.reference.mapping import CORE, LOSS, MIXERS, MODEL, fill, released_tensors, shorten
+from vfz.temporal.reference.mapping import (
+    CORE,
+    LOSS,
+    MIXERS,
+    MODEL,
+    PAPER_HEADS,
+    core_sizes,
+    fill,
+    mixer_sizes,
+    readout_sizes,
+    released_tensors,
+    shorten,
+)
 from vfz.temporal.reference.mapping import READOUTS as READOUT_NAMES
 from vfz.temporal.reference.rvm import load_rvm_npz
-from vfz.temporal.reference_sizes import PAPER_HEADS, core_sizes, mixer_sizes, readout_sizes
 
 __all__ = ["ReferenceModel", "load_checkpoint", "load_core", "load_mixer", "load_readout", "load_rvm_npz"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.find import find_caches
+from vfz.pipeline.format.header import find_caches
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.tokens import CachedTokens
@@ -21,11 +21,10 @@ from vfz.temporal.data.videos import common_class_names
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.tasks import Task, build_task
 from vfz.temporal.training.distributed import Ranks
-from vfz.temporal.training.eval_clips import eval_clips_of
-from vfz.temporal.training.evaluation import Evaluation, evaluate_clips
+from vfz.temporal.training.evaluation import Evaluation, eval_clips_of, evaluate_clips
+from vfz.temporal.training.experiment import targets_of
 from vfz.temporal.training.options import EvaluateOptions
 from vfz.temporal.training.runs import RunInfo, check_same_tokens, load_model
-from vfz.temporal.training.setup import targets_of
 from vfz.temporal.training.step import ClipLoss, autocast_dtype
 
 

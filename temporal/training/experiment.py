@@ -1,4 +1,7 @@
-"""What a run is made of, its steps, and what its record says of it."""
+"""What a run is made of, its steps, and what its record says of it.
+
+From options to an `Experiment`: caches, clips, a task and a model that fit each other; nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
+from vfz.pipeline.format.header import find_caches
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
-from vfz.temporal.model import TemporalModel
-from vfz.temporal.tasks import Task
+from vfz.temporal.data.online import LiveTokens
+from vfz.temporal.data.sampling import Augmentation, ClipRule
+from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
+from vfz.temporal.data.videos import as_caches, check_parts, clip_videos, common_class_names
+from vfz.temporal.model import ModelConfig, TemporalModel
+from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.distributed import Ranks
-from vfz.temporal.training.eval_clips import EvalClips
+from vfz.temporal.training.evaluation import EvalClips, eval_clips_of
 from vfz.temporal.training.options import TrainOptions
 
 _MAY_DIFFER = frozenset(
@@ -133,3 +145,175 @@ def _plain_options(options: TrainOptions) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return {key: plain(value) for key, value in dataclasses.asdict(options).items() if key not in _MAY_DIFFER}
+
+
+_DEPTH_SQUARE = 8  # depth maps are read out in squares of this side
+
+
+def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
+    """Everything a run needs; writes nothing.
+
+    Raises:
+        UsageError: options that do not fit the cache or each other. DatasetError: targets that do not fit the videos.
+        CacheError: a cache cannot be used, or several are not of one recipe.
+    """
+    caches = as_caches([FeatureCache(path) for path in find_caches(options.cache)])
+    layers = _layers(options, caches[0])
+    for cache in caches:
+        _, encoder_dim = check_parts(cache, layers, options.parts)
+    task = task_of(options, caches)
+    torch.manual_seed(options.seed)
+    model = TemporalModel(_model_config(options, caches, layers, encoder_dim), checkpointing=options.checkpointing).to(
+        ranks.device
+    )
+    source = _source(options, caches, layers, ranks.device)
+    targets = targets_of(caches, model.config, paths=options.targets, device=ranks.device)
+    rule = ClipRule(num_frames=options.clip_frames, stride=options.clip_stride, step_seconds=options.clip_seconds)
+    videos = clip_videos(
+        caches, options.train_split, layers=layers, parts=options.parts, views=options.views,
+        labelled=not task.needs_targets,
+    )  # fmt: skip
+    return Experiment(
+        options=options,
+        ranks=ranks,
+        caches=caches,
+        path=options.out / (options.name or _name(options, caches)),
+        model=model,
+        task=task.to(ranks.device),
+        train_clips=ClipLoader(
+            source,
+            videos,
+            rule=rule,
+            batch_size=options.batch_size // options.accumulate,
+            device=ranks.device,
+            seed=options.seed,
+            augmentation=Augmentation(
+                stride_factors=options.stride_factors,
+                random_view=len(options.views) > 1,
+                token_dropout=options.token_dropout,
+            ),
+            targets=targets,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        ),
+        num_short=sum(not rule.fits(video.rows[0].num_frames) for video in videos) if not options.clip_seconds else 0,
+        eval_clips=eval_clips_of(
+            source,
+            caches,
+            model.config,
+            rule=rule,
+            split=options.eval_split,
+            views=options.views,
+            segments=options.segments,
+            batch_size=options.batch_size,
+            targets=targets,
+            ranks=ranks,
+        ),
+    )
+
+
+def task_of(options: TrainOptions, caches: Sequence[FeatureCache]) -> Task[Any]:
+    """The task, with what it takes from the caches.
+
+    Raises:
+        UsageError: when it needs classes and the caches have none, or options belong to another task.
+    """
+    if options.task != "classify":
+        if options.label_smoothing:
+            raise UsageError(f"--label-smoothing belongs to --task classify, this is {options.task}; leave it out")
+        return build_task(options.task, protocol=options.protocol)
+    if options.targets:
+        raise UsageError("--targets is for boxes, points, depth and pose; classify takes the labels of the cache")
+    class_names = common_class_names(caches)
+    if not class_names:
+        raise UsageError(f"{caches[0].path} has no class labels; --task classify needs them")
+    return build_task(
+        "classify", protocol=options.protocol, num_classes=len(class_names), label_smoothing=options.label_smoothing
+    )
+
+
+def targets_of(
+    caches: Sequence[FeatureCache],
+    config: ModelConfig,
+    *,
+    paths: Sequence[Path] | None,
+    device: torch.device,
+) -> FrameTargets | None:
+    """What is known about every frame, where the task of `config` needs it.
+
+    Raises:
+        UsageError: targets that are given and not needed, or have nothing for the task. DatasetError: no such file, or
+        a damaged one.
+    """
+    if not TASKS.get(config.task).needs_targets:
+        if paths:
+            raise UsageError(
+                f"--targets is not for task {config.task}, which takes the labels of the cache; leave it out"
+            )
+        return None
+    return FrameTargets(
+        caches, task=config.task, device=device, targets=paths, output_size=config.readout.get("output_size")
+    )
+
+
+def _layers(options: TrainOptions, cache: FeatureCache) -> tuple[str, ...]:
+    """The mixer takes the shallowest first, in whatever order they were asked for."""
+    cached = list(cache.layers)
+    layers = tuple(sorted(options.layers or cached[-1:], key=lambda name: cached.index(name) if name in cached else -1))
+    if options.mixer == "last" and len(layers) > 1:
+        raise UsageError(
+            f"--mixer last uses one layer, {len(layers)} were given ({', '.join(layers)}); give one of them, or another"
+            " mixer"
+        )
+    return layers
+
+
+def _source(
+    options: TrainOptions, caches: Sequence[FeatureCache], layers: Sequence[str], device: torch.device
+) -> TokenSource:
+    if not options.online:
+        return CachedTokens(caches, layers=layers, parts=options.parts)
+    if len(caches) > 1:
+        raise UsageError(f"--online encodes the videos of one cache, {len(caches)} were given; give one of them")
+    return LiveTokens(
+        caches[0], layers=layers, parts=options.parts, device=device, root=options.root, weights=options.weights
+    )
+
+
+def _model_config(
+    options: TrainOptions, caches: Sequence[FeatureCache], layers: tuple[str, ...], encoder_dim: int
+) -> ModelConfig:
+    asked = {
+        "readout_dim": options.readout_dim,
+        "num_heads": options.readout_heads,
+        "mlp_hidden": options.readout_hidden,
+        "output_size": options.depth_size,
+        "num_frames": options.clip_frames if options.protocol == "clip" else None,
+    }
+    readout = {name: size for name, size in asked.items() if size is not None}
+    if options.task == "classify":
+        readout["num_classes"] = len(caches[0].class_names)
+    if options.task == "depth" and options.depth_size is None:
+        image_size = int(caches[0].recipe["encoder"]["image_size"])
+        readout["output_size"] = max(_DEPTH_SQUARE, image_size // _DEPTH_SQUARE * _DEPTH_SQUARE)
+    core = {"dropout": options.dropout, "drop_path": options.drop_path, "window": options.window}
+    return ModelConfig(
+        encoder_dim=encoder_dim,
+        encoder_layers=layers,
+        parts=options.parts,
+        num_prefix=num_prefix_of(caches[0], layers[-1], options.parts),
+        mixer=options.mixer,
+        core=options.core,
+        core_dim=options.core_dim or encoder_dim,
+        num_layers=options.num_layers,
+        num_heads=options.num_heads,
+        core_options={name: value for name, value in core.items() if value is not None},
+        task=options.task,
+        protocol=options.protocol,
+        readout=readout,
+    )
+
+
+def _name(options: TrainOptions, caches: Sequence[FeatureCache]) -> str:
+    cache = caches[0].path.resolve().name + (f"-and-{len(caches) - 1}-more" if len(caches) > 1 else "")
+    return f"{cache}-{options.task}-{options.core}-seed{options.seed}"

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from vfz.pipeline.errors import RunError, RunInterruptedError
-from vfz.pipeline.interrupts import StopRequest
-from vfz.pipeline.progress import Progress
+from vfz.pipeline.progress import Progress, StopRequest
 from vfz.temporal.data.loader import ClipBatch
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.training.evaluation import Evaluation, evaluate_clips
 from vfz.temporal.training.experiment import Experiment
 from vfz.temporal.training.logs import RunLog
 from vfz.temporal.training.optim import build_ema, build_optimizer, build_schedule
-from vfz.temporal.training.state import Position, load_checkpoint, save_checkpoint
+from vfz.temporal.training.runs import Position, load_checkpoint, save_checkpoint
 from vfz.temporal.training.step import ClipLoss, autocast_dtype, non_finite_clips, seed_step
 
 

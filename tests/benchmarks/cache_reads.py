@@ -21,13 +21,13 @@ from contracts.tiny_cache import contents_of, recipe_of
 from timing import seconds_of
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.cache_header import create_cache, read_header
 from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
+from vfz.pipeline.format.header import create_cache, read_header
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import extend_plans
-from vfz.pipeline.source import VideoSource
 from vfz.pipeline.stores import get_store
 from vfz.pipeline.stores.quantization import channel_stats, expand, to_stored
 

@@ -20,15 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contracts.tiny_cache import FINGERPRINT, RECIPE, contents_of
 
-from vfz.pipeline.cache_header import create_cache, read_header
 from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard
-from vfz.pipeline.format.header import Contents
+from vfz.pipeline.format.header import Contents, create_cache, read_header
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import read_plans
-from vfz.pipeline.source import VideoSource
 from vfz.pipeline.stores.metadata import ChunkRecord, FileRecord, ShardData, StoredVideo
 
 NUM_VIDEOS = 240_000
@@ -111,7 +110,7 @@ from pathlib import Path
 sys.path[:0] = json.loads(sys.argv[3])
 from benchmarks.planning import FINGERPRINT, SHARD_VIDEOS, large_records
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.presence import present_ids
+from vfz.pipeline.datasets.base import present_ids
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 # Not getrusage: after a fork and exec it still counts the parent's memory.
 peak_mb = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024

@@ -28,7 +28,7 @@ from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.temporal.cores import CORES
 from vfz.temporal.probes.options import TrainOptions
 from vfz.temporal.training.distributed import Ranks
-from vfz.temporal.training.setup import build_experiment
+from vfz.temporal.training.experiment import build_experiment
 from vfz.temporal.training.train import train_temporal
 
 SEEDS = (0, 1, 2)

@@ -15,11 +15,11 @@ import torch
 from benchmarks.clips import write_clip
 from video_files import write_video
 
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import GPU_BUFFER_FRAMES, DecodePool
+from vfz.pipeline.encoder.batching import prepare
 from vfz.pipeline.encoder.transforms import Preprocess
-from vfz.pipeline.frames import prepare
 from vfz.pipeline.recipe import FrameSpec
-from vfz.pipeline.source import VideoSource
 
 pytestmark = pytest.mark.bench
 

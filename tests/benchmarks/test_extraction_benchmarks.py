@@ -13,9 +13,9 @@ from benchmarks.clips import write_clip
 from benchmarks.memory import peak_mb
 from extraction import command_line
 
+from vfz.pipeline.encoder.model import EncoderRequest
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.job import EncoderRequest
 
 pytestmark = pytest.mark.bench
 

@@ -8,9 +8,9 @@ from timing import seconds_of
 
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.devices import num_cores
+from vfz.pipeline.encoder.model import EncoderRequest
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.job import EncoderRequest
 from vfz.temporal.cores.selective_scan import selective_scan
 
 pytestmark = [

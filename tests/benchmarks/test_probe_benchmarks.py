@@ -25,11 +25,10 @@ from vfz.temporal.data.online import LiveTokens
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.probes import fit_knn, fit_linear
 from vfz.temporal.probes.attentive import AttentiveFitter, AttentiveStack
-from vfz.temporal.probes.heads import StackedOptimizer
+from vfz.temporal.probes.heads import Schedule, StackedOptimizer
 from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.record import compare_records, read_record
 from vfz.temporal.probes.run import probe
-from vfz.temporal.probes.training import Schedule
 from vfz.temporal.training.train import train_temporal
 
 pytestmark = pytest.mark.bench

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vfz.cli.console import LiveProgress, PlainProgress, print_json, show, table
 from vfz.cli.main import main
-from vfz.cli.text import printable
+from vfz.cli.options import printable
 
 HOSTILE = "a\x1b[31mred\x9b2J\nb\tc\r\x07\u202e\udcff [bold]x[/bold] :smile: \\d é 視"
 SHOWN = "a\\x1b[31mred\\x9b2J\\nb\\tc\\r\\x07\\u202e\\udcff [bold]x[/bold] :smile: \\d é 視"

@@ -14,18 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vfz.pipeline.cache_header import create_cache, read_header
 from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.files import writer_lease
 from vfz.pipeline.format.calibration import Calibration, calibrate, digest_of, read_calibrations, write_calibration
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
-from vfz.pipeline.format.golden import write_golden_frames, write_golden_tokens
-from vfz.pipeline.format.header import Contents, add_columns, read_contents
+from vfz.pipeline.format.golden import FrameSample, write_golden_frames, write_golden_tokens
+from vfz.pipeline.format.header import Contents, add_columns, create_cache, read_contents, read_header
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import PlannedVideo, extend_plans, read_plans
-from vfz.pipeline.lease import writer_lease
 from vfz.pipeline.recipe import QUANTISED, EncoderSpec, FrameSpec, Recipe, StorageSpec, ViewSpec
-from vfz.pipeline.sample import FrameSample
-from vfz.pipeline.source import VideoSource
 from vfz.pipeline.stores import Column, ShardVideo, get_store
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, to_stored
 

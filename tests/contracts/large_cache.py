@@ -10,8 +10,8 @@ from pathlib import Path
 
 from contracts.tiny_cache import new_cache
 
-from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.format.catalog import Catalog, IndexFile, save_catalog
+from vfz.pipeline.format.header import read_header
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import ledger_table
 

@@ -17,21 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from vfz.pipeline.cache_header import create_cache, fingerprint_of, read_header
 from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.format.calibration import Calibration, digest_of, write_calibration
-from vfz.pipeline.format.commits import (
-    ShardIndex,
-    commit_shard,
-    committed_paths,
-    new_data_path,
-    read_shard_index,
-)
-from vfz.pipeline.format.header import Contents, add_columns, read_contents
+from vfz.pipeline.format.commits import ShardIndex, commit_shard, committed_paths, new_data_path, read_shard_index
+from vfz.pipeline.format.header import Contents, add_columns, create_cache, fingerprint_of, read_contents, read_header
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import Plan, extend_plans, read_plans
 from vfz.pipeline.recipe import QUANTISED
-from vfz.pipeline.source import VideoSource
 from vfz.pipeline.stores import Column, ShardVideo, get_store
 
 DIM = 8

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from vfz.pipeline.maintenance.convert import convert
-from vfz.pipeline.maintenance.convert_options import ConvertOptions
+from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.run import probe
 from vfz.temporal.training.train import train_temporal

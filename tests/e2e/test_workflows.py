@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.temporal.comparison.options import CompareOptions
-from vfz.temporal.probes.options import DemoOptions, ProbeOptions
+from vfz.temporal.probes.options import CompareOptions, DemoOptions, ProbeOptions
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
 from vfz.temporal.workflow import RunOptions
 

@@ -19,10 +19,10 @@ from extraction import all_tokens
 from faults.kill_points import killed_before
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.errors import CacheFormatError, StorageError
 from vfz.pipeline.format.catalog import is_current, write_catalog
 from vfz.pipeline.format.commits import committed_paths, read_shard_index
+from vfz.pipeline.format.header import read_header
 from vfz.pipeline.format.plan import read_plans
 from vfz.pipeline.maintenance.repair import repair_cache
 from vfz.pipeline.maintenance.verify import verify_cache

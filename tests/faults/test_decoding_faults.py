@@ -7,12 +7,12 @@ import pytest
 from video_files import VIDEOS, frame_spec
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.errors import DecodeError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.source import VideoSource
 
 REAL = sorted(VIDEOS.glob("*.mp4"))
 

@@ -26,10 +26,10 @@ sys.path.insert(0, str(HERE.parent))
 
 from contracts.built_cache import FAILED, build, grow  # noqa: E402
 
+from vfz.pipeline.files import FORMAT_VERSION  # noqa: E402
 from vfz.pipeline.format.catalog import write_catalog  # noqa: E402
 from vfz.pipeline.maintenance.convert_source import expand_arrays, open_source  # noqa: E402
 from vfz.pipeline.recipe import PRECISIONS, QUANTISED, STORE_NAMES  # noqa: E402
-from vfz.pipeline.sealed import FORMAT_VERSION  # noqa: E402
 from vfz.pipeline.stores import metadata as records  # noqa: E402
 
 VIDEO_IDS = ("v0", "v1", FAILED, "v4")

@@ -9,16 +9,15 @@ from extraction import Notes, all_tokens, shard_files
 from video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pyav import PyAVDecoder
 from vfz.pipeline.encoder.batching import frame_gatherer
 from vfz.pipeline.encoder.model import load_encoder
-from vfz.pipeline.encoder.transforms import Preprocess
+from vfz.pipeline.encoder.transforms import Preprocess, ViewCropper
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.recipe import FrameSpec, ViewSpec
-from vfz.pipeline.source import VideoSource
-from vfz.pipeline.views import ViewCropper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

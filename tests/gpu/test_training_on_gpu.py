@@ -9,7 +9,7 @@ from contracts.plain_scan import plain_scan
 from training import lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunInterruptedError
-from vfz.pipeline.interrupts import StopRequest
+from vfz.pipeline.progress import StopRequest
 from vfz.temporal.cores import CORES, build_core
 from vfz.temporal.cores.selective_scan import selective_scan
 from vfz.temporal.probes import fit_linear

@@ -9,7 +9,7 @@ from contracts.shards import COLUMNS, LARGE, NUM_FRAMES, SPECS, append_frames, f
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores import STORES
-from vfz.pipeline.stores.copying import copy_all, copy_frames
+from vfz.pipeline.stores.mapped import copy_all, copy_frames
 
 LENGTHS = (5, 64, 1, 100, 35)
 

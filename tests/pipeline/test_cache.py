@@ -28,18 +28,12 @@ from contracts.tiny_cache import (
 )
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.cache_header import create_cache
-from vfz.pipeline.errors import (
-    CacheError,
-    CacheFormatError,
-    CacheIncompleteError,
-    UnknownNameError,
-    UsageError,
-)
+from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, UnknownNameError, UsageError
+from vfz.pipeline.files import sealed_bytes
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard
+from vfz.pipeline.format.header import create_cache
 from vfz.pipeline.format.plan import extend_plans
-from vfz.pipeline.sealed import sealed_bytes
 from vfz.pipeline.stores import STORES
 
 TESTS = Path(__file__).parents[1]

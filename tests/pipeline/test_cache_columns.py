@@ -20,9 +20,9 @@ from contracts.tiny_cache import (
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, UnknownNameError
+from vfz.pipeline.files import sealed_bytes
 from vfz.pipeline.format.commits import commit_shard
 from vfz.pipeline.format.plan import extend_plans
-from vfz.pipeline.sealed import sealed_bytes
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from contracts.tiny_cache import COLUMNS, FINGERPRINT, RECIPE, add_layer, contents_of, new_cache
 
-import vfz.pipeline.cache_header
-from vfz.pipeline.cache_header import create_cache, read_header
+import vfz.pipeline.format.header
 from vfz.pipeline.errors import CacheFormatError, StorageError
-from vfz.pipeline.format.header import Contents, add_columns, contents_paths, read_contents
-from vfz.pipeline.sealed import sealed_bytes
+from vfz.pipeline.files import sealed_bytes
+from vfz.pipeline.format.header import Contents, add_columns, contents_paths, create_cache, read_contents, read_header
 
 
 def _create(folder: Path, *, also=lambda _: None, **changes) -> bool:
@@ -156,7 +155,7 @@ def test_errors_of_the_disk_say_what_to_do(tmp_path, monkeypatch, number, advice
         code = getattr(errno, number)
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(vfz.pipeline.cache_header, "fsync_tree", refuse)
+    monkeypatch.setattr(vfz.pipeline.format.header, "fsync_tree", refuse)
     with pytest.raises(StorageError, match=rf"cannot write .*cache: .*; .*{advice}"):
         _create(tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []

@@ -16,12 +16,12 @@ from contracts.large_cache import make_large_cache
 from contracts.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard, records
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError
+from vfz.pipeline.files import read_sealed_digest, sealed_bytes
 from vfz.pipeline.format.catalog import build_catalog, is_current, open_catalog, write_catalog
 from vfz.pipeline.format.commits import commit_shard
+from vfz.pipeline.format.header import read_header
 from vfz.pipeline.format.plan import extend_plans
-from vfz.pipeline.sealed import read_sealed_digest, sealed_bytes
 
 
 @pytest.fixture(scope="module")

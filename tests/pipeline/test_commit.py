@@ -15,8 +15,8 @@ from contracts.tiny_cache import COLUMNS, FINGERPRINT, new_cache, prepare_shard,
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.files import sealed_bytes
 from vfz.pipeline.format.commits import commit_shard, committed_shards, read_shard_index
-from vfz.pipeline.sealed import sealed_bytes
 
 TESTS = Path(__file__).parents[1]
 

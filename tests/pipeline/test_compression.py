@@ -7,13 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.stores.compression import (
-    MIN_SAVING,
-    choose_compression,
-    decode,
-    encode,
-    encoded_bytes_limit,
-)
+from vfz.pipeline.stores.compression import MIN_SAVING, choose_compression, decode, encode, encoded_bytes_limit
 
 CODECS = ("none", "zstd", "blosc-zstd")
 

@@ -7,13 +7,13 @@ import subprocess
 import pytest
 from video_files import VIDEOS, write_video
 
+from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import StorageError
 from vfz.pipeline.extraction.estimate import SHARD_BYTES, check_space, draw, estimate_work, free_bytes
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import PlannedVideo
-from vfz.pipeline.job import ShardTask
 from vfz.pipeline.recipe import FrameSpec
-from vfz.pipeline.source import VideoSource
 from vfz.pipeline.stores.metadata import Column
 
 SIX = FrameSpec(fps=6.0, decoder="pyav", decoder_version=1)

@@ -8,13 +8,7 @@ import pytest
 from extraction import all_tokens
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.errors import (
-    CacheIncompleteError,
-    CacheMismatchError,
-    DatasetError,
-    TooManyFailuresError,
-    UsageError,
-)
+from vfz.pipeline.errors import CacheIncompleteError, CacheMismatchError, DatasetError, TooManyFailuresError, UsageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.progress import SilentProgress

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.extraction.extract import extract, group_failures
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.failures import group_failures
 from vfz.pipeline.format.ledger import LedgerRow
 
 VIDEOS = Path(__file__).parents[1] / "data/videos"

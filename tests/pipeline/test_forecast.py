@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from vfz.pipeline.extraction.estimate import ColumnEstimate, WorkEstimate
-from vfz.pipeline.forecast import CLIP_FRAMES, Machine, forecast
+from vfz.pipeline.extraction.estimate import CLIP_FRAMES, ColumnEstimate, Machine, WorkEstimate, forecast
 from vfz.temporal.probes.options import TrainOptions
 
 # 100 videos of 64 frames, 1 kB a frame

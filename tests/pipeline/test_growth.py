@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.decoding.base import SOURCE_DIGEST_BYTES
 from vfz.pipeline.errors import CacheError, CacheIncompleteError, TooManyFailuresError, UsageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import sha256_file
-from vfz.pipeline.source import SOURCE_DIGEST_BYTES
 
 
 @pytest.fixture

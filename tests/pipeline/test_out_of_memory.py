@@ -9,10 +9,10 @@ from extraction import Notes, all_tokens
 
 from vfz.pipeline.encoder.layers import VitReader
 from vfz.pipeline.encoder.model import load_encoder
+from vfz.pipeline.engine.metrics import read_log
 from vfz.pipeline.errors import EncoderError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.shard_log import read_log
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 import pytest
 
-from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.datasets.base import FEW_FILES, VideoRecord, present_ids
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.presence import FEW_FILES, present_ids
 from vfz.pipeline.progress import SilentProgress
-from vfz.pipeline.source import VideoSource
 
 
 def _record(path, **place):

@@ -10,13 +10,13 @@ import pytest
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets import open_dataset
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import CacheMismatchError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.format.commits import committed_paths
 from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.progress import SilentProgress
-from vfz.pipeline.source import VideoSource
 
 CLIP = Path(__file__).parents[1] / "data/videos/bikes.mp4"
 OTHER = Path(__file__).parents[1] / "data/videos/bigbuckbunny.mp4"

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from vfz.pipeline.engine.metrics import LOG, read_log
 from vfz.pipeline.engine.tasks import STAGES
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.shard_log import LOG, read_log
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from vfz.pipeline.source import VideoSource
+from vfz.pipeline.decoding.base import VideoSource
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 65_536, 65_537, 131_072, 1_000_000])

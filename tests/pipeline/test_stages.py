@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from vfz.pipeline.stages import Channel, Stages, StoppedError, timed
+from vfz.pipeline.engine.threads import Channel, Stages, StoppedError, timed
 
 
 def test_items_come_through_in_order_and_no_more_wait_than_may():

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfz.pipeline.encoder.transforms import Preprocess
+from vfz.pipeline.encoder.transforms import Preprocess, ViewCropper, cropper_of
 from vfz.pipeline.recipe import ViewSpec
-from vfz.pipeline.views import ViewCropper, cropper_of
 
 SIDES = st.integers(8, 500)
 

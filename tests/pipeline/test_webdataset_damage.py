@@ -18,8 +18,8 @@ from tar_shards import VIDEO, read_key, write_videos
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores import STORES, Column, ShardData, ShardVideo
 from vfz.pipeline.stores.metadata import FileRecord
-from vfz.pipeline.stores.tar_members import array_header, end_of_archive, padding, sample_name, tar_header
 from vfz.pipeline.stores.tar_reader import check_layout
+from vfz.pipeline.stores.tar_writer import array_header, end_of_archive, padding, sample_name, tar_header
 
 
 class _Bomb:

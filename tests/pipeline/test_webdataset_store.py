@@ -38,8 +38,8 @@ from tar_shards import VIDEO, read_key, write_videos
 from vfz.pipeline.errors import StorageError
 from vfz.pipeline.stores import STORES, Column, ShardVideo
 from vfz.pipeline.stores.metadata import PTS_KEY, ArraySpec
-from vfz.pipeline.stores.tar_members import array_header, end_of_archive, padding, sample_name, tar_header
 from vfz.pipeline.stores.tar_reader import check_layout
+from vfz.pipeline.stores.tar_writer import array_header, end_of_archive, padding, sample_name, tar_header
 
 IDS = (
     *HARD_IDS,

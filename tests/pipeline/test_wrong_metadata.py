@@ -15,15 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.errors import CacheError, CacheFormatError
-from vfz.pipeline.files import sha256_file
+from vfz.pipeline.files import sealed_bytes, sha256_file
 from vfz.pipeline.format.calibration import write_calibration
 from vfz.pipeline.format.catalog import build_catalog, is_current, write_catalog
 from vfz.pipeline.format.commits import is_data_name, read_shard_index
+from vfz.pipeline.format.header import read_header
 from vfz.pipeline.maintenance.repair import repair_cache
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.sealed import sealed_bytes
 
 INDEX, PLAN = "shards/00000.0.index.json", "plan/0.json"
 

@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, UnknownNameError, UsageError
-from vfz.temporal.data.loader import (
-    Augmentation,
-    CachedTokens,
-    ClipLoader,
-    ClipRule,
-    clip_videos,
-    common_class_names,
-)
+from vfz.temporal.data.loader import Augmentation, CachedTokens, ClipLoader, ClipRule, clip_videos, common_class_names
 
 CPU = torch.device("cpu")
 NUM_VIDEOS = 17

@@ -9,14 +9,14 @@ from target_videos import FAR_METRES, NEAR_METRES, NUM_FRAMES, draw, write_folde
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets.synthetic import SyntheticParameters
-from vfz.pipeline.datasets.synthetic_write import render_clip
+from vfz.pipeline.datasets.synthetic.render import render_clip
 from vfz.pipeline.datasets.targets import Targets
+from vfz.pipeline.encoder.transforms import cropper_of
 from vfz.pipeline.errors import DatasetError, UsageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.recipe import recipe_from_dict
-from vfz.pipeline.views import cropper_of
 from vfz.temporal.data.loader import (
     Augmentation,
     CachedTokens,

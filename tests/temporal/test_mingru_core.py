@@ -2,7 +2,7 @@
 
 import torch
 
-from vfz.temporal.cores.mingru import gated_average
+from vfz.temporal.cores.gru import gated_average
 
 
 def make_inputs(num_frames=6, dtype=torch.float64):

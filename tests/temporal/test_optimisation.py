@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from training import lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunInterruptedError, UnknownNameError, UsageError
-from vfz.pipeline.interrupts import StopRequest
+from vfz.pipeline.progress import StopRequest
 from vfz.temporal.probes.options import EvaluateOptions
 from vfz.temporal.training.evaluate import evaluate
 from vfz.temporal.training.optim import build_optimizer

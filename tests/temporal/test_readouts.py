@@ -8,10 +8,9 @@ import torch
 from contracts.readout_contract import DIM, NUM_FRAMES, NUM_VIDEOS, ClipReadoutContract, ReadoutContract
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.temporal.layers import resize_time
 from vfz.temporal.readouts import READOUTS, build_readout
-from vfz.temporal.readouts.decoder import Memory, QueryDecoder
-from vfz.temporal.readouts.fourier import FourierQueryEncoder
-from vfz.temporal.readouts.time_embedding import resize_time
+from vfz.temporal.readouts.decoder import FourierQueryEncoder, Memory, QueryDecoder
 
 # A bias on the keys adds the same to every score of a head, and softmax does not see it.
 UNSEEN_BY_SOFTMAX = ("key_proj.bias",)

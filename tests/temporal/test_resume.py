@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from training import lines_of, small_options, start
 
 from vfz.pipeline.errors import RunError, RunInterruptedError, UsageError
-from vfz.pipeline.interrupts import StopRequest
+from vfz.pipeline.progress import StopRequest
 from vfz.temporal.training.runs import load_model, read_run
 from vfz.temporal.training.train import train_temporal
 

@@ -12,9 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunError, RunInterruptedError
-from vfz.pipeline.interrupts import StopRequest
-from vfz.temporal.training.curves import draw_curves, epoch_means
-from vfz.temporal.training.logs import RunLog, read_metrics
+from vfz.pipeline.progress import StopRequest
+from vfz.temporal.training.logs import RunLog, draw_curves, epoch_means, read_metrics
 from vfz.temporal.training.train import train_temporal
 
 

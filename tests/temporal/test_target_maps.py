@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfz.pipeline.crops import SeenCrop
 from vfz.pipeline.datasets.targets import VideoTargets
-from vfz.temporal.target_maps import clip_boxes, clip_depth, clip_points, clip_pose
+from vfz.pipeline.encoder.transforms import SeenCrop
+from vfz.temporal.data.targets import clip_boxes, clip_depth, clip_points, clip_pose
 
 WHOLE = SeenCrop(x0=0, y0=0, x1=1, y1=1)
 MIRRORED = SeenCrop(x0=0, y0=0, x1=1, y1=1, mirrored=True)

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from vfz.pipeline.datasets.base import OnProgress, VideoDataset, VideoRecord
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError, StorageError, UsageError
-from vfz.pipeline.source import VideoSource
 
 GESTURES = ("left", "up", "grow")
 CLASS_NAMES = tuple(sorted("_".join(order) for order in itertools.permutations(GESTURES)))
@@ -169,7 +169,7 @@ class SyntheticDataset(VideoDataset):
         return True
 
     def _render(self, folder: Path, on_progress: OnProgress | None) -> None:
-        from vfz.pipeline.datasets.synthetic_write import write_clips
+        from vfz.pipeline.datasets.synthetic.render import write_clips
 
         write_clips(folder, self._records(folder), self.parameters, on_progress=on_progress)
         (folder / "manifest.json").write_text(json.dumps(self._manifest, indent=2) + "\n", encoding="utf-8")

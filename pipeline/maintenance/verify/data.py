@@ -4,6 +4,8 @@ Files are hashed in other threads while chunks are read and compared in this one
 the same time and the disk gives them once. Memory holds a few blocks of 8 MB, however large the shard.
 
 Shapes: F frames of a shard, n of a block.
+
+Whether zarr-python, without vfz, finds in a shard what the shard's index says.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
 
 from vfz.pipeline.errors import CacheFormatError, VfzError
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.format.commits import SHARDS, ShardIndex
 from vfz.pipeline.maintenance.verify.metadata import LINK, short
 from vfz.pipeline.maintenance.verify.report import Problem
-from vfz.pipeline.maintenance.verify_zarr import check_zarr
 from vfz.pipeline.stores import STORES, ShardData, ShardReader
 from vfz.pipeline.stores.base import all_finite
 from vfz.pipeline.stores.metadata import PTS_ARRAY, PTS_KEY, ArraySpec
@@ -31,6 +33,7 @@ from vfz.pipeline.stores.tar_reader import check_layout as check_tar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 BLOCK_BYTES = 8 * 1024 * 1024
 PtsOfVideo = dict[tuple[str, int], bytes]
@@ -247,3 +250,34 @@ def _blocks(data: ShardData, spec: ArraySpec) -> Iterator[range]:
 def _split(frames: range, step: int) -> Iterator[range]:
     for start in range(frames.start, frames.stop, step):
         yield range(start, min(start + step, frames.stop))
+
+
+def check_zarr(path: Path, data: ShardData) -> None:
+    """Compares the metadata of the group and of every array with the index; reads no chunk.
+
+    Raises:
+        CacheFormatError: when an array is missing, another one is there, or one is described otherwise.
+    """
+    try:
+        group = zarr.open_group(path, mode="r")
+        found: dict[str, Any] = {
+            name: (member.shape, member.dtype)
+            for name, member in group.members(max_depth=None)
+            if isinstance(member, zarr.Array)
+        }
+        videos: Any = group.attrs["videos"]
+        described = [(video["id"], video["view"], video["frame_start"], video["num_frames"]) for video in videos]
+    except Exception as error:  # zarr raises whatever a damaged file makes it stumble over
+        raise CacheFormatError(f"{path}: zarr cannot open it: {type(error).__name__}: {error}") from error
+    expected = {spec.key: ((data.num_frames, *spec.frame_shape), spec.dtype) for spec in data.arrays}
+    if found != expected:
+        key = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise CacheFormatError(
+            f"{path}: its metadata describes {key} as {found.get(key)}, the shard's index as {expected.get(key)}"
+        )
+    start, stored = 0, []
+    for video in data.videos:
+        stored.append((video.id, video.view, start, video.num_frames))
+        start += video.num_frames
+    if described != stored:
+        raise CacheFormatError(f"{path}: its attribute `videos` names other videos or frames than the shard's index")

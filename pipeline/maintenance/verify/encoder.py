@@ -32,18 +32,17 @@ from pathlib import Path
 import torch
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.cache_header import read_header
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.devices import choose_device
+from vfz.pipeline.encoder.batching import prepared_frames
 from vfz.pipeline.engine.columns import layers_of, tokens_of
 from vfz.pipeline.errors import DatasetError, DecodeError, UsageError
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
 from vfz.pipeline.format.calibration import Calibration, read_calibrations
 from vfz.pipeline.format.golden import GoldenFrames, read_golden
-from vfz.pipeline.format.header import read_contents
+from vfz.pipeline.format.header import read_contents, read_header
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.frames import prepared_frames
 from vfz.pipeline.recipe import recipe_from_dict
-from vfz.pipeline.source import VideoSource
 from vfz.pipeline.stores import Column
 from vfz.pipeline.stores.quantization import expand, relative_error
 

@@ -12,15 +12,15 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from vfz.pipeline.cache_header import GOLDEN
+from vfz.pipeline.engine.metrics import LOG, read_log
 from vfz.pipeline.errors import CacheFormatError
+from vfz.pipeline.files import LOCK_SUFFIX, lock_is_held, writer_is_gone
 from vfz.pipeline.format.calibration import CALIBRATION
 from vfz.pipeline.format.catalog import CATALOG_FILES
 from vfz.pipeline.format.commits import SHARDS, committed_paths, is_data_name, read_shard_index
-from vfz.pipeline.lease import LOCK_SUFFIX, lock_is_held, writer_is_gone
+from vfz.pipeline.format.header import GOLDEN
 from vfz.pipeline.maintenance.verify.metadata import FOLDERS, LINK, CacheState
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
-from vfz.pipeline.shard_log import LOG, read_log
 
 MIN_AGE_SECONDS = 3600.0
 """A file without a lock that is younger may belong to a process at work."""

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from vfz.pipeline.cache_header import GOLDEN, HEADER, CacheHeader, read_header
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.format.calibration import CALIBRATION, digest_of, file_name_of, read_calibration
 from vfz.pipeline.format.catalog import PLAN
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths, read_shard_index
-from vfz.pipeline.format.header import CONTENTS, Contents, read_contents_file
+from vfz.pipeline.format.header import CONTENTS, GOLDEN, HEADER, CacheHeader, Contents, read_contents_file, read_header
 from vfz.pipeline.format.plan import Plan, read_plan
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
 

@@ -9,7 +9,7 @@ import pytest
 from contracts.dataset_contract import DatasetContract
 
 from vfz.pipeline.datasets import open_dataset
-from vfz.pipeline.datasets.folder import VIDEO_SUFFIXES
+from vfz.pipeline.datasets.base import VIDEO_SUFFIXES
 from vfz.pipeline.errors import DatasetError, UsageError
 
 

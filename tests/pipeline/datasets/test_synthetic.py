@@ -14,8 +14,7 @@ from contracts.dataset_contract import DatasetContract
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.synthetic import CLASS_NAMES, FRAMES_PER_SECOND, SyntheticDataset, SyntheticParameters
-from vfz.pipeline.datasets.synthetic.render import write_mp4
-from vfz.pipeline.datasets.synthetic_write import render_clip
+from vfz.pipeline.datasets.synthetic.render import render_clip, write_mp4
 from vfz.pipeline.datasets.targets import Targets
 from vfz.pipeline.errors import DatasetError, StorageError, UsageError
 
@@ -187,7 +186,7 @@ def test_a_second_opening_renders_nothing(small_root, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("rendered again")
 
-    monkeypatch.setattr("vfz.pipeline.datasets.synthetic_write.write_clips", refuse)
+    monkeypatch.setattr("vfz.pipeline.datasets.synthetic.render.write_clips", refuse)
     calls = []
     open_dataset("synthetic", root=small_root, **SMALL, on_progress=lambda *call: calls.append(call))
     assert calls == []

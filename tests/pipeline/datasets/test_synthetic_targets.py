@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from vfz.pipeline.datasets.synthetic import SyntheticParameters
-from vfz.pipeline.datasets.synthetic.render import Rasters, rasterise
+from vfz.pipeline.datasets.synthetic.render import Rasters, rasterise, render_clip
 from vfz.pipeline.datasets.synthetic.scene import Geometry, Scene, draw_scene, place
-from vfz.pipeline.datasets.synthetic_write import render_clip
 
 SIZE = 96
 PARAMETERS = SyntheticParameters(num_frames=12, size=SIZE, seed=5)

@@ -11,8 +11,8 @@ from contracts.dataset_contract import DatasetContract
 from dataset_files import VIDEOS, touch
 
 from vfz.pipeline.datasets import open_dataset
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
-from vfz.pipeline.source import VideoSource
 
 
 def write_tar(path, members, *, mode="w"):

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 from video_files import VIDEOS, write_video
 
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.headers import NOT_KNOWN, VideoHeader, read_headers
-from vfz.pipeline.source import VideoSource
 
 BIKES = VideoHeader(duration_seconds=10.0, frames_per_second=25.0)
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from processes import bytes_written_by, children_of, state_of, wait_until, wait_until_steady
 from video_files import VIDEOS, decode_frames, frame_spec, read_number, write_video
 
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.errors import DecodeError, RunError, UsageError
-from vfz.pipeline.source import VideoSource
 
 FRAME_BYTES = 64 * 128 * 3
 

@@ -12,9 +12,9 @@ import pytest
 from processes import children_of, state_of, wait_until, wait_until_steady
 from video_files import frame_spec, read_number, write_video
 
+from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.errors import DecodeError, RunError
-from vfz.pipeline.source import VideoSource
 
 
 def open_pool(spec=None, *, num_workers=1, time_limit_seconds=60.0, **more):

@@ -17,17 +17,16 @@ from contracts.store_contract import flip_bytes
 from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, CacheMismatchError, UsageError
-from vfz.pipeline.files import sha256_file
+from vfz.pipeline.files import sealed_bytes, sha256_file
 from vfz.pipeline.format.commits import committed_shards
 from vfz.pipeline.format.golden import read_golden
-from vfz.pipeline.maintenance import convert_shard
+from vfz.pipeline.maintenance import convert as convert_shard
 from vfz.pipeline.maintenance.convert import convert
-from vfz.pipeline.maintenance.convert_options import ConvertOptions
 from vfz.pipeline.maintenance.convert_source import expand_arrays, open_source
+from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.maintenance.verify.encoder import verify_encoder
 from vfz.pipeline.recipe import PRECISIONS, STORE_NAMES
-from vfz.pipeline.sealed import sealed_bytes
 from vfz.pipeline.stores.quantization import relative_error, to_stored
 
 TESTS = Path(__file__).parents[2]
@@ -191,7 +190,7 @@ def test_the_recipe_changes_in_how_tokens_are_stored_only_and_provenance_tells_t
 
 
 def test_names_and_samples_are_as_an_extraction_makes_them(sources, tmp_path):
-    from vfz.pipeline.find import cache_name
+    from vfz.pipeline.format.header import cache_name
 
     report, folder = run(sources("webdataset", "int4"), tmp_path)
     assert folder.name == cache_name("built", "built_patch16_8.for_tests", report.fingerprint)
@@ -245,7 +244,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from vfz.pipeline.maintenance.convert import convert
-from vfz.pipeline.maintenance.convert_options import ConvertOptions
+from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.stores.base import ShardWriter
 
 appended, limit = 0, int(sys.argv[4])

@@ -12,13 +12,12 @@ import pytest
 from contracts.built_cache import build, commit, grow, num_frames_of
 from contracts.damaged_cache import KINDS, Originals, data_path, files_of, flip, writer_process
 
-from vfz.pipeline.cache_header import read_header
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import committed_paths, read_shard_index
-from vfz.pipeline.format.header import read_contents
+from vfz.pipeline.format.header import read_contents, read_header
 from vfz.pipeline.format.plan import read_plans
-from vfz.pipeline.maintenance.compare import compare_caches
+from vfz.pipeline.maintenance.info import compare_caches
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.stores import STORES, base
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from vfz.pipeline.engine.local import Share, choose_share
+from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.job import ShardTask
 
 
 def task(shard, number=0):

@@ -8,7 +8,7 @@ import pytest
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.comparison.charts import curve_chart, layer_chart
 from vfz.temporal.comparison.compare import Curve, ProbeResult, compare
-from vfz.temporal.comparison.page import render_page
+from vfz.temporal.comparison.report import render_page
 from vfz.temporal.statistics import bootstrap_interval
 
 NAMES = ("left", "right", "up")

@@ -9,7 +9,7 @@ import torch
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import DatasetError, RunError, UsageError
-from vfz.temporal.comparison.load import load_result
+from vfz.temporal.comparison.compare import load_result
 from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.run import probe, probe_all

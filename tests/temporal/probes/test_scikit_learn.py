@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from vfz.temporal.probes import fit_knn, fit_linear
-from vfz.temporal.probes.logistic import fit_logistic
+from vfz.temporal.probes.linear import fit_logistic
 
 TEMPERATURE = 0.07
 
