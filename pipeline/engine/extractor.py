@@ -24,11 +24,11 @@ from vfz.pipeline.engine.stages import BatchFeeder, ShardCommitter
 from vfz.pipeline.engine.tasks import (
     ENCODE,
     AllEnd,
+    EncodedBatch,
     FrameBatch,
     FromFeeder,
     ShardEnd,
     ShardInHand,
-    TokenBatch,
     ToWriter,
 )
 from vfz.pipeline.engine.threads import Channel, EncodeLanes, HostCopier, Stages, StoppedError, num_lanes_for
@@ -176,11 +176,11 @@ class ShardExtractor:
         if stop.is_due:
             raise KeyboardInterrupt
 
-    def _encode(self, batch: FrameBatch, encoder: FrozenEncoder) -> TokenBatch:
+    def _encode(self, batch: FrameBatch, encoder: FrozenEncoder) -> EncodedBatch:
         """Tokens as they are stored; runs in a lane."""
         started = time.perf_counter()
         tokens = encoder.encode(batch.pixels_BCHW)
-        return TokenBatch(
+        return EncodedBatch(
             shard=batch.shard,
             arrays=self._copier.start(stored_tensors(tokens, batch.shard.task.columns, self._calibrations)),
             videos=batch.videos,
@@ -192,7 +192,7 @@ class ShardExtractor:
 
     def _hand_on(self, message: ToWriter, tokens: Channel[ToWriter], meter: RunMeter, num_lanes: int) -> None:
         """What comes out of the lanes goes to the writer, and is counted."""
-        if isinstance(message, TokenBatch):
+        if isinstance(message, EncodedBatch):
             message.shard.stage_seconds[ENCODE] += message.encode_seconds / num_lanes
             message.shard.num_frames += len(message.pts_seconds)
             message.shard.batch_size = message.batch_size
@@ -203,7 +203,7 @@ class ShardExtractor:
                 )
                 self._batch_size = message.batch_size
         tokens.put(message)
-        if isinstance(message, TokenBatch | ShardEnd):
+        if isinstance(message, EncodedBatch | ShardEnd):
             self._progress.advance(message.num_videos, figures=meter.figures())
 
     def _reading(self, layers: tuple[str, ...]) -> FrozenEncoder:

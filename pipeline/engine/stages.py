@@ -30,12 +30,12 @@ from vfz.pipeline.engine.tasks import (
     PREPARE,
     WRITE,
     AllEnd,
+    EncodedBatch,
     FrameBatch,
     FromFeeder,
     ShardEnd,
     ShardInHand,
     ShardResult,
-    TokenBatch,
     ToWriter,
     VideoInHand,
 )
@@ -92,7 +92,7 @@ class ShardCommitter:
         path = new_data_path(self._cache, task.shard, self._store.suffix)
         with writer_lease(path), self._store.writer(path, task.columns) as writer:
             newest: VideoInHand | None = None
-            while isinstance(batch := tokens.take(), TokenBatch):
+            while isinstance(batch := tokens.take(), EncodedBatch):
                 newest = _append(writer, batch, newest, seconds)
             if not isinstance(batch, ShardEnd) or batch.shard is not shard:
                 raise TypeError(f"{batch} in shard {task.shard}")
@@ -133,7 +133,7 @@ class ShardCommitter:
 
 
 def _append(
-    writer: ShardWriter, batch: TokenBatch, newest: VideoInHand | None, seconds: dict[str, float]
+    writer: ShardWriter, batch: EncodedBatch, newest: VideoInHand | None, seconds: dict[str, float]
 ) -> VideoInHand | None:
     """Writes a batch; returns the video begun last, None where the shard has none or has dropped it."""
     with timed(seconds, COPY):

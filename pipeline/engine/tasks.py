@@ -119,7 +119,7 @@ class FrameBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenBatch:
+class EncodedBatch:
     """The same frames as they are stored.
 
     Attributes:
@@ -158,7 +158,7 @@ class AllEnd:
 
 
 FromFeeder = ShardInHand | FrameBatch | ShardEnd | AllEnd
-ToWriter = ShardInHand | TokenBatch | ShardEnd | AllEnd
+ToWriter = ShardInHand | EncodedBatch | ShardEnd | AllEnd
 
 
 @dataclass(frozen=True, kw_only=True)
