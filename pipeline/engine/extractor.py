@@ -28,7 +28,7 @@ from vfz.pipeline.engine.tasks import (
     FrameBatch,
     FromFeeder,
     ShardEnd,
-    ShardInHand,
+    ShardInProgress,
     ToWriter,
 )
 from vfz.pipeline.engine.threads import Channel, EncodeLanes, HostCopier, Stages, StoppedError, num_lanes_for
@@ -153,14 +153,14 @@ class ShardExtractor:
                     meter.end(result)
                     yield result
                 message = batches.get(timeout_seconds=POLL_SECONDS) if can_put else None
-                if isinstance(message, ShardInHand):
+                if isinstance(message, ShardInProgress):
                     meter.begin(message)
                 if isinstance(message, FrameBatch):
                     lanes.put(partial(self._encode, message, self._reading(layers_of(message.shard.task.columns))))
                 elif message is not None:
                     lanes.put_done(message)
                     brings_more = not isinstance(message, AllEnd)
-        while meter.num_in_hand:
+        while meter.num_in_progress:
             self._obey(stop)
             finished = results.get(timeout_seconds=POLL_SECONDS)
             if finished is not None:

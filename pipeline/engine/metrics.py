@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
-from vfz.pipeline.engine.tasks import DECODE, STAGES, ShardInHand
+from vfz.pipeline.engine.tasks import DECODE, STAGES, ShardInProgress
 from vfz.pipeline.files import canonical_json, storage_errors
 
 if TYPE_CHECKING:
@@ -85,34 +85,34 @@ class RunMeter:
     def __init__(self, pool: DecodePool) -> None:
         self._pool = pool
         self._started = time.perf_counter()
-        self._in_hand: dict[tuple[str, int], ShardInHand] = {}
+        self._in_progress: dict[tuple[str, int], ShardInProgress] = {}
         self._done = RunTotals()
 
     @property
-    def num_in_hand(self) -> int:
+    def num_in_progress(self) -> int:
         """Shards that were begun and not ended."""
-        return len(self._in_hand)
+        return len(self._in_progress)
 
-    def begin(self, shard: ShardInHand) -> None:
+    def begin(self, shard: ShardInProgress) -> None:
         """A shard comes in sight."""
-        self._in_hand[shard.task.shard, shard.task.number] = shard
+        self._in_progress[shard.task.shard, shard.task.number] = shard
 
     def end(self, result: ShardResult) -> None:
         """A shard is done."""
-        del self._in_hand[result.task.shard, result.task.number]
+        del self._in_progress[result.task.shard, result.task.number]
         self._done.add(result)
 
     def figures(self) -> dict[str, float | str]:
         """Frames and bytes per second, how busy each stage is, the busiest, and the failures, all since the start."""
-        seconds, in_hand = time.perf_counter() - self._started, list(self._in_hand.values())
+        seconds, in_progress = time.perf_counter() - self._started, list(self._in_progress.values())
         stage_seconds = {
-            stage: self._done.stage_seconds[stage] + sum(shard.stage_seconds[stage] for shard in in_hand)
+            stage: self._done.stage_seconds[stage] + sum(shard.stage_seconds[stage] for shard in in_progress)
             for stage in STAGES
         }
         stage_seconds[DECODE] = self._pool.figures.busy_seconds / self._pool.num_workers  # shards in hand lag behind
         return shown_figures(
             busy_shares(stage_seconds, seconds=seconds),
-            frames_per_second=(self._done.num_encoded + sum(shard.num_frames for shard in in_hand)) / seconds,
+            frames_per_second=(self._done.num_encoded + sum(shard.num_frames for shard in in_progress)) / seconds,
             bytes_per_second=self._done.num_bytes / seconds,
             num_failed=self._done.num_failed,
         )

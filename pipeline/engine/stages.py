@@ -34,10 +34,10 @@ from vfz.pipeline.engine.tasks import (
     FrameBatch,
     FromFeeder,
     ShardEnd,
-    ShardInHand,
+    ShardInProgress,
     ShardResult,
     ToWriter,
-    VideoInHand,
+    VideoInProgress,
 )
 from vfz.pipeline.engine.threads import Channel, timed
 from vfz.pipeline.errors import DecodeError, EncoderError
@@ -81,17 +81,17 @@ class ShardCommitter:
         Raises:
             StorageError: the disk is full; nothing of the shard in hand is left.
         """
-        while isinstance(shard := tokens.take(), ShardInHand):
+        while isinstance(shard := tokens.take(), ShardInProgress):
             results.put(self._make(shard, tokens))
         if not isinstance(shard, AllEnd):
             raise TypeError(f"{shard} outside a shard")
 
-    def _make(self, shard: ShardInHand, tokens: Channel[ToWriter]) -> ShardResult:
+    def _make(self, shard: ShardInProgress, tokens: Channel[ToWriter]) -> ShardResult:
         """One shard from its first token to its commit; ours is dropped where another process was first."""
         task, seconds = shard.task, shard.stage_seconds
         path = new_data_path(self._cache, task.shard, self._store.suffix)
         with writer_lease(path), self._store.writer(path, task.columns) as writer:
-            newest: VideoInHand | None = None
+            newest: VideoInProgress | None = None
             while isinstance(batch := tokens.take(), EncodedBatch):
                 newest = _append(writer, batch, newest, seconds)
             if not isinstance(batch, ShardEnd) or batch.shard is not shard:
@@ -115,7 +115,7 @@ class ShardCommitter:
             batch_size=shard.batch_size,
         )
 
-    def _commit(self, shard: ShardInHand, data: ShardData | None) -> bool:
+    def _commit(self, shard: ShardInProgress, data: ShardData | None) -> bool:
         task = shard.task
         return commit_shard(
             self._cache,
@@ -133,8 +133,8 @@ class ShardCommitter:
 
 
 def _append(
-    writer: ShardWriter, batch: EncodedBatch, newest: VideoInHand | None, seconds: dict[str, float]
-) -> VideoInHand | None:
+    writer: ShardWriter, batch: EncodedBatch, newest: VideoInProgress | None, seconds: dict[str, float]
+) -> VideoInProgress | None:
     """Writes a batch; returns the video begun last, None where the shard has none or has dropped it."""
     with timed(seconds, COPY):
         arrays = batch.arrays.wait()
@@ -160,13 +160,13 @@ def _append(
     return newest
 
 
-def _begin(video: VideoInHand, writer: ShardWriter) -> None:
+def _begin(video: VideoInProgress, writer: ShardWriter) -> None:
     planned = video.planned
     video.frame_start = writer.num_frames
     writer.begin_video(ShardVideo(id=planned.id, view=planned.view, split=planned.split, label=planned.label))
 
 
-def _drop_if_bad(video: VideoInHand | None, writer: ShardWriter) -> VideoInHand | None:
+def _drop_if_bad(video: VideoInProgress | None, writer: ShardWriter) -> VideoInProgress | None:
     """Takes back what was written of the video begun last, if it has proved bad; returns it if it stays."""
     if video is None or not video.reason:
         return video
@@ -174,7 +174,7 @@ def _drop_if_bad(video: VideoInHand | None, writer: ShardWriter) -> VideoInHand 
     return None
 
 
-def _spans(videos: Sequence[VideoInHand]) -> Iterator[tuple[VideoInHand, slice]]:
+def _spans(videos: Sequence[VideoInProgress]) -> Iterator[tuple[VideoInProgress, slice]]:
     """Runs of frames of the same video in a batch."""
     start = 0
     for end in range(1, len(videos) + 1):
@@ -215,7 +215,7 @@ class BatchFeeder:
         for task in tasks:
             if self._stop.is_requested:
                 break
-            shard = ShardInHand(task=task, videos=tuple(VideoInHand(planned=video) for video in task.videos))
+            shard = ShardInProgress(task=task, videos=tuple(VideoInProgress(planned=video) for video in task.videos))
             batches.put(shard)
             busy_seconds = self._pool.figures.busy_seconds
             for batch in self._batches(shard, streams):
@@ -224,9 +224,9 @@ class BatchFeeder:
             batches.put(ShardEnd(shard=shard, num_videos=self._count_ended()))
         batches.put(AllEnd())
 
-    def _batches(self, shard: ShardInHand, streams: Iterator[VideoStream]) -> Iterator[FrameBatch]:
+    def _batches(self, shard: ShardInProgress, streams: Iterator[VideoStream]) -> Iterator[FrameBatch]:
         gatherer, seconds = self._gatherer, shard.stage_seconds
-        videos: list[VideoInHand] = []
+        videos: list[VideoInProgress] = []
         pts_seconds: list[float] = []
         for video in shard.videos:
             cropper = cropper_of(self._recipe.views, video.planned.id, video.planned.view)
@@ -242,7 +242,7 @@ class BatchFeeder:
         if videos:
             yield self._batch(shard, videos, pts_seconds)
 
-    def _batch(self, shard: ShardInHand, videos: list[VideoInHand], pts_seconds: list[float]) -> FrameBatch:
+    def _batch(self, shard: ShardInProgress, videos: list[VideoInProgress], pts_seconds: list[float]) -> FrameBatch:
         with timed(shard.stage_seconds, PREPARE):
             pixels_BCHW = self._gatherer.take()
         return FrameBatch(
@@ -264,7 +264,7 @@ def _sources(tasks: Iterable[ShardTask]) -> Iterator[VideoSource]:
             yield task.sources[video.id]
 
 
-def _frames(task: ShardTask, video: VideoInHand, stream: VideoStream) -> Iterator[VideoFrame]:
+def _frames(task: ShardTask, video: VideoInProgress, stream: VideoStream) -> Iterator[VideoFrame]:
     """The frames of a video, until it or its tokens prove bad; then it says why."""
     first, source = task.first_rows.get(video.planned.key), task.sources[video.planned.id]
     num_frames = 0

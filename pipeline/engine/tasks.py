@@ -36,7 +36,7 @@ COPY = "copy"
 
 
 @dataclass(eq=False)
-class VideoInHand:
+class VideoInProgress:
     """A video on its way through its shard.
 
     Attributes:
@@ -80,7 +80,7 @@ class VideoInHand:
 
 
 @dataclass(eq=False)
-class ShardInHand:
+class ShardInProgress:
     """A shard on its way.
 
     Attributes:
@@ -93,7 +93,7 @@ class ShardInHand:
     """
 
     task: ShardTask
-    videos: tuple[VideoInHand, ...]
+    videos: tuple[VideoInProgress, ...]
     started: float = field(default_factory=time.perf_counter)
     stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, COPY), 0.0))
     num_frames: int = 0
@@ -111,9 +111,9 @@ class FrameBatch:
         num_videos: that have come to their end since the message before.
     """
 
-    shard: ShardInHand
+    shard: ShardInProgress
     pixels_BCHW: Tensor
-    videos: Sequence[VideoInHand]
+    videos: Sequence[VideoInProgress]
     pts_seconds: Sequence[float]
     num_videos: int
 
@@ -131,9 +131,9 @@ class EncodedBatch:
         batch_size: frames that it took at a time.
     """
 
-    shard: ShardInHand
+    shard: ShardInProgress
     arrays: HostCopy
-    videos: Sequence[VideoInHand]
+    videos: Sequence[VideoInProgress]
     pts_seconds: Sequence[float]
     num_videos: int
     encode_seconds: float
@@ -148,7 +148,7 @@ class ShardEnd:
         num_videos: that have come to their end since the message before.
     """
 
-    shard: ShardInHand
+    shard: ShardInProgress
     num_videos: int
 
 
@@ -157,8 +157,8 @@ class AllEnd:
     """No more shards will come."""
 
 
-FromFeeder = ShardInHand | FrameBatch | ShardEnd | AllEnd
-ToWriter = ShardInHand | EncodedBatch | ShardEnd | AllEnd
+FromFeeder = ShardInProgress | FrameBatch | ShardEnd | AllEnd
+ToWriter = ShardInProgress | EncodedBatch | ShardEnd | AllEnd
 
 
 @dataclass(frozen=True, kw_only=True)
