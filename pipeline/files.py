@@ -305,7 +305,7 @@ def lock_path(data_path: Path) -> Path:
 
 
 @contextmanager
-def writer_lease(data_path: Path) -> Iterator[None]:
+def writer_lock(data_path: Path) -> Iterator[None]:
     """Says that this process is writing `data_path`, as long as the block runs.
 
     Raises:

@@ -41,7 +41,7 @@ from vfz.pipeline.engine.tasks import (
 )
 from vfz.pipeline.engine.threads import Channel, timed
 from vfz.pipeline.errors import DecodeError, EncoderError
-from vfz.pipeline.files import writer_lease
+from vfz.pipeline.files import writer_lock
 from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
 from vfz.pipeline.stores import ShardVideo, ShardWriter, get_store
@@ -90,7 +90,7 @@ class ShardCommitter:
         """One shard from its first token to its commit; ours is dropped where another process was first."""
         task, seconds = shard.task, shard.stage_seconds
         path = new_data_path(self._cache, task.shard, self._store.suffix)
-        with writer_lease(path), self._store.writer(path, task.columns) as writer:
+        with writer_lock(path), self._store.writer(path, task.columns) as writer:
             newest: VideoInProgress | None = None
             while isinstance(batch := tokens.take(), EncodedBatch):
                 newest = _append(writer, batch, newest, seconds)

@@ -33,7 +33,7 @@ import numpy as np
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import EncoderError, UsageError
-from vfz.pipeline.files import writer_lease
+from vfz.pipeline.files import writer_lock
 from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, committed_paths, new_data_path, read_shard_index
@@ -224,7 +224,7 @@ class ShardConverter:
         columns = [self._target.columns[key] for key in index.column_keys]
         store = get_store(self._target.contents.store)
         path = new_data_path(self._target.path, index.shard, store.suffix)
-        with writer_lease(path), store.writer(path, columns) as writer:
+        with writer_lock(path), store.writer(path, columns) as writer:
             converted = self._write(index, rows, writer)
             data = writer.finish() if writer.num_frames else None
             committed = commit_shard(

@@ -16,7 +16,7 @@ import torch
 
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.files import writer_lease
+from vfz.pipeline.files import writer_lock
 from vfz.pipeline.format.calibration import Calibration, calibrate, digest_of, read_calibrations, write_calibration
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
 from vfz.pipeline.format.golden import FrameSample, write_golden_frames, write_golden_tokens
@@ -185,7 +185,7 @@ def commit(
     store = get_store(contents.store)
     path = new_data_path(folder, shard, store.suffix)
     rows = []
-    with writer_lease(path), store.writer(path, columns) as writer:
+    with writer_lock(path), store.writer(path, columns) as writer:
         for video in videos:
             ok = video.id not in {FAILED, MISSING}
             if not ok and number:

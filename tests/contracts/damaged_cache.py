@@ -54,9 +54,9 @@ def data_path(path: Path, shard: str, number: int = 0) -> Path:
 def writer_process(data: Path, content: bytes = b"half"):
     """A living process that holds the lease of `data`, of which it has written something."""
     code = (
-        "import sys; from pathlib import Path; from vfz.pipeline.files import writer_lease\n"
+        "import sys; from pathlib import Path; from vfz.pipeline.files import writer_lock\n"
         "data = Path(sys.argv[1])\n"
-        "with writer_lease(data):\n"
+        "with writer_lock(data):\n"
         f"    data.write_bytes({content!r}); print('writing', flush=True); sys.stdin.read()\n"
     )
     process = subprocess.Popen(
