@@ -23,7 +23,7 @@ from vfz.pipeline.progress import counted, human_bytes
 
 if TYPE_CHECKING:
     from vfz.pipeline.maintenance.convert import ConvertReport
-    from vfz.pipeline.maintenance.info import CacheInfo, CompareReport
+    from vfz.pipeline.maintenance.info import CacheComparison, CacheInfo
     from vfz.pipeline.maintenance.verify.encoder import EncoderReport
     from vfz.pipeline.maintenance.verify.report import VerifyReport
 
@@ -236,7 +236,7 @@ def _show_report(report: VerifyReport) -> None:
     show("verify", rows)
 
 
-def _show_comparison(report: CompareReport) -> None:
+def _show_comparison(report: CacheComparison) -> None:
     from vfz.cli.console import show
 
     lines = [*report.recipe_differences, *report.contents_differences, *report.video_differences]

@@ -292,7 +292,7 @@ NAMES = ("A", "B")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareReport:
+class CacheComparison:
     """Two caches beside each other: A and B.
 
     Attributes:
@@ -323,7 +323,7 @@ class CompareReport:
         return self.same_fingerprint and not self.video_differences
 
 
-def compare_caches(a: str | Path, b: str | Path) -> CompareReport:
+def compare_caches(a: str | Path, b: str | Path) -> CacheComparison:
     """What differs between two caches; reads no tokens.
 
     Raises:
@@ -334,7 +334,7 @@ def compare_caches(a: str | Path, b: str | Path) -> CompareReport:
     contents = [read_contents(Path(path), header) for path, header in zip((a, b), headers, strict=True)]
     rows_a, rows_b = ({row.key: row for row in cache.videos if row.status == "ok"} for cache in caches)
     common = rows_a.keys() & rows_b.keys()
-    return CompareReport(
+    return CacheComparison(
         a=str(a),
         b=str(b),
         same_fingerprint=headers[0].fingerprint == headers[1].fingerprint,
