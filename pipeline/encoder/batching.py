@@ -167,10 +167,10 @@ def prepared_frames(
         DecodeError: when the video cannot be decoded in full; frames given before that are not to be kept.
     """
     for frame in get_decoder(frames.decoder).frames(source, frames):
-        yield prepare(frame, preprocess, cropper)
+        yield prepare_frame(frame, preprocess, cropper)
 
 
-def prepare(frame: VideoFrame, preprocess: Preprocess, cropper: ViewCropper | None = None) -> PreparedFrame:
+def prepare_frame(frame: VideoFrame, preprocess: Preprocess, cropper: ViewCropper | None = None) -> PreparedFrame:
     """A decoded frame, resized and cropped on the CPU."""
     return PreparedFrame(pixels_CHW=square_of(frame.pixels_HWC, preprocess, cropper), pts_seconds=frame.pts_seconds)
 

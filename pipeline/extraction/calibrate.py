@@ -20,7 +20,7 @@ import torch
 
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.pool import DecodePool
-from vfz.pipeline.encoder.batching import prepare
+from vfz.pipeline.encoder.batching import prepare_frame
 from vfz.pipeline.encoder.model import FrozenEncoder, LayerTokens
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.engine.columns import layers_of, stored_arrays, tokens_of
@@ -185,7 +185,7 @@ def draw_sample(
                 continue
             step = min(STEP_FRAMES, max(1, len(found) // per_video))
             for frame in found[::step][:per_video]:
-                pixels.append(prepare(frame, preprocess).pixels_CHW)
+                pixels.append(prepare_frame(frame, preprocess).pixels_CHW)
                 ids.append(record.id)
                 times.append(frame.pts_seconds)
             if len(pixels) >= num_frames:

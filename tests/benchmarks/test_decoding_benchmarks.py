@@ -17,7 +17,7 @@ from video_files import write_video
 
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import GPU_BUFFER_FRAMES, DecodePool
-from vfz.pipeline.encoder.batching import prepare
+from vfz.pipeline.encoder.batching import prepare_frame
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.recipe import FrameSpec
 
@@ -49,7 +49,7 @@ def test_decoding_and_resizing_against_ffmpeg(record, tmp_path):
         _count(next(videos))  # the process is up
         for _ in range(ROUNDS):
             started = time.perf_counter()
-            count = sum(prepare(frame, PREPROCESS).pixels_CHW.shape[0] == 3 for frame in next(videos))
+            count = sum(prepare_frame(frame, PREPROCESS).pixels_CHW.shape[0] == 3 for frame in next(videos))
             ours.append(count / (time.perf_counter() - started))
             started = time.perf_counter()
             plain.append(_count(next(videos)) / (time.perf_counter() - started))
