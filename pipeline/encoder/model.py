@@ -29,7 +29,7 @@ from vfz.pipeline.encoder.weights import (
     build_from_file,
     build_from_hub,
     build_random,
-    check_name,
+    check_encoder_name,
     input_options,
     state_digest,
 )
@@ -284,7 +284,7 @@ def load_encoder(
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size} is not a number of frames; give 1 or more")
     timm_name = _timm_name(name)
-    check_name(timm_name)
+    check_encoder_name(timm_name)
     own_size, preprocess = _model_preprocess(timm_name, image_size, crop_fraction, interpolation)
     # Left out at the model's own size, so that this is the very model timm builds.
     options = {} if preprocess.image_size == own_size else input_options(timm_name, preprocess.image_size)

@@ -57,7 +57,7 @@ class LoadedModel:
     license: str | None
 
 
-def check_name(name: str) -> None:
+def check_encoder_name(name: str) -> None:
     """Refuse a name that timm does not know.
 
     Raises:
