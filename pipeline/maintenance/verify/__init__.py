@@ -32,7 +32,7 @@ from vfz.pipeline.format.catalog import CATALOG_FILES, PLAN, SIDE, TABLE, build_
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths
 from vfz.pipeline.format.header import CONTENTS
 from vfz.pipeline.maintenance.verify.data import PtsOfVideo, check_data
-from vfz.pipeline.maintenance.verify.leftovers import find_strays
+from vfz.pipeline.maintenance.verify.leftovers import find_leftovers
 from vfz.pipeline.maintenance.verify.metadata import LINK, CacheState, read_state, short
 from vfz.pipeline.maintenance.verify.report import Problem, Severity, VerifyReport, sorted_problems
 from vfz.pipeline.progress import Progress, SilentProgress
@@ -56,7 +56,7 @@ def verify_cache(path: str | Path, *, progress: Progress | None = None) -> Verif
     state, problems = read_state(path)
     problems += _check_all_data(state, progress)
     problems += check_catalog(state)
-    problems += find_strays(state)
+    problems += find_leftovers(state)
     stored = [index.data for index in state.indexes.values() if index.data is not None]
     sealed = [path / name for name in state.named]
     first = [data for (_, number), index in state.indexes.items() if number == 0 and (data := index.data) is not None]

@@ -26,7 +26,7 @@ MIN_AGE_SECONDS = 3600.0
 """A file without a lock that is younger may belong to a process at work."""
 
 
-def find_strays(state: CacheState) -> Iterator[Problem]:
+def find_leftovers(state: CacheState) -> Iterator[Problem]:
     """Everything that nobody names.
 
     Data inside a commit's own folder is not looked at.
