@@ -71,7 +71,7 @@ def fill_cache(
     )
 
 
-def grow_cache(
+def extend_cache(
     folder: Path,
     header: CacheHeader,
     contents: Contents,

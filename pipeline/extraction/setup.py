@@ -26,7 +26,7 @@ from vfz.pipeline.engine import check_engine
 from vfz.pipeline.engine.columns import columns_of, layers_of
 from vfz.pipeline.engine.local import Share, choose_share
 from vfz.pipeline.errors import CacheMismatchError, UsageError
-from vfz.pipeline.extraction.calibrate import fill_cache, grow_cache
+from vfz.pipeline.extraction.calibrate import extend_cache, fill_cache
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.format.header import (
     CacheHeader,
@@ -147,7 +147,7 @@ def open_or_create(
     _check(folder, header, contents, options, dataset, recipe)
     new = _new_columns(contents, wanted, encoder, options)
     if new:
-        contents = grow_cache(
+        contents = extend_cache(
             folder,
             header,
             contents,
