@@ -195,7 +195,7 @@ _SPARE_FRAMES = 50
 _STUMBLES = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
-def sealed_bytes(content: Mapping[str, Any]) -> bytes:
+def checked_json_bytes(content: Mapping[str, Any]) -> bytes:
     """`content` with its `format_version` and `digest` (SHA-256 of the canonical JSON of all the rest), as JSON text.
 
     Raises:
@@ -210,16 +210,16 @@ def sealed_bytes(content: Mapping[str, Any]) -> bytes:
     return b"{\n" + b",\n".join([*lines, b'"digest":' + canonical_json(digest)]) + b"\n}\n"
 
 
-def write_sealed_once(path: Path, content: Mapping[str, Any]) -> bool:
+def write_checked_json_once(path: Path, content: Mapping[str, Any]) -> bool:
     """Writes a sealed file unless it is there; True when this call made it.
 
     Raises:
         StorageError: when the disk is full or refuses to be written.
     """
-    return write_file_once(path, sealed_bytes(content))
+    return write_file_once(path, checked_json_bytes(content))
 
 
-def read_sealed(path: Path, keys: frozenset[str]) -> dict[str, Any]:
+def read_checked_json(path: Path, keys: frozenset[str]) -> dict[str, Any]:
     """The content of a sealed file, without its version and digest.
 
     Args:
@@ -243,8 +243,8 @@ def read_sealed(path: Path, keys: frozenset[str]) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise CacheFormatError(f"{path} has format version {version!r}; this vfz reads {FORMAT_VERSION}: upgrade vfz")
     record.pop("digest", None)
-    with sound_content(path):
-        expected = sealed_bytes(record)
+    with content_errors(path):
+        expected = checked_json_bytes(record)
     if data != expected:
         raise CacheFormatError(
             f"{path} was changed after it was written: its digest does not match; restore it or extract again"
@@ -255,7 +255,7 @@ def read_sealed(path: Path, keys: frozenset[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def sound_content(path: Path) -> Iterator[None]:
+def content_errors(path: Path) -> Iterator[None]:
     """Wraps whatever makes something of a sealed file's content, which may be anything that is JSON.
 
     Raises:
@@ -270,7 +270,7 @@ def sound_content(path: Path) -> Iterator[None]:
         raise CacheFormatError(f"{path} is damaged: {text}; restore it or extract again") from error
 
 
-def read_sealed_digest(path: Path) -> str:
+def read_checked_json_digest(path: Path) -> str:
     """The digest that a sealed file carries at its end, read without the rest and not compared with it.
 
     Raises:

@@ -37,7 +37,7 @@ from vfz.pipeline.cache.request import (
 )
 from vfz.pipeline.cache.tokens import TokenBatch, TokenClip, empty_arrays, empty_batch
 from vfz.pipeline.errors import CacheError, CacheFormatError, UsageError
-from vfz.pipeline.files import read_sealed_digest
+from vfz.pipeline.files import read_checked_json_digest
 from vfz.pipeline.format.catalog import check_index
 from vfz.pipeline.format.commits import SHARDS, read_shard_index
 from vfz.pipeline.stores import Checksums, ShardReader, get_store
@@ -374,7 +374,7 @@ class OpenShards:
         for _, name in sorted(self._names.get(shard, ())):
             path = source.path / SHARDS / name
             index = read_shard_index(path)
-            if read_sealed_digest(path) != source.index_digests[name]:
+            if read_checked_json_digest(path) != source.index_digests[name]:
                 raise CacheError(f"shard {shard} was replaced since {source.path} was opened: open the cache again")
             check_index(path, index, source.fingerprint, source.contents)
             if (data := index.data) is None:

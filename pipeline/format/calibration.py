@@ -22,11 +22,11 @@ import numpy as np
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import (
     canonical_json,
-    read_sealed,
-    sealed_bytes,
+    checked_json_bytes,
+    content_errors,
+    read_checked_json,
     sha256_file,
     sha256_hex,
-    sound_content,
     write_file_once,
 )
 from vfz.pipeline.recipe import QUANTISED
@@ -94,7 +94,7 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         """The content of its file."""
-        return sealed_bytes(
+        return checked_json_bytes(
             {
                 "column": self.column,
                 "num_frames": self.num_frames,
@@ -196,8 +196,8 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         CacheFormatError: when it is missing or damaged.
     """
-    content = read_sealed(path, _KEYS)
-    with sound_content(path):
+    content = read_checked_json(path, _KEYS)
+    with content_errors(path):
         return Calibration(**{**content, "offset": tuple(content["offset"]), "std": tuple(content["std"])})
 
 

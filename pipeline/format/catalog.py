@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import (
-    read_sealed,
-    read_sealed_digest,
-    sealed_bytes,
+    checked_json_bytes,
+    content_errors,
+    read_checked_json,
+    read_checked_json_digest,
     sha256_hex,
-    sound_content,
     write_file_atomic,
 )
 from vfz.pipeline.format.calibration import digest_of
@@ -67,7 +67,7 @@ class IndexFile(NamedTuple):
         num_bytes, mtime_ns = _stat(path)
         if num_bytes != self.num_bytes:
             return False
-        return mtime_ns == self.mtime_ns or read_sealed_digest(path) == self.digest
+        return mtime_ns == self.mtime_ns or read_checked_json_digest(path) == self.digest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,7 +138,7 @@ def save_catalog(folder: Path, header: CacheHeader, catalog: Catalog) -> None:
         "shard_bytes": dict(catalog.shard_bytes),
     }
     write_file_atomic(folder / TABLE, table)
-    write_file_atomic(folder / SIDE, sealed_bytes(side))
+    write_file_atomic(folder / SIDE, checked_json_bytes(side))
 
 
 def build_catalog(folder: Path, header: CacheHeader) -> Catalog:
@@ -149,7 +149,7 @@ def build_catalog(folder: Path, header: CacheHeader) -> Catalog:
     """
     # In this order: whatever an index names was there before it, also while other processes commit.
     paths = committed_paths(folder)
-    files = {path.name: IndexFile(read_sealed_digest(path), *_stat(path)) for path in paths.values()}
+    files = {path.name: IndexFile(read_checked_json_digest(path), *_stat(path)) for path in paths.values()}
     num_contents = len(contents_paths(folder))
     contents = read_contents(folder, header)
     commits: dict[str, list[CommitRows]] = {}
@@ -224,7 +224,7 @@ def _merge(
                 found = {row.key: row for row in of_shard[0].rows}
             else:
                 before = {video.key: rows[video.key].attempts for video in videos if video.key in rows}
-                with sound_content(folder / PLAN / f"{plan.number}.json"):
+                with content_errors(folder / PLAN / f"{plan.number}.json"):
                     found = {video.key: video.pending_row(shard, attempts=before.get(video.key, 0)) for video in videos}
                     for row in found.values():
                         check_row(row)
@@ -272,8 +272,8 @@ def read_side(folder: Path) -> dict[str, Any]:
     Raises:
         CacheFormatError: when it is not there, damaged or of another form.
     """
-    side = read_sealed(folder / SIDE, SIDE_KEYS)
-    with sound_content(folder / SIDE):
+    side = read_checked_json(folder / SIDE, SIDE_KEYS)
+    with content_errors(folder / SIDE):
         side["indexes"] = {name: IndexFile(*values) for name, values in side["indexes"].items()}
         kinds = {tuple(map(type, file)) for file in side["indexes"].values()}
         if kinds - {(str, int, int)} or set(map(type, side["shard_bytes"].values())) - {int}:

@@ -14,7 +14,14 @@ from types import NoneType
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfz.pipeline.errors import CacheFormatError, StorageError
-from vfz.pipeline.files import fsync_dir, read_sealed, sound_content, storage_errors, unique_token, write_sealed_once
+from vfz.pipeline.files import (
+    content_errors,
+    fsync_dir,
+    read_checked_json,
+    storage_errors,
+    unique_token,
+    write_checked_json_once,
+)
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.stores import STORES
 from vfz.pipeline.stores.base import remove_data
@@ -185,8 +192,8 @@ def read_shard_index(path: Path) -> ShardIndex:
     Raises:
         CacheFormatError: when the file is damaged, contradicts itself, or was given another name.
     """
-    content = read_sealed(path, _INDEX_KEYS)
-    with sound_content(path):
+    content = read_checked_json(path, _INDEX_KEYS)
+    with content_errors(path):
         data = None if content["data"] is None else ShardData.from_dict(content["data"])
         rows = tuple(LedgerRow.from_dict(row) for row in content["rows"])
         index = ShardIndex(**{**content, "data": data, "rows": rows, "column_keys": tuple(content["column_keys"])})
@@ -297,4 +304,4 @@ def _write_index(path: Path, index: ShardIndex) -> bool:
         "rows": [row.to_dict() for row in index.rows],
         "column_keys": list(index.column_keys),
     }
-    return write_sealed_once(path, content)
+    return write_checked_json_once(path, content)

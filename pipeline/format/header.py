@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, Any
 from vfz.pipeline.errors import CacheFormatError, UsageError
 from vfz.pipeline.files import (
     canonical_json,
+    checked_json_bytes,
+    content_errors,
     fsync_dir,
     fsync_tree,
     make_folder,
-    read_sealed,
-    sealed_bytes,
+    read_checked_json,
     sha256_hex,
-    sound_content,
     storage_errors,
     unique_token,
-    write_sealed_once,
+    write_checked_json_once,
 )
 from vfz.pipeline.recipe import STORE_NAMES
 from vfz.pipeline.stores.metadata import Column
@@ -225,7 +225,7 @@ def add_columns(
             return current
         wanted = current.with_columns(columns, calibrations=calibrations, golden=golden)
         path = make_folder(cache_folder / CONTENTS) / f"{len(paths) + 1}.json"
-        write_sealed_once(path, wanted.to_dict())  # another process's file may win: look again
+        write_checked_json_once(path, wanted.to_dict())  # another process's file may win: look again
 
 
 def read_contents_file(path: Path, precision: str) -> Contents:
@@ -234,8 +234,8 @@ def read_contents_file(path: Path, precision: str) -> Contents:
     Raises:
         CacheFormatError: when it is missing or damaged.
     """
-    content = read_sealed(path, _KEYS)
-    with sound_content(path):
+    content = read_checked_json(path, _KEYS)
+    with content_errors(path):
         return Contents.from_dict(content, precision=precision)
 
 
@@ -312,7 +312,7 @@ def create_cache(
                 (temporary / name).mkdir(parents=True)
             contents = fill(temporary)
             header = {"recipe": recipe, "fingerprint": fingerprint_of(recipe), "contents": contents.to_dict()}
-            (temporary / HEADER).write_bytes(sealed_bytes({**header, "provenance": provenance}))
+            (temporary / HEADER).write_bytes(checked_json_bytes({**header, "provenance": provenance}))
             fsync_tree(temporary)
             return _rename_once(temporary, folder)
         finally:
@@ -330,8 +330,8 @@ def read_header(folder: Path) -> CacheHeader:
     path = folder / HEADER
     if not path.is_file():
         raise CacheFormatError(f"{folder} is not a cache: it has no {HEADER}; a cache is made by `vfz extract`")
-    content = read_sealed(path, _HEADER_KEYS)
-    with sound_content(path):
+    content = read_checked_json(path, _HEADER_KEYS)
+    with content_errors(path):
         if not isinstance(content["provenance"], dict):
             raise TypeError(f"its provenance is {content['provenance']!r}")
         contents = Contents.from_dict(content["contents"], precision=precision_of(content["recipe"]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import read_sealed, storage_errors, write_sealed_once
+from vfz.pipeline.files import read_checked_json, storage_errors, write_checked_json_once
 from vfz.pipeline.format.ledger import LedgerRow
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
         shard: [{name: getattr(video, name) for name in _VIDEO_TYPES} for video in videos]
         for shard, videos in plan.shards.items()
     }
-    if write_sealed_once(path, {"number": plan.number, "shards": shards}):
+    if write_checked_json_once(path, {"number": plan.number, "shards": shards}):
         return plan
     return read_plan(path)
 
@@ -251,7 +251,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         CacheFormatError: when it is missing, damaged or was renamed.
     """
-    content = read_sealed(path, _PLAN_KEYS)
+    content = read_checked_json(path, _PLAN_KEYS)
     try:
         shards = {shard: tuple(_read_video(values) for values in videos) for shard, videos in content["shards"].items()}
         plan = Plan(number=content["number"], shards=shards)

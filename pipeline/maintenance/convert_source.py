@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import sound_content
+from vfz.pipeline.files import content_errors
 from vfz.pipeline.format.calibration import Calibration, digest_of, read_calibrations
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_shards
 from vfz.pipeline.format.header import HEADER, CacheHeader, Contents, read_contents, read_header
@@ -145,7 +145,7 @@ def open_source(path: Path) -> SourceCache:
         CacheFormatError: when the folder is no cache, it is damaged, or another version of vfz rounded its tokens.
     """
     header = read_header(path)
-    with sound_content(path / HEADER):
+    with content_errors(path / HEADER):
         _check_header(header)
     version, known = header.recipe["storage"]["precision_version"], PRECISION_VERSION[header.precision]
     if version != known:

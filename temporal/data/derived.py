@@ -29,10 +29,10 @@ from torch import Tensor
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import (
     canonical_json,
+    checked_json_bytes,
     fsync_tree,
     make_folder,
-    read_sealed,
-    sealed_bytes,
+    read_checked_json,
     sha256_hex,
     storage_errors,
     unique_token,
@@ -90,7 +90,7 @@ def derived_features(
                 content = {
                     "identity": identity, "ids": list(source.ids), "checksums": checksums, "num_prefix": num_prefix,
                 }  # fmt: skip
-                write_file_atomic(temporary / "derived.json", sealed_bytes(content))
+                write_file_atomic(temporary / "derived.json", checked_json_bytes(content))
                 fsync_tree(temporary)
                 _rename(temporary, path)
             finally:
@@ -111,7 +111,7 @@ class DerivedFeatures(Features):
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], source: Features, *, made: bool) -> None:
-        content = read_sealed(path / "derived.json", _KEYS)
+        content = read_checked_json(path / "derived.json", _KEYS)
         self.path, self.made = path, made
         self.ids, self.labels_V, self.device = source.ids, source.labels_V, source.device
         self.num_clips, self.num_prefix = source.num_clips, (int(content["num_prefix"]),)

@@ -29,7 +29,7 @@ from contracts.tiny_cache import (
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, UnknownNameError, UsageError
-from vfz.pipeline.files import sealed_bytes
+from vfz.pipeline.files import checked_json_bytes
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard
 from vfz.pipeline.format.header import create_cache
@@ -234,7 +234,7 @@ def test_a_fingerprint_of_another_recipe_is_refused(folder):
     content = json.loads((folder / "vfz.json").read_bytes())
     del content["digest"], content["format_version"]
     recipe = {**content["recipe"], "other": 1}
-    (folder / "vfz.json").write_bytes(sealed_bytes({**content, "recipe": recipe}))
+    (folder / "vfz.json").write_bytes(checked_json_bytes({**content, "recipe": recipe}))
     with pytest.raises(CacheFormatError, match="not that of the recipe"):
         FeatureCache(folder)
 
@@ -293,7 +293,7 @@ def test_a_shard_quantised_with_another_calibration_is_refused(tmp_path):
     path = tmp_path / "cache/shards/00000.0.index.json"
     content = json.loads(path.read_bytes())
     del content["digest"], content["format_version"]
-    path.write_bytes(sealed_bytes({**content, "calibration_digest": "0" * 64}))
+    path.write_bytes(checked_json_bytes({**content, "calibration_digest": "0" * 64}))
     with pytest.raises(
         CacheFormatError, match=r"the calibration of layer_2/patch.* is not the one this shard was quant"
     ):

@@ -20,7 +20,7 @@ from contracts.tiny_cache import (
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, UnknownNameError
-from vfz.pipeline.files import sealed_bytes
+from vfz.pipeline.files import checked_json_bytes
 from vfz.pipeline.format.commits import commit_shard
 from vfz.pipeline.format.plan import extend_plans
 
@@ -129,7 +129,7 @@ def test_commits_that_do_not_fit_their_shard_are_refused(grown):
     del content["digest"], content["format_version"]
 
     def refused(message, **changes):
-        path.write_bytes(sealed_bytes(content | changes))
+        path.write_bytes(checked_json_bytes(content | changes))
         with pytest.raises(CacheFormatError, match=message):
             FeatureCache(grown)
 
@@ -142,6 +142,6 @@ def test_commits_that_do_not_fit_their_shard_are_refused(grown):
         rows=[row | {"status": "failed", "reason": "x", "num_frames": 0, "frame_start": 0}],
     )
     (grown / "shards/00002.0.index.json").unlink()
-    path.write_bytes(sealed_bytes(content))
+    path.write_bytes(checked_json_bytes(content))
     with pytest.raises(CacheFormatError, match="name different videos"):
         FeatureCache(grown)

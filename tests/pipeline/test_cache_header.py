@@ -11,7 +11,7 @@ from contracts.tiny_cache import COLUMNS, FINGERPRINT, RECIPE, add_layer, conten
 
 import vfz.pipeline.format.header
 from vfz.pipeline.errors import CacheFormatError, StorageError
-from vfz.pipeline.files import sealed_bytes
+from vfz.pipeline.files import checked_json_bytes
 from vfz.pipeline.format.header import Contents, add_columns, contents_paths, create_cache, read_contents, read_header
 
 
@@ -123,7 +123,7 @@ def test_contents_that_make_no_sense_are_refused_with_the_file_and_the_reason(tm
     if value is None:
         del target[last]
     record = {"recipe": RECIPE, "fingerprint": FINGERPRINT, "provenance": {}, "contents": contents}
-    (tmp_path / "cache/vfz.json").write_bytes(sealed_bytes(record))
+    (tmp_path / "cache/vfz.json").write_bytes(checked_json_bytes(record))
     with pytest.raises(CacheFormatError, match=rf"vfz\.json is damaged: .*{message}"):
         read_header(tmp_path / "cache")
 

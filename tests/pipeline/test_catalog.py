@@ -17,7 +17,7 @@ from contracts.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError
-from vfz.pipeline.files import read_sealed_digest, sealed_bytes
+from vfz.pipeline.files import checked_json_bytes, read_checked_json_digest
 from vfz.pipeline.format.catalog import build_catalog, is_current, open_catalog, write_catalog
 from vfz.pipeline.format.commits import commit_shard
 from vfz.pipeline.format.header import read_header
@@ -96,7 +96,7 @@ def _edit_side(folder):
     content = json.loads((folder / "index.json").read_bytes())
     del content["digest"], content["format_version"]
     content["shard_bytes"]["00000"] += 1
-    (folder / "index.json").write_bytes(sealed_bytes(content).replace(b'"num_plans":1', b'"num_plans":2'))
+    (folder / "index.json").write_bytes(checked_json_bytes(content).replace(b'"num_plans":1', b'"num_plans":2'))
 
 
 CHANGES = {
@@ -175,12 +175,12 @@ def test_rows_are_a_sequence(folder):
 
 def test_a_sealed_file_tells_its_digest_without_being_read(folder):
     path = folder / "shards/00000.0.index.json"
-    assert read_sealed_digest(path) == json.loads(path.read_bytes())["digest"]
+    assert read_checked_json_digest(path) == json.loads(path.read_bytes())["digest"]
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CacheFormatError, match="does not end in its digest"):
-        read_sealed_digest(path)
+        read_checked_json_digest(path)
     with pytest.raises(CacheFormatError, match="cannot read"):
-        read_sealed_digest(folder / "nothing.json")
+        read_checked_json_digest(folder / "nothing.json")
 
 
 def test_a_large_cache_opens_from_its_catalog_alone(tmp_path):

@@ -15,7 +15,7 @@ from contracts.tiny_cache import COLUMNS, FINGERPRINT, new_cache, prepare_shard,
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import sealed_bytes
+from vfz.pipeline.files import checked_json_bytes
 from vfz.pipeline.format.commits import commit_shard, committed_shards, read_shard_index
 
 TESTS = Path(__file__).parents[1]
@@ -194,7 +194,7 @@ def test_an_index_that_contradicts_itself_is_refused_with_its_name_and_the_reaso
     file = tmp_path / "cache/shards/00000.0.index.json"
     content = json.loads(file.read_bytes())
     del content["digest"], content["format_version"]
-    file.write_bytes(sealed_bytes(_change(content, path, value)))
+    file.write_bytes(checked_json_bytes(_change(content, path, value)))
     with pytest.raises(CacheFormatError, match=message) as caught:
         read_shard_index(file)
     assert str(file) in str(caught.value)

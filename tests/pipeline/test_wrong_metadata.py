@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError
-from vfz.pipeline.files import sealed_bytes, sha256_file
+from vfz.pipeline.files import checked_json_bytes, sha256_file
 from vfz.pipeline.format.calibration import write_calibration
 from vfz.pipeline.format.catalog import build_catalog, is_current, write_catalog
 from vfz.pipeline.format.commits import is_data_name, read_shard_index
@@ -36,7 +36,7 @@ def template(request, tmp_path_factory) -> Path:
     (cache / "shards/00001.0.index.json").unlink()
     (cache / "contents").mkdir()
     header = content_of(cache / "vfz.json")
-    (cache / "contents/1.json").write_bytes(sealed_bytes(header["contents"]))
+    (cache / "contents/1.json").write_bytes(checked_json_bytes(header["contents"]))
     write_catalog(cache)
     return cache
 
@@ -59,7 +59,7 @@ def change(path: Path, place: str, value: object) -> None:
     for key in parents:
         target = target[int(key) if isinstance(target, list) else key]
     target[int(last) if isinstance(target, list) else last] = value
-    path.write_bytes(sealed_bytes(content))
+    path.write_bytes(checked_json_bytes(content))
 
 
 def use(path: Path) -> None:
@@ -320,7 +320,7 @@ def test_whatever_is_changed_the_cache_works_or_says_that_it_does_not(template, 
     shutil.copytree(template, cache)
     content = _mutated(content_of(cache / file), data)
     try:
-        (cache / file).write_bytes(sealed_bytes(content))
+        (cache / file).write_bytes(checked_json_bytes(content))
     except (ValueError, TypeError):
         return  # no JSON
     if file.startswith("calibration") and data.draw(st.booleans()):

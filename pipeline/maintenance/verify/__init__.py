@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import read_sealed_digest, sha256_file
+from vfz.pipeline.files import read_checked_json_digest, sha256_file
 from vfz.pipeline.format.catalog import CATALOG_FILES, PLAN, SIDE, TABLE, build_catalog, read_side
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths
 from vfz.pipeline.format.header import CONTENTS
@@ -141,7 +141,7 @@ def _is_stale(state: CacheState, side: Mapping[str, Any]) -> bool:
         return True
     unreadable = {f"{shard}.{number}.index.json" for shard, number in state.unreadable}
     return any(
-        read_sealed_digest(paths[name]) != known.digest
+        read_checked_json_digest(paths[name]) != known.digest
         for name, known in side["indexes"].items()
         if name not in unreadable
     )

@@ -17,7 +17,7 @@ from contracts.store_contract import flip_bytes
 from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, CacheMismatchError, UsageError
-from vfz.pipeline.files import sealed_bytes, sha256_file
+from vfz.pipeline.files import checked_json_bytes, sha256_file
 from vfz.pipeline.format.commits import committed_shards
 from vfz.pipeline.format.golden import read_golden
 from vfz.pipeline.maintenance import convert as convert_shard
@@ -454,7 +454,7 @@ def test_a_shard_of_another_calibration_is_refused(tmp_path):
     index = next((source / "shards").glob("*.index.json"))
     content = json.loads(index.read_bytes())
     del content["digest"], content["format_version"]
-    index.write_bytes(sealed_bytes({**content, "calibration_digest": "0" * 64}))
+    index.write_bytes(checked_json_bytes({**content, "calibration_digest": "0" * 64}))
     with pytest.raises(CacheFormatError, match="quantised with another calibration"):
         run(source, tmp_path / "out", store="webdataset")
 
