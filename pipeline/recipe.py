@@ -24,6 +24,7 @@ QUANTISED = ("int8", "int4")
 CALIBRATION_SEED, CALIBRATION_FRAMES = 0, 48
 """Which frames of a dataset, and how many, a calibration is made from."""
 PARTS = ("patch", "prefix")
+"""Kinds of tokens that a layer may have, in the order their columns are stored."""
 COMPRESSIONS = ("none", "zstd", "blosc-zstd")
 FRAME_RULES = ("fps", "uniform", "centred")
 """Ways to choose frames, spelt out in `FrameSpec`."""

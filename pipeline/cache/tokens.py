@@ -17,7 +17,7 @@ import numpy as np
 
 from vfz.pipeline.cache.request import is_whole, shown
 from vfz.pipeline.errors import UnknownNameError, UsageError
-from vfz.pipeline.recipe import QUANTISED
+from vfz.pipeline.recipe import PARTS, QUANTISED
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from vfz.pipeline.stores.metadata import ArraySpec, Column
 
 
-PARTS = ("prefix", "patch")
-"""In the order in which part `all` has them."""
+ORDER_IN_ALL = PARTS[::-1]
+"""Part `all` has the prefix tokens first, as the sequence of a ViT."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +94,7 @@ class TokenArrays:
         return tokens.clone() if tokens.data_ptr() == stored[column.key].data_ptr() else tokens
 
     def _columns_of(self, layer: int | str, part: str) -> list[Column]:
-        parts = [name for name in PARTS if (str(layer), name) in self.columns] if part == "all" else []
+        parts = [name for name in ORDER_IN_ALL if (str(layer), name) in self.columns] if part == "all" else []
         return [self._column(layer, name) for name in parts or [part]]
 
     def _column(self, layer: int | str, part: str) -> Column:

@@ -10,7 +10,6 @@ import torch
 
 from vfz.pipeline.encoder.layers import LayerShape, LayerTokens
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.recipe import PARTS
 from vfz.pipeline.stores.metadata import Column
 from vfz.pipeline.stores.quantization import to_stored
 
@@ -53,7 +52,7 @@ def layers_of(columns: Sequence[Column]) -> tuple[str, ...]:
 def tokens_of(tokens: Mapping[str, LayerTokens], column: Column) -> torch.Tensor:
     """The tokens [B,N,D] that a column stores."""
     found = tokens[column.layer]
-    if column.part == PARTS[0]:
+    if column.part == "patch":
         return found.patch_BND
     if found.prefix_BPD is None:
         raise UsageError(f"layer {column.layer} has no prefix tokens")

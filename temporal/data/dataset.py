@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache.request import Columns, Layers, as_names, is_whole, shown
-from vfz.pipeline.cache.tokens import PARTS, TokenClip, expand_column
+from vfz.pipeline.cache.tokens import ORDER_IN_ALL, TokenClip, expand_column
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.recipe import QUANTISED
 from vfz.temporal.data.sampling import ClipRule
@@ -142,7 +142,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         calibrations = self.cache.calibrations if self.cache.precision in QUANTISED else {}
         tokens = {}
         for layer in self.layers:
-            of_layer = [columns[layer, part] for part in PARTS if (layer, part) in columns]
+            of_layer = [columns[layer, part] for part in ORDER_IN_ALL if (layer, part) in columns]
             expanded = [expand_column(column, stored, calibrations, device) for column in of_layer]
             tokens[layer] = torch.cat(expanded, dim=-2) if len(expanded) > 1 else expanded[0]
         return tokens[self.layers[0]] if len(tokens) == 1 else tokens
