@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vfz.cli.options import Session, command
 from vfz.pipeline.errors import TooManyFailuresError
@@ -45,7 +45,7 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
             report = extract(options, progress=shown)
     except TooManyFailuresError as error:
         if error.report is not None:
-            _show(error.report, session)
+            _show(cast("ExtractReport", error.report), session)
         raise
     _show(report, session)
 

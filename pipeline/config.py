@@ -29,17 +29,6 @@ _INFO = "vfz_option"
 REQUIRED: Any = dataclasses.MISSING
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptionInfo:
-    """What an option is besides its name, type and default."""
-
-    help: str
-    choices: tuple[str, ...] | None = None
-    minimum: float | None = None
-    above: float | None = None
-    maximum: float | None = None
-
-
 def option(
     default: Any = REQUIRED,
     *,
@@ -63,6 +52,66 @@ def option(
         help=help, choices=tuple(choices) if choices else None, minimum=minimum, above=above, maximum=maximum
     )
     return dataclasses.field(default=default, metadata={_INFO: info})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionInfo:
+    """What an option is besides its name, type and default."""
+
+    help: str
+    choices: tuple[str, ...] | None = None
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of every command's options: values are parsed and checked when an instance is made."""
+
+    def __post_init__(self) -> None:
+        for field in self.option_fields():
+            object.__setattr__(self, field.name, field.parse(getattr(self, field.name)))
+
+    @classmethod
+    def option_fields(cls) -> list[OptionField]:
+        """The options in the order they are declared."""
+        hints = typing.get_type_hints(cls)
+        resolved = []
+        for field in dataclasses.fields(cls):
+            kind, many = _kind_of(hints[field.name])
+            info: OptionInfo = field.metadata[_INFO]
+            resolved.append(OptionField(name=field.name, kind=kind, many=many, default=field.default, info=info))
+        return resolved
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Options from names spelt as the flags (`num-videos` or `num_videos`).
+
+        Raises:
+            UsageError: for an unknown name (with the nearest valid one), a missing one or a bad value.
+        """
+        known = {field.name: field for field in cls.option_fields()}
+        given = {}
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                flags = [field.flag.removeprefix("--") for field in known.values()]
+                raise UnknownNameError(f"key in {where}", key, flags)
+            if value is not None:
+                given[name] = value
+        missing = [field.flag for field in known.values() if field.required and field.name not in given]
+        if missing:
+            raise UsageError(f"{' and '.join(missing)} must be given, on the command line or in a --config file")
+        return cls(**given)
+
+    @classmethod
+    def from_toml(cls, path: Path | str, *, command: str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Options from a TOML file, `overrides` (flags) winning over it."""
+        values = read_toml(Path(path), command=command)
+        merged = {key.replace("-", "_"): value for key, value in values.items()}
+        merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        return cls.from_mapping(merged, where=str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,63 +185,13 @@ class OptionField:
 _KIND_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Base of every command's options: values are parsed and checked when an instance is made."""
-
-    def __post_init__(self) -> None:
-        for field in self.option_fields():
-            object.__setattr__(self, field.name, field.parse(getattr(self, field.name)))
-
-    @classmethod
-    def option_fields(cls) -> list[OptionField]:
-        """The options in the order they are declared."""
-        hints = typing.get_type_hints(cls)
-        resolved = []
-        for field in dataclasses.fields(cls):
-            kind, many = _kind_of(hints[field.name])
-            info: OptionInfo = field.metadata[_INFO]
-            resolved.append(OptionField(name=field.name, kind=kind, many=many, default=field.default, info=info))
-        return resolved
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
-        """Options from names spelt as the flags (`num-videos` or `num_videos`).
-
-        Raises:
-            UsageError: for an unknown name (with the nearest valid one), a missing one or a bad value.
-        """
-        known = {field.name: field for field in cls.option_fields()}
-        given = {}
-        for key, value in values.items():
-            name = key.replace("-", "_")
-            if name not in known:
-                flags = [field.flag.removeprefix("--") for field in known.values()]
-                raise UnknownNameError(f"key in {where}", key, flags)
-            if value is not None:
-                given[name] = value
-        missing = [field.flag for field in known.values() if field.required and field.name not in given]
-        if missing:
-            raise UsageError(f"{' and '.join(missing)} must be given, on the command line or in a --config file")
-        return cls(**given)
-
-    @classmethod
-    def from_toml(cls, path: Path | str, *, command: str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Options from a TOML file, `overrides` (flags) winning over it."""
-        values = read_toml(Path(path), command=command)
-        merged = {key.replace("-", "_"): value for key, value in values.items()}
-        merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
-        return cls.from_mapping(merged, where=str(path))
-
-
-def check_folder_name(name: str | None) -> None:
-    """Refuse a `--name` that would not be one folder of its own.
-
-    Raises:
-        UsageError: unless it is None or made of letters, digits, `.`, `_` and `-`, not beginning with `.`.
-    """
-    if name is not None and (not name or name[0] == "." or not all(c.isalnum() or c in "._-" for c in name)):
-        raise UsageError(f"--name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+def _kind_of(hint: Any) -> tuple[type, bool]:
+    """The element type of an annotation, and whether it is a tuple of them."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return hint, False
 
 
 def read_toml(path: Path, *, command: str) -> dict[str, Any]:
@@ -244,13 +243,14 @@ def _is_table(value: Any) -> bool:
 
 COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "probe", "cache", "demo", "run"})
 TABLES = COMMANDS | {"paper"}
-"""Names a table of a config file may have; `paper` says what was published of the result that a recipe makes."""
+"""Names a table of a config file may have; `paper` says what was published of the result that a workflow makes."""
 
 
-def _kind_of(hint: Any) -> tuple[type, bool]:
-    """The element type of an annotation, and whether it is a tuple of them."""
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
-    if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0], True
-    return hint, False
+def check_folder_name(name: str | None) -> None:
+    """Refuse a `--name` that would not be one folder of its own.
+
+    Raises:
+        UsageError: unless it is None or made of letters, digits, `.`, `_` and `-`, not beginning with `.`.
+    """
+    if name is not None and (not name or name[0] == "." or not all(c.isalnum() or c in "._-" for c in name)):
+        raise UsageError(f"--name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")

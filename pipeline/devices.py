@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""Which device a command runs on, and how many CPU cores it may use."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_for(name: str, number: int) -> str:
-    """The device of one of several processes that share a machine, or see one GPU each: GPUs in turn, by its number.
+    """The device of one of several processes, which share a machine or see one GPU each: they take its GPUs in turn.
 
     Args:
         name: the device asked for; one with a number, such as `cuda:1`, is taken at its word.
-        number: of the process.
+        number: of the process, from 0.
     """
     count = torch.cuda.device_count()
     return f"cuda:{number % count}" if name in {"auto", "cuda"} and count else name

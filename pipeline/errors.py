@@ -25,10 +25,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vfz.pipeline.extraction.extract import ExtractReport
+from typing import Any
 
 
 class VfzError(Exception):
@@ -110,11 +107,11 @@ class TooManyFailuresError(VfzError):
     """More videos failed than allowed; what was finished is kept.
 
     Attributes:
-        report: what the extraction had come to; None where it had not begun.
+        report: the `ExtractReport` of what was done until then; None where the extraction had not begun.
     """
 
     exit_code = 3
-    report: ExtractReport | None = None
+    report: object = None  # whoever raises it imports this file, not the other way round
 
 
 def nearest_names(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:

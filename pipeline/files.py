@@ -1,22 +1,17 @@
-"""Bytes that survive a crash: canonical JSON, digests, and files that are either whole or not there.
+"""Files that survive a crash: written whole or not at all, checked when they are read, locked while they are written.
 
-A cache is written by machines that are killed, on disks that fill up, by several processes at once. So every small file
-is made under a temporary name, flushed to the disk (fsync) and only then given its name: by a rename where the newest
-writer wins, by a hard link where the first one does, since a link fails when the name is taken. A flush costs
-milliseconds, which is nothing per shard and too much per frame.
+A cache is written by machines that are killed, on disks that fill up, by several processes at once.
 
-The JSON files of a cache: each says its format version and carries the digest of its own content.
+- Whole files: a file is made under a temporary name, flushed to the disk (fsync), and only then given its name: by a
+  rename where the last writer wins, by a hard link where the first one does, since a link fails when the name is taken.
+- Checked JSON: a small file says its format version and carries the digest of its own content. There is exactly one
+  text for a content (one line per top-level key, canonical JSON within), so no byte can change without being found.
+- Locks: a writer holds a lock (flock) on `shards/<name of its data>.lock` from before the first byte until after the
+  commit. The system releases it when the process ends, however it ends. So a lock that can be taken proves that the
+  writer is gone, also on another machine where the file system shares locks (NFS since version 3 with lockd, Lustre
+  with `-o flock`).
 
-A byte changed by hand or by a disk is found when the file is read, and a file of a later vfz is told apart from a
-broken one. There is exactly one text for a content (one line per top-level key, canonical JSON within), so even a
-changed byte that would not change the meaning does not pass. Reading costs one parse and one serialisation of the file.
-
-Whether the writer of some data still lives.
-
-Data without an index is either being written now or was left by a writer that died. Every writer therefore holds a lock
-(flock) on `shards/<name of its data>.lock` from before the first byte until after the commit. The system lets go of it
-when the process ends, however it ends, so a lock that can be taken proves that the writer is gone: also on another
-machine, where the file system shares locks (NFS since version 3 with lockd, Lustre with `-o flock`).
+Cost: a flush takes milliseconds, which is nothing per shard and too much per frame.
 """
 
 from __future__ import annotations
@@ -36,7 +31,6 @@ from vfz.pipeline.errors import CacheFormatError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
 
 _WHAT_TO_DO = {
     errno.ENOSPC: "free some space there or choose another folder, then run the same command again",
@@ -84,55 +78,6 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, ASCII only. Digests are taken over it.
-
-    Raises:
-        ValueError: for NaN and infinities, which JSON does not have.
-        TypeError: for values that are no JSON.
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.encode("ascii")
-
-
-def sha256_hex(data: bytes) -> str:
-    """SHA-256 as 64 hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a whole file as 64 hexadecimal digits, read in pieces.
-
-    Raises:
-        OSError: when the file cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def unique_token() -> str:
-    """A random name part that no other writer uses."""
-    return secrets.token_hex(8)
-
-
-def fsync_file(path: Path) -> None:
-    """Flushes a file's bytes to the disk."""
-    _fsync(path, os.O_RDONLY)
-
-
-def fsync_dir(path: Path) -> None:
-    """Flushes a folder's list of names to the disk; without it a crash can lose a file that was itself flushed."""
-    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def fsync_tree(folder: Path) -> None:
-    """Flushes every file and folder under `folder`, and the folder itself."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            fsync_file(Path(parent, name))
-        fsync_dir(Path(parent))
-
-
 def write_file_atomic(path: Path, data: bytes) -> None:
     """Writes a file so that readers and crashes see the old one or the new one, whole. The last writer wins.
 
@@ -178,6 +123,24 @@ def _temporary_file(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def fsync_file(path: Path) -> None:
+    """Flushes a file's bytes to the disk."""
+    _fsync(path, os.O_RDONLY)
+
+
+def fsync_dir(path: Path) -> None:
+    """Flushes a folder's list of names to the disk; without it a crash can lose a file that was itself flushed."""
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flushes every file and folder under `folder`, and the folder itself."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            fsync_file(Path(parent, name))
+        fsync_dir(Path(parent))
+
+
 def _fsync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
@@ -186,8 +149,39 @@ def _fsync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII only. Digests are taken over it.
+
+    Raises:
+        ValueError: for NaN and infinities, which JSON does not have.
+        TypeError: for values that are no JSON.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii")
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a whole file as 64 hexadecimal digits, read in pieces.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unique_token() -> str:
+    """A random name part that no other writer uses."""
+    return secrets.token_hex(8)
+
+
 FORMAT_VERSION = 1
-"""Of every file of a cache. A later version must still read the earlier ones."""
+"""Of every file of a cache. A later vfz must still read the earlier versions."""
 _TAIL = re.compile(rb'"digest":"([0-9a-f]{64})"\n}\n')
 _TAIL_BYTES = len(b'"digest":""\n}\n') + 64
 _MAX_TEXT = 400
@@ -211,7 +205,7 @@ def checked_json_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def write_checked_json_once(path: Path, content: Mapping[str, Any]) -> bool:
-    """Writes a sealed file unless it is there; True when this call made it.
+    """Writes a checked JSON file unless it is there; True when this call made it.
 
     Raises:
         StorageError: when the disk is full or refuses to be written.
@@ -220,7 +214,7 @@ def write_checked_json_once(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def read_checked_json(path: Path, keys: frozenset[str]) -> dict[str, Any]:
-    """The content of a sealed file, without its version and digest.
+    """The content of a checked JSON file, without its version and digest.
 
     Args:
         path: the file.
@@ -254,24 +248,8 @@ def read_checked_json(path: Path, keys: frozenset[str]) -> dict[str, Any]:
     return record
 
 
-@contextmanager
-def content_errors(path: Path) -> Iterator[None]:
-    """Wraps whatever makes something of a sealed file's content, which may be anything that is JSON.
-
-    Raises:
-        CacheFormatError: instead of what a value of another form makes Python stumble over, in one line.
-    """
-    try:
-        yield
-    except (*_STUMBLES, CacheFormatError) as error:
-        text = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).splitlines())
-        if len(text) > _MAX_TEXT:
-            text = f"{text[:_MAX_TEXT]}…"
-        raise CacheFormatError(f"{path} is damaged: {text}; restore it or extract again") from error
-
-
 def read_checked_json_digest(path: Path) -> str:
-    """The digest that a sealed file carries at its end, read without the rest and not compared with it.
+    """The digest at the end of a checked JSON file. The rest is neither read nor compared with it.
 
     Raises:
         CacheFormatError: when the file is not there or does not end in a digest.
@@ -287,8 +265,24 @@ def read_checked_json_digest(path: Path) -> str:
     return match[1].decode()
 
 
+@contextmanager
+def content_errors(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while a file's content is used into one clear line; the content may be any JSON.
+
+    Raises:
+        CacheFormatError: instead of the error that Python raises for a value of another form.
+    """
+    try:
+        yield
+    except (*_STUMBLES, CacheFormatError) as error:
+        text = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).splitlines())
+        if len(text) > _MAX_TEXT:
+            text = f"{text[:_MAX_TEXT]}…"
+        raise CacheFormatError(f"{path} is damaged: {text}; restore it or extract again") from error
+
+
 def _parse(data: bytes, spare_frames: int = _SPARE_FRAMES) -> Any:
-    """The JSON, unless it is nested so deep that whoever goes through it later would use up Python's stack."""
+    """The JSON value. One that is nested too deep is refused: a later walk through it would use up Python's stack."""
     return _parse(data, spare_frames - 1) if spare_frames else json.loads(data, parse_constant=_refuse_constant)
 
 
@@ -299,14 +293,9 @@ def _refuse_constant(name: str) -> NoReturn:
 LOCK_SUFFIX = ".lock"
 
 
-def lock_path(data_path: Path) -> Path:
-    """The lock that stands for the writer of that data."""
-    return data_path.with_name(data_path.name + LOCK_SUFFIX)
-
-
 @contextmanager
 def writer_lock(data_path: Path) -> Iterator[None]:
-    """Says that this process is writing `data_path`, as long as the block runs.
+    """Holds the lock of `data_path` while the block runs: this process is writing it.
 
     Raises:
         StorageError: when the lock cannot be made.
@@ -350,3 +339,8 @@ def lock_is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def lock_path(data_path: Path) -> Path:
+    """The lock file of that data's writer."""
+    return data_path.with_name(data_path.name + LOCK_SUFFIX)

@@ -1,11 +1,9 @@
-"""How long work tells what it is doing. The pipeline knows no terminal: the command line passes one that draws.
+"""What people see of long work and how they stop it: progress, Ctrl-C, and numbers as people read them.
 
-Ctrl-C: once to stop when the shard in hand is done, twice to stop at once.
+The pipeline knows no terminal: it tells a `Progress` what happens, and the command line passes one that draws.
 
-Nothing committed is lost either way, and the same command goes on from there. The wait is short: a shard that is not
-done in `GRACE_SECONDS` is given up.
-
-Bytes, seconds and counts as people read them.
+The first Ctrl-C stops when the current shard is done, but in `GRACE_SECONDS` at the latest; the second stops at once.
+Nothing committed is lost either way, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -83,21 +81,6 @@ class StopRequest:
 
 
 @contextmanager
-def children_pass_over_ctrl_c() -> Iterator[None]:
-    """Processes that are started within the block, or by threads that are, never get a SIGINT: it is the parent's.
-
-    A terminal sends Ctrl-C to every process of a command. They inherit which signals are blocked, so there is no moment
-    at their start in which they could get one. In this process a SIGINT takes effect at the end of the block.
-    """
-    resource_tracker.ensure_running()  # otherwise it starts with the first child, and unblocks SIGINT in this thread
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turns the first SIGINT or SIGTERM within the block into a request, the second into a `KeyboardInterrupt`.
 
@@ -127,6 +110,21 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def children_pass_over_ctrl_c() -> Iterator[None]:
+    """Processes that are started within the block, or by threads that are, never get a SIGINT: it is the parent's.
+
+    A terminal sends Ctrl-C to every process of a command. They inherit which signals are blocked, so there is no moment
+    at their start in which they could get one. In this process a SIGINT takes effect at the end of the block.
+    """
+    resource_tracker.ensure_running()  # otherwise it starts with the first child, and unblocks SIGINT in this thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def human_bytes(count: float) -> str:
     """Bytes as people read them: 1.5 MB."""
     value = float(count)
@@ -135,11 +133,6 @@ def human_bytes(count: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} TB"
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things: 1 shard, 2 shards."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def human_seconds(seconds: float) -> str:
@@ -156,3 +149,8 @@ def human_seconds(seconds: float) -> str:
         return f"{hours} h {minutes} min"
     days, hours = divmod(hours, 24)
     return f"{days} days {hours} h"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 shard, 2 shards."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -21,6 +21,8 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")
 """From the most exact to the smallest."""
 QUANTISED = ("int8", "int4")
 """Those that need a calibration."""
+GROUP_CHANNELS = 128
+"""Channels that share one scale of a quantised token; the last group of a token may be smaller."""
 CALIBRATION_SEED, CALIBRATION_FRAMES = 0, 48
 """Which frames of a dataset, and how many, a calibration is made from."""
 PARTS = ("patch", "prefix")
@@ -34,8 +36,25 @@ STORE_NAMES = ("zarr", "webdataset")
 """The keys of `vfz.pipeline.stores.STORES`, here for the command line, which must not import zarr to show its help."""
 _LEFT_OUT = {"left_out": True}
 """Marks a field that is not written while it has its default, so that it can be added without changing fingerprints."""
-GROUP_CHANNELS = 128
-"""Channels that share one scale of a quantised token; the last group of a token may be smaller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a stored number."""
+
+    encoder: EncoderSpec
+    frames: FrameSpec
+    views: ViewSpec
+    storage: StorageSpec
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values."""
+        return typing.cast("dict[str, Any]", _as_json(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (64 hex digits) of the canonical JSON of the recipe."""
+        return sha256_hex(canonical_json(self.to_dict()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,25 +182,6 @@ class StorageSpec:
             raise UsageError(
                 f"{self.precision} with {self.calibration_frames} calibration frames; int8 and int4 need some"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides a stored number."""
-
-    encoder: EncoderSpec
-    frames: FrameSpec
-    views: ViewSpec
-    storage: StorageSpec
-
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON values."""
-        return typing.cast("dict[str, Any]", _as_json(self))
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 (64 hex digits) of the canonical JSON of the recipe."""
-        return sha256_hex(canonical_json(self.to_dict()))
 
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
