@@ -1,7 +1,7 @@
 """Video files to frames: decoders behind one protocol, the rules that choose frames, and the processes they run in.
 
 A new decoder is one file beside this one with a `Decoder` in it, and one line in `DECODERS`. It is imported when it is
-asked for, so that nobody needs the libraries of a decoder he does not use.
+asked for, so that the libraries of a decoder are needed only by those who use it.
 """
 
 from __future__ import annotations

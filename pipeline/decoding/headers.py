@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.decoding.base import refuse_odd_files
-from vfz.pipeline.decoding.worker import source_from_json, source_to_json
+from vfz.pipeline.decoding.messages import source_from_json, source_to_json
 from vfz.pipeline.errors import DecodeError
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ with `subprocess` and not forked, since dask's workers and CUDA may not fork.
                                     |
                              VideoStream, in the order given --> whoever iterates
 
-Frames are read from the socket in groups (`vfz.pipeline.decoding.worker`), each into one array whose slices are handed
-out. A process may send `buffer_frames` frames, or its part of `buffer_bytes`, ahead of what has been taken; then it
-waits. A slice keeps its whole group alive, so a group counts until its last frame is taken, and whoever keeps a frame
-keeps up to 2 MiB. So memory is bounded whatever the length, size and number of videos. Since frames are taken video by
-video, all processes are at work only where whole videos fit into what they may send ahead; longer ones come at the
-speed of one process. Videos are begun in their order, and at most `VIDEOS_AHEAD` for each process ahead of the one that
-is being taken, so that a list of any length is only read as it is needed.
+Memory is bounded, whatever the length, size and number of videos. A process may send `buffer_frames` frames, or its
+part of `buffer_bytes`, ahead of what has been taken; then it waits. Frames come in groups, each in one array whose
+slices are handed out; a slice keeps its group alive, so a group counts until its last frame is taken, and whoever keeps
+a frame keeps up to 2 MiB. Videos are begun in their order, at most `VIDEOS_AHEAD` for each process ahead of the one
+that is taken, so a list of any length is only read as it is needed. Since frames are taken video by video, all
+processes are at work only where whole videos fit into what they may send ahead; longer ones come at the speed of one
+process.
 
 Cost: 0.2 s to start, then one copy of each frame through the socket, some 0.1 ms for 256 x 256 pixels.
 """
@@ -31,8 +31,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.decoding.messages import Setup
 from vfz.pipeline.decoding.process import DecodeProcess, ProcessDiedError, VideoStream
-from vfz.pipeline.decoding.worker import Setup
 from vfz.pipeline.devices import num_cores
 from vfz.pipeline.errors import DecodeError, RunError, UsageError
 from vfz.pipeline.recipe import FrameSpec
@@ -40,44 +40,17 @@ from vfz.pipeline.recipe import FrameSpec
 if TYPE_CHECKING:
     import torch
 
-
 BUFFER_FRAMES, BUFFER_BYTES = 64, 256 * 1024**2
 """What one process, and all together, may send ahead of what is taken; the former is 10 s of video at 6 frames/s."""
 GPU_BUFFER_FRAMES, GPU_BUFFER_BYTES = 512, 2 * 1024**3
 """The same for a GPU, which takes frames faster than any one process decodes."""
 VIDEOS_AHEAD = 4
+"""Videos begun for each process, beside the one that is taken."""
 MAX_WORKERS = 8
+"""Beside an encoder on the CPU."""
 MAX_GPU_WORKERS, CORES_LEFT = 16, 2
+"""Beside a GPU: more processes, on all cores but these."""
 START_ATTEMPTS = 3
-
-
-@dataclass(kw_only=True)
-class DecodeFigures:
-    """What the processes of a pool have done.
-
-    Attributes:
-        busy_seconds: how long they worked, all together, waiting for room not counted.
-        num_decoded: frames of the sources that were decoded, of which a rule takes some.
-        num_restarts: processes that were replaced because they died or were killed.
-    """
-
-    busy_seconds: float = 0.0
-    num_decoded: int = 0
-    num_restarts: int = 0
-
-
-def default_num_workers(device: torch.device, num_encoders: int = 1) -> int:
-    """As many processes as an encoder on that device leaves cores for.
-
-    On the CPU that is half of those this process may use, 1 to 8; with a GPU all but two, 1 to 16.
-
-    Args:
-        device: the encoder's.
-        num_encoders: processes of this machine that encode and share its cores, each with decode processes of its own.
-    """
-    on_gpu = device.type == "cuda"
-    num_left = num_cores() - CORES_LEFT if on_gpu else num_cores() // 2
-    return min(MAX_GPU_WORKERS if on_gpu else MAX_WORKERS, max(1, num_left // num_encoders))
 
 
 class DecodePool:
@@ -140,7 +113,7 @@ class DecodePool:
 
     @property
     def figures(self) -> DecodeFigures:
-        """What has been done so far."""
+        """What the processes have done so far."""
         with self._lock:
             return DecodeFigures(
                 busy_seconds=self._figures.busy_seconds + sum(process.busy_seconds for process in self._processes),
@@ -176,13 +149,13 @@ class DecodePool:
             try:
                 if process is not None and not process.is_alive:  # killed while it had nothing to do
                     process.close()
-                    self._bury(process)
+                    self._retire(process)
                     process = None
                 process = process or self._start()
                 process.decode(stream, self._time_limit_seconds)
             except ProcessDiedError as died:
                 if process is not None:
-                    self._bury(process)
+                    self._retire(process)
                     process = None
                 stream.end(self._end_error or DecodeError(f"{stream.source.name}: {died}"))
             except RunError as error:
@@ -192,7 +165,7 @@ class DecodePool:
                 raise
         if process is not None:
             process.close()
-            self._bury(process)
+            self._retire(process)
 
     def _start(self) -> DecodeProcess:
         """A process that is ready.
@@ -215,17 +188,46 @@ class DecodePool:
                 process.wait_until_ready()
             except ProcessDiedError as died:
                 reason = str(died)
-                self._bury(process)
+                self._retire(process)
             else:
                 return process
         with self._lock:
             self._end_error = self._end_error or RunError(f"no decode process can be started: {reason}")
             raise self._end_error
 
-    def _bury(self, process: DecodeProcess) -> None:
+    def _retire(self, process: DecodeProcess) -> None:
         """A process is gone; what it did still counts."""
         with self._lock:
             self._processes.remove(process)
             self._figures.busy_seconds += process.busy_seconds
             self._figures.num_decoded += process.num_decoded
             self._figures.num_restarts += self._end_error is None
+
+
+@dataclass(kw_only=True)
+class DecodeFigures:
+    """What the processes of a pool have done.
+
+    Attributes:
+        busy_seconds: how long they worked, all together, waiting for room not counted.
+        num_decoded: frames of the sources that were decoded, of which a rule takes some.
+        num_restarts: processes that were replaced because they died or were killed.
+    """
+
+    busy_seconds: float = 0.0
+    num_decoded: int = 0
+    num_restarts: int = 0
+
+
+def default_num_workers(device: torch.device, num_encoders: int = 1) -> int:
+    """As many processes as an encoder on that device leaves cores for.
+
+    On the CPU that is half of those this process may use, 1 to 8; with a GPU all but two, 1 to 16.
+
+    Args:
+        device: the encoder's.
+        num_encoders: processes of this machine that encode and share its cores, each with decode processes of its own.
+    """
+    on_gpu = device.type == "cuda"
+    num_left = num_cores() - CORES_LEFT if on_gpu else num_cores() // 2
+    return min(MAX_GPU_WORKERS if on_gpu else MAX_WORKERS, max(1, num_left // num_encoders))

@@ -1,6 +1,10 @@
-"""The parent's end of one decode process: what it is asked, what it sends, and when it is given up.
+"""The parent's end of a decode process: starting it, asking for videos, taking frames, and giving it up.
 
-The frames of one video on their way out of a `DecodePool`.
+A `DecodeProcess` is one child, kept by one thread of a `DecodePool`; it puts the frames of each video into a
+`VideoStream`, from which whoever asked for the video takes them. A child that dies, or works on one video for too long,
+ends with a `ProcessDiedError` that says why; another one can then be started.
+
+Cost: a thread that waits, and one copy of each frame out of the socket.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any, cast
 import numpy as np
 
 from vfz.pipeline.decoding.base import VideoFrame, VideoSource
-from vfz.pipeline.decoding.worker import LENGTH, Room, Setup, source_to_json
+from vfz.pipeline.decoding.messages import LENGTH, Room, Setup, source_to_json
 from vfz.pipeline.errors import DecodeError, RunError, VfzError
 
 SOCKET_BYTES = 1024**2
@@ -40,12 +44,8 @@ PRINTED_BYTES = 4096
 """How much of the end of what a process prints is kept, for the reason of its death."""
 
 
-class ProcessDiedError(Exception):
-    """A decode process is gone; says why."""
-
-
 class DecodeProcess:
-    """One child, used by one thread; `kill` and what streams call back may come from others.
+    """One child, used by one thread. `kill`, and what streams call back, may come from other threads.
 
     Attributes:
         busy_seconds: how long it has worked, waiting for room or for a video not counted.
@@ -60,7 +60,7 @@ class DecodeProcess:
         self._writing = threading.Lock()
         self._video_seconds = 0.0
         self._working_since: float | None = None
-        self._in_hand = False
+        self._has_video = False
         self._number = 0
         self._printed = b""
         self._process, self._output = _spawn()
@@ -209,7 +209,7 @@ class DecodeProcess:
         """All frames of a group have left the buffer."""
         with self._lock:
             self._room.taken(num_frames)
-            if self._in_hand and self._working_since is None and not self._room.is_full:
+            if self._has_video and self._working_since is None and not self._room.is_full:
                 self._working_since = time.monotonic()
         self._tell({"event": "taken", "num_frames": num_frames})
 
@@ -224,13 +224,13 @@ class DecodeProcess:
 
     def _start_clock(self) -> None:
         with self._lock:
-            self._in_hand, self._video_seconds = True, 0.0
+            self._has_video, self._video_seconds = True, 0.0
             self._working_since = None if self._room.is_full else time.monotonic()
 
     def _stop_clock(self) -> None:
         with self._lock:
             self._advance_clock()
-            self._in_hand, self._working_since = False, None
+            self._has_video, self._working_since = False, None
 
     def _advance_clock(self) -> None:
         """Counts the time since the last call, if the child could work."""
@@ -244,33 +244,8 @@ class DecodeProcess:
         self.busy_seconds += seconds
 
 
-def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A child, and the socket that its messages come from, on which a read ends with a tick at the latest.
-
-    A socket and not a pipe, since the system fills a buffer from it in one call, for which Python's lock is not needed.
-    """
-    output, child_output = socket.socketpair()
-    try:
-        with contextlib.suppress(OSError):  # a user may own only so much; a small one works too
-            child_output.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        seconds, microseconds = divmod(round(TICK_SECONDS * 1e6), 10**6)
-        output.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, microseconds))
-        process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-P", "-m", "vfz.pipeline.decoding.worker", str(child_output.fileno())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            pass_fds=[child_output.fileno()],
-            process_group=0,  # Ctrl-C is not sent to it, even before it has asked for that
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-    except OSError:
-        output.close()
-        raise
-    finally:
-        child_output.close()
-    return process, output
+class ProcessDiedError(Exception):
+    """A decode process is gone; says why."""
 
 
 class VideoStream:
@@ -318,7 +293,7 @@ class VideoStream:
         self._close(None)
 
     def abandon(self) -> None:
-        """For the pool: nobody can want the rest; whoever asks for it all the same has a mistake in his program."""
+        """For the pool: the rest can no longer be asked for; a program that does so gets a `RunError`."""
         self._close(RunError(f"{self.source.name}: its frames are gone; take them before the next video is asked for"))
 
     def _close(self, error: RunError | None) -> None:
@@ -363,3 +338,32 @@ class VideoStream:
                 self._error = error
             self._ended = True
             self._changed.notify_all()
+
+
+def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A child, and the socket that its messages come from, on which a read ends with a tick at the latest.
+
+    A socket and not a pipe, since the system fills a buffer from it in one call, for which Python's lock is not needed.
+    """
+    output, child_output = socket.socketpair()
+    try:
+        with contextlib.suppress(OSError):  # a user may own only so much; a small one works too
+            child_output.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        seconds, microseconds = divmod(round(TICK_SECONDS * 1e6), 10**6)
+        output.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, microseconds))
+        process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
+            [sys.executable, "-P", "-m", "vfz.pipeline.decoding.worker", str(child_output.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            pass_fds=[child_output.fileno()],
+            process_group=0,  # Ctrl-C is not sent to it, even before it has asked for that
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+    except OSError:
+        output.close()
+        raise
+    finally:
+        child_output.close()
+    return process, output

@@ -1,52 +1,40 @@
 """A decode process: `python -m vfz.pipeline.decoding.worker DESCRIPTOR`, started and fed by a `DecodePool`.
 
-It decodes one video after the other as its standard input asks and sends the frames up the socket with that descriptor,
-in the form of `vfz.pipeline.decoding.worker`; whatever libraries print stays out of the way. A library that crashes,
-hangs or eats memory does so here, where it costs one video. This process knows numpy and a decoder, not torch, and is
-up in a tenth of a second or two.
+It decodes one video after the other, as its standard input asks, and sends the frames up the socket with that
+descriptor, as `vfz.pipeline.decoding.messages` says. What libraries print goes another way. A library that crashes,
+hangs or eats memory does so here, where it costs one video.
+
+Frames are sent in groups: for each message the parent takes the interpreter lock from the thread that feeds its GPU, no
+matter how many frames the message has. A group is sent when it is full, or when the last one went `GROUP_SECONDS` ago
+or more: a slow decoder sends every frame at once, a fast one holds a frame back for about that long.
 
 Memory is bounded in three ways: by the room that the parent grants, by the decoder's own limit on the size of a frame,
-and by a limit of the operating system on the process (`MAX_MEMORY_BYTES`, where it has one). Where the machine runs out
-of memory all the same, this process offers itself first.
+and by a limit of the operating system on the process (`MAX_MEMORY_BYTES`, where it has one). Where the machine still
+runs out of memory, the system is told to end this process first.
 
-What a decode process and its parent say to each other, and how far the process may work ahead.
-
-Down its standard input go JSON lines, up a socket length-prefixed JSON messages. First the parent sends a `Setup`, and
-the child answers `ready`. For each `decode` the child sends `begin` (with the digest of the source), any number of
-`frames`, each a group of one shape followed by the pixels of all as they lie in memory, and `end`; a `skip` with the
-number of a `decode` makes that one end early. `taken` says how many frames have left the parent's buffer: all of a
-group at once, when its last one has.
-
-Frames of a video on their way into the pipe: several go together, so that they cost the parent little.
-
-Whatever the parent does for a message takes the interpreter lock from the thread that feeds its GPU: a group of frames
-costs it as much of that as one frame does. A group is sent when it is full, and when the last one went `GROUP_SECONDS`
-ago or more: who decodes slowly sends every frame at once, who decodes fast holds one back for about that long.
+Cost: it imports numpy and a decoder, not torch, and is up in a tenth of a second or two.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
 import json
 import os
 import queue
 import resource
 import signal
-import struct
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vfz.pipeline.decoding import VideoFrame, get_decoder
 from vfz.pipeline.decoding.base import Decoder, VideoSource, refuse_odd_files
+from vfz.pipeline.decoding.messages import LENGTH, Room, Setup, source_from_json
 from vfz.pipeline.errors import DecodeError
 from vfz.pipeline.recipe import FrameSpec
 
@@ -54,44 +42,9 @@ MAX_MEMORY_BYTES = 4 * 1024**3
 """What decoding 8K video in 10 bits takes, twice."""
 PR_SET_PDEATHSIG = 1
 OOM_SCORE = "500"
-
-
-class _Inbox:
-    """What the parent says, read in a thread of its own, so that it is heard while a video is decoded."""
-
-    def __init__(self, lines: BinaryIO, setup: Setup) -> None:
-        self.requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.setup = setup
-        self._lines, self._room = lines, Room(setup.max_frames, setup.max_bytes)
-        self._changed = threading.Condition()
-        self._skipped = -1
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def may_send(self, number: int, num_bytes: int, groups: FrameGroups) -> bool:
-        """Waits for room for a frame of request `number`; False when no more of its frames are wanted."""
-        with self._changed:
-            is_full = self._room.is_full
-        if is_full:
-            groups.flush()  # nobody could take those, and room would never be made
-        with self._changed:
-            self._changed.wait_for(lambda: self._skipped == number or not self._room.is_full)
-            if self._skipped == number:
-                return False
-            self._room.sent(num_bytes)
-            return True
-
-    def _listen(self) -> None:
-        for line in self._lines:
-            message = json.loads(line)
-            with self._changed:
-                if message["event"] == "decode":
-                    self.requests.put(message)
-                elif message["event"] == "skip":
-                    self._skipped = message["number"]
-                else:
-                    self._room.taken(message["num_frames"])
-                self._changed.notify()
-        os._exit(0)  # the parent is gone, and nobody waits for what is being decoded
+GROUP_FRAMES, GROUP_BYTES, GROUP_SECONDS = 16, 2 * 1024**2, 0.05
+PARTS_OF_ROOM = 4
+"""A group takes no more than one of them, so that the next ones are decoded while it is taken frame by frame."""
 
 
 def main() -> None:
@@ -155,96 +108,42 @@ def _has_changed(source: VideoSource, before: os.stat_result) -> bool:
     return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
-def _send_frames(output: BinaryIO, frames: Sequence[VideoFrame]) -> None:
-    header = {
-        "event": "frames",
-        "shape": (len(frames), *frames[0].pixels_HWC.shape),
-        "pts_seconds": [frame.pts_seconds for frame in frames],
-        "numbers": [frame.number for frame in frames],
-    }
-    _send(output, header, [frame.pixels_HWC.data for frame in frames])
+class _Inbox:
+    """What the parent says, read in a thread of its own, so that it is heard while a video is decoded."""
 
+    def __init__(self, lines: BinaryIO, setup: Setup) -> None:
+        self.requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.setup = setup
+        self._lines, self._room = lines, Room(setup.max_frames, setup.max_bytes)
+        self._changed = threading.Condition()
+        self._skipped = -1
+        threading.Thread(target=self._listen, daemon=True).start()
 
-def _send(output: BinaryIO, message: dict[str, Any], pixels: Sequence[memoryview] = ()) -> None:
-    text = json.dumps(message).encode()
-    output.write(LENGTH.pack(len(text)) + text)
-    output.writelines(pixels)
-    output.flush()
+    def may_send(self, number: int, num_bytes: int, groups: FrameGroups) -> bool:
+        """Waits for room for a frame of request `number`; False when no more of its frames are wanted."""
+        with self._changed:
+            is_full = self._room.is_full
+        if is_full:
+            groups.flush()  # nobody could take those, and room would never be made
+        with self._changed:
+            self._changed.wait_for(lambda: self._skipped == number or not self._room.is_full)
+            if self._skipped == number:
+                return False
+            self._room.sent(num_bytes)
+            return True
 
-
-def _die_with_parent() -> None:
-    """Asks Linux for a kill when the parent's thread ends; elsewhere the end of the standard input must do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _limit_memory() -> None:
-    """Bounds this process and lets the system's out-of-memory killer take it before its parent, where there is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY_BYTES)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-
-
-LENGTH = struct.Struct(">I")
-"""In front of each JSON message that a child sends."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What a child is told first.
-
-    Attributes:
-        spec: a `FrameSpec` as a dictionary.
-        max_frames, max_bytes: bounds of its `Room`.
-    """
-
-    spec: dict[str, Any]
-    max_frames: int
-    max_bytes: int
-
-
-class Room:
-    """How many frames a child may have sent that nobody has taken yet. Child and parent keep the same count.
-
-    The last frame may go over the bytes, so that a frame larger than all of them gets through. Not thread-safe.
-    """
-
-    def __init__(self, max_frames: int, max_bytes: int) -> None:
-        self._max_frames, self._max_bytes = max_frames, max_bytes
-        self._frame_bytes: deque[int] = deque()
-        self._num_bytes = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no other frame may be sent now."""
-        return len(self._frame_bytes) >= self._max_frames or self._num_bytes >= self._max_bytes
-
-    def sent(self, num_bytes: int) -> None:
-        """One more frame is on its way, or gathered for it."""
-        self._frame_bytes.append(num_bytes)
-        self._num_bytes += num_bytes
-
-    def taken(self, num_frames: int) -> None:
-        """The oldest ones are gone."""
-        for _ in range(num_frames):
-            self._num_bytes -= self._frame_bytes.popleft()
-
-
-def source_to_json(source: VideoSource) -> dict[str, Any]:
-    """A source as JSON values; its path absolute, since a child keeps the folder that it was started in."""
-    return dataclasses.asdict(source) | {"path": str(source.path.absolute())}
-
-
-def source_from_json(values: dict[str, Any]) -> VideoSource:
-    """The inverse of `source_to_json`."""
-    return VideoSource(**(values | {"path": Path(values["path"])}))
-
-
-GROUP_FRAMES, GROUP_BYTES, GROUP_SECONDS = 16, 2 * 1024**2, 0.05
-PARTS_OF_ROOM = 4
-"""A group takes no more than one of them, so that the next ones are decoded while it is taken frame by frame."""
+    def _listen(self) -> None:
+        for line in self._lines:
+            message = json.loads(line)
+            with self._changed:
+                if message["event"] == "decode":
+                    self.requests.put(message)
+                elif message["event"] == "skip":
+                    self._skipped = message["number"]
+                else:
+                    self._room.taken(message["num_frames"])
+                self._changed.notify()
+        os._exit(0)  # the parent is gone, and nobody waits for what is being decoded
 
 
 class FrameGroups:
@@ -286,6 +185,38 @@ class FrameGroups:
         if self._frames:
             self._send(self._frames)
             self._frames, self._sent_at = [], self._clock()
+
+
+def _send_frames(output: BinaryIO, frames: Sequence[VideoFrame]) -> None:
+    header = {
+        "event": "frames",
+        "shape": (len(frames), *frames[0].pixels_HWC.shape),
+        "pts_seconds": [frame.pts_seconds for frame in frames],
+        "numbers": [frame.number for frame in frames],
+    }
+    _send(output, header, [frame.pixels_HWC.data for frame in frames])
+
+
+def _send(output: BinaryIO, message: dict[str, Any], pixels: Sequence[memoryview] = ()) -> None:
+    text = json.dumps(message).encode()
+    output.write(LENGTH.pack(len(text)) + text)
+    output.writelines(pixels)
+    output.flush()
+
+
+def _die_with_parent() -> None:
+    """Asks Linux for a kill when the parent's thread ends; elsewhere the end of the standard input must do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _limit_memory() -> None:
+    """Bounds this process and lets the system's out-of-memory killer take it before its parent, where there is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY_BYTES)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
 if __name__ == "__main__":
