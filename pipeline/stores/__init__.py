@@ -1,4 +1,8 @@
-"""Where tokens lie on disk. A new store is one file, one line in `STORES` and one subclass of the contract test."""
+"""How the tokens of one shard lie on disk, written once and read at random.
+
+A new store is a `ShardWriter` and a `ShardReader`, one line in `STORES` and its name in `vfz.pipeline.recipe`, and one
+subclass of the contract test, `tests/contracts/store_contract.py`.
+"""
 
 from __future__ import annotations
 

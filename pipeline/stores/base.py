@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-
 Checksums = Literal["never", "first", "always"]
 """When a reader compares chunks with their crc32c: never, the first time it meets each, or every time."""
 FrameNumbers: TypeAlias = "range | NDArray[np.int64]"
-"""Frames in any order; a range where they are one, since nothing has to be looked for in it."""
+"""Numbers of frames in any order; a range where they form one, since nothing has to be searched in it."""
 Copy: TypeAlias = "tuple[NDArray[Any], NDArray[Any]]"
-"""Where to, and where from: arrays of one shape and dtype; the second over a mapped file."""
+"""Target and source of a copy: arrays of one shape and dtype; the source lies in a mapped file."""
 
 
 class ShardWriter(ABC):
@@ -244,6 +243,14 @@ def remove_data(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def all_finite(values: NDArray[Any]) -> bool:
+    """Whether no number of a float array is NaN or infinite."""
+    if values.dtype == np.float16 and values.flags.c_contiguous and values.size:
+        # An exponent of all ones is Inf or NaN; as integers this is 7 times as fast as np.isfinite on float16.
+        return int((values.view(np.uint16) & 0x7FFF).max()) < 0x7C00
+    return bool(np.isfinite(values).all())
+
+
 def _check(array: NDArray[Any], spec: ArraySpec, num_new: int) -> None:
     """Refuses an array that cannot be stored as `spec`."""
     expected = (num_new, *spec.frame_shape)
@@ -257,11 +264,3 @@ def _check(array: NDArray[Any], spec: ArraySpec, num_new: int) -> None:
     for number, frame in enumerate(array if spec.frame_shape else array[None]):
         if not all_finite(frame):
             raise EncoderError(f"{spec.key}: frame {number} of {num_new} holds NaN or infinite numbers")
-
-
-def all_finite(values: NDArray[Any]) -> bool:
-    """Whether no number of a float array is NaN or infinite."""
-    if values.dtype == np.float16 and values.flags.c_contiguous and values.size:
-        # An exponent of all ones is Inf or NaN; as integers this is 7 times as fast as np.isfinite on float16.
-        return int((values.view(np.uint16) & 0x7FFF).max()) < 0x7C00
-    return bool(np.isfinite(values).all())

@@ -1,23 +1,20 @@
-"""A file mapped into memory for reading at random: as fast as a copy, and only the bytes asked for leave the disk.
+"""Reading a mapped file at random: as fast as a copy, and only the bytes asked for leave the disk.
 
-Bytes that are in memory already come fastest out of a mapping: one copy, no system call (preadv of the same window took
-1.2 to 2 times as long). But for a page that is not there the kernel reads ahead around it: 2.3 times the bytes wanted
-in windows of 2.5 MB, 50 times in single frames. Told not to (MADV_RANDOM) it fetches page by page, 20 times slower. So
-`fetch` is called before a copy: it asks which pages are missing (mincore, some ten microseconds per window) and has the
-disk bring exactly those ranges at once (MADV_WILLNEED): as fast as preadv, and 1.00 times the bytes. What was there a
-moment ago is not asked about again.
+What the readers of both stores share:
 
-What readers share that open arrays one by one: the checks of a request, and when files are opened and forgotten.
-
-Opened arrays belong to the process that opened them and to the reader until it is closed; a thread that is reading
-keeps its own hold of them. Cost: 3 µs per read.
-
-Copies out of a mapped file into a batch: the fastest way, found by trying.
-
-All give the same bytes, and which is quickest depends on the processor. Windows of 16 frames of 201x384 float16 took on
-an AMD EPYC 118 µs as one memcpy of 2.5 MB, 94 µs as one per frame and 131 µs by torch's vectorised loop; on another
-machine a memcpy per frame was a fifth slower than torch where frames lie at odd addresses, as in a Zarr shard. So the
-first large copies of a process take turns, and the rest go the way that was fastest: nothing is copied twice.
+- `MappedFile`. Bytes that are in memory come fastest out of a mapping: one copy, no system call (preadv of the same
+  window took 1.2 to 2 times as long). But for a page that is not there the kernel reads ahead around it: 2.3 times the
+  bytes wanted in windows of 2.5 MB, 50 times in single frames. Told not to (MADV_RANDOM) it fetches page by page, 20
+  times slower. So `fetch` is called before a copy: it asks which pages are missing (mincore, some ten microseconds per
+  window) and has the disk bring exactly those ranges at once (MADV_WILLNEED): as fast as preadv, and 1.00 times the
+  bytes. What was there a moment ago is not asked about again.
+- `MappedShardReader`. It checks requests, and opens and forgets files; 3 µs per read. Open arrays belong to the process
+  that opened them and to the reader until it is closed; a thread that is reading keeps its own hold of them.
+- `copy_all`. It copies frames into a batch by the fastest way, found by trying, since that depends on the processor.
+  Windows of 16 frames of 201x384 float16 took on an AMD EPYC 118 µs as one memcpy of 2.5 MB, 94 µs as one per frame and
+  131 µs by torch's vectorised loop; on another machine a memcpy per frame was a fifth slower than torch where frames
+  lie at odd addresses, as in a Zarr shard. So the first large copies of a process take turns, and the rest go the way
+  that was fastest: nothing is copied twice.
 """
 
 from __future__ import annotations

@@ -42,8 +42,6 @@ from vfz.pipeline.errors import CacheFormatError, EncoderError, UsageError
 from vfz.pipeline.recipe import GROUP_CHANNELS, PRECISIONS, QUANTISED
 
 PRECISION_VERSION = {"fp32": 1, "fp16": 1, "int8": 1, "int4": 1}
-
-
 FLOAT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 MAX_INT8 = 127
 MIN_INT4, MAX_INT4 = -8, 7

@@ -1,26 +1,25 @@
-"""The WebDataset store: one tar per shard, readable with `webdataset` or `tarfile` and `numpy` alone.
+"""Writing the WebDataset store: one tar per shard, readable with `webdataset` or `tarfile` and `numpy` alone.
 
 Per video, one after the other: `<name>.layer_<k>.patch.npy`, `.patch_scale.npy` when quantised, `.prefix.npy`,
-`<name>.pts_seconds.npy` and `<name>.json` (id, view, split, label, num_frames); names are escaped ids, see
-`vfz.pipeline.stores.tar_writer`. The index keeps where every payload begins, and a crc32c per group of frames.
+`<name>.pts_seconds.npy` and `<name>.json` (id, view, split, label, num_frames). webdataset takes a name up to its first
+dot as the sample's key, so ids are escaped: `%` and two hexadecimal digits for each UTF-8 byte of a dot, slash, percent
+sign or anything else a file name had better not have. The index keeps where every payload begins, and a crc32c per
+group of frames.
+
+What is no token follows from the video, the array's shape and its dtype alone. So equal tokens give equal archives, and
+a reader parses nothing: it compares. For the same reason headers are made here and not by `tarfile` and `numpy`, whose
+choices (padding, device numbers) have changed between versions; tests hold them equal to today's. The format is GNU's,
+which every tar reads: long names in an extra member, sizes above 8 GiB in base 256.
 
 A tar wants each member whole and its size before it, while frames of all arrays come side by side and their number is
 known at the end. So the first array goes straight to its place, behind a gap for its header, and the others wait in
 files without a name beside the tar until the video is complete. That is one more copy of those arrays, within the page
-cache for all but long videos; a copy through a buffer of 256 KiB is the quickest (copy_file_range, which cannot share
-blocks at a tar's offsets, took 1.4 times as long). Memory: that buffer and a number per group of frames. SHA-256 is
-the slowest step (1.7 GB/s) and needs the headers, so a second thread hashes videos that are complete. In all 0.58 times
-the speed of a plain write with fsync for one array, 0.53 times for four.
+cache for all but long videos, through a buffer of 256 KiB (copy_file_range, which cannot share blocks at a tar's
+offsets, took 1.4 times as long).
 
-The bytes of a tar shard that are no tokens: what its members are called and the headers before their contents.
-
-They follow from the video, the array's shape and its dtype alone. So equal tokens give equal archives, and a reader
-knows what must stand before a payload without parsing anything: it compares. For the same reason they are made here and
-not by `tarfile` and `numpy`, whose choices (padding, device numbers) have changed between versions; tests hold them
-equal to today's. GNU format, which every tar reads: long names in an extra member, sizes above 8 GiB in base 256.
-
-webdataset takes the part of a name before its first dot as the sample's key, so ids are escaped: `%` and two
-hexadecimal digits for each UTF-8 byte of a dot, slash, percent sign or anything else a file name had better not have.
+Cost: memory for that buffer and a number per group of frames. SHA-256 is the slowest step (1.7 GB/s) and needs the
+headers, so a second thread hashes videos that are complete. In all 0.58 times the speed of a plain write with fsync for
+one array, 0.53 times for four.
 """
 
 from __future__ import annotations
@@ -340,7 +339,7 @@ def padding(num_bytes: int) -> bytes:
 
 
 def end_of_archive(num_bytes: int) -> bytes:
-    """The zeros after members of so many bytes in total: two blocks, and then to the end of a record of 10 KiB."""
+    """The zeros after members of so many bytes in total: two blocks, and then up to the end of a record of 10 KiB."""
     marked = num_bytes + 2 * BLOCK_BYTES
     return bytes(marked + -marked % _RECORD_BYTES - num_bytes)
 

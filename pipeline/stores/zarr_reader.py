@@ -1,14 +1,14 @@
 """Random reads from a Zarr shard at the speed of a memory copy.
 
-zarr-python's own indexing costs 5 to 50 times a plain read of the same bytes. Here the index of a shard is parsed once;
-uncompressed chunks that lie at equal distances are one strided array over the mapped file, so that a window of frames,
-with or without a step, is one copy. Chunks that are compressed, or lie elsewhere, are decoded one by one: those of the
-frames asked for and no others. A chunk that the index does not have is an error, never a fill value.
+zarr-python's own indexing costs 5 to 50 times a plain read of the same bytes. Here the index of a shard is parsed once,
+and its chunks are read in one of two ways:
 
-Two ways in which the chunks of a Zarr array lie in its file, and how frames are read out of each.
+- `PlainArray`: uncompressed chunks at equal distances, which is what `ZarrShardWriter` writes, are one strided array
+  over the mapped file. A window of frames, with or without a step, is one copy.
+- `EncodedArray`: any other chunks are checked and decoded one by one, at about 0.7 GB/s: for every read those of the
+  frames asked for, and no others.
 
-`PlainArray`: uncompressed chunks at equal distances, which is what `ZarrShardWriter` writes; a copy. `EncodedArray`:
-any other; every chunk is checked and decoded for every read that needs it, at about 0.7 GB/s.
+A chunk that the index does not have is an error, never a fill value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.stores.base import Checksums
     from vfz.pipeline.stores.metadata import ArraySpec, ChunkRecord, Compression
-
 
 _BYTES_CODECS: tuple[Any, ...] = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "bytes"})
 """Little-endian numbers; the second where a number is one byte."""
@@ -100,25 +99,6 @@ class ZarrShardReader(MappedShardReader):
         if names[1:-1] not in _COMPRESSORS:
             raise CacheFormatError(f"{path}: chunks are compressed by {names[1:-1]}; vfz reads zstd and blosc")
         return _COMPRESSORS[names[1:-1]]
-
-
-def _read_chunk_index(file: MappedFile, num_chunks: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Offset and length in bytes of every chunk of a Zarr shard, from the end of its file."""
-    path, num_bytes = file.path, 16 * num_chunks + CRC_BYTES
-    start = len(file) - num_bytes
-    if start < 0:
-        raise CacheFormatError(f"{path} has {len(file)} bytes, too few for {num_chunks} chunks; {RESTORE}")
-    file.fetch(start, len(file))
-    index = file.bytes[start:]
-    if google_crc32c.value(index[:-CRC_BYTES]) != int.from_bytes(index[-CRC_BYTES:], "little"):
-        raise CacheFormatError(f"{path}: the index of its chunks is damaged: its crc32c does not match; {RESTORE}")
-    entries = np.frombuffer(index, "<u8", count=2 * num_chunks).reshape(num_chunks, 2)
-    offsets, lengths = entries[:, 0], entries[:, 1]
-    if (entries == _ABSENT).any():
-        raise CacheFormatError(f"{path}: chunk {int((entries == _ABSENT).any(axis=1).argmax())} is absent; {RESTORE}")
-    if (offsets > start).any() or (lengths > start - offsets).any() or (lengths <= CRC_BYTES).any():
-        raise CacheFormatError(f"{path}: its index names chunks beyond the end of the file; {RESTORE}")
-    return offsets.astype(np.int64), lengths.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,3 +272,22 @@ class EncodedArray:
         except (ValueError, RuntimeError) as error:
             raise layout.damaged(chunk, f"it cannot be decoded ({error})") from error
         return raw.view(layout.spec.dtype).reshape(layout.record.frames_per_chunk, *layout.spec.frame_shape)
+
+
+def _read_chunk_index(file: MappedFile, num_chunks: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Offset and length in bytes of every chunk of a Zarr shard, from the end of its file."""
+    path, num_bytes = file.path, 16 * num_chunks + CRC_BYTES
+    start = len(file) - num_bytes
+    if start < 0:
+        raise CacheFormatError(f"{path} has {len(file)} bytes, too few for {num_chunks} chunks; {RESTORE}")
+    file.fetch(start, len(file))
+    index = file.bytes[start:]
+    if google_crc32c.value(index[:-CRC_BYTES]) != int.from_bytes(index[-CRC_BYTES:], "little"):
+        raise CacheFormatError(f"{path}: the index of its chunks is damaged: its crc32c does not match; {RESTORE}")
+    entries = np.frombuffer(index, "<u8", count=2 * num_chunks).reshape(num_chunks, 2)
+    offsets, lengths = entries[:, 0], entries[:, 1]
+    if (entries == _ABSENT).any():
+        raise CacheFormatError(f"{path}: chunk {int((entries == _ABSENT).any(axis=1).argmax())} is absent; {RESTORE}")
+    if (offsets > start).any() or (lengths > start - offsets).any() or (lengths <= CRC_BYTES).any():
+        raise CacheFormatError(f"{path}: its index names chunks beyond the end of the file; {RESTORE}")
+    return offsets.astype(np.int64), lengths.astype(np.int64)

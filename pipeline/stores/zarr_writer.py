@@ -1,13 +1,15 @@
-"""The Zarr store: one Zarr v3 group per shard, readable with `zarr.open_group` alone.
+"""Writing the Zarr store: one Zarr v3 group per shard, readable with `zarr.open_group` alone.
 
 Arrays `layer_<k>/patch [F, N, D]`, `layer_<k>/prefix [F, P, D]`, their `_scale [F, N, G]` when quantised, and
-`pts_seconds [F]`; the group's attribute `videos` says which frames are whose. Each array is one file: a Zarr
-shard (sharding codec) that covers the whole array, made of inner chunks of whole frames, compressed where the column
-says so, each followed by its crc32c, with the index of the chunks at the end. zarr-python holds a whole shard in memory
-and writes it at 0.07 to 0.5 times the speed of the disk, so vfz appends the chunks as frames come, writes the chunk
-index last, and leaves the metadata (`zarr.json`) to zarr-python. Memory: four buffers of about 512 KiB per array,
-whatever the length of the shard. SHA-256 is the slowest step (1.4 to 1.7 GB/s), so a second thread hashes buffers that
-are written; with four of them it need not wait for the next one.
+`pts_seconds [F]`; the group's attribute `videos` says which frames are whose. Each array is one file: a Zarr shard
+(sharding codec) that covers the whole array, made of inner chunks of whole frames, compressed where the column says so,
+each followed by its crc32c, with the index of the chunks at the end.
+
+zarr-python holds a whole shard in memory and writes it at 0.07 to 0.5 times the speed of the disk. So vfz appends the
+chunks as frames come, writes the chunk index last, and leaves only the metadata (`zarr.json`) to zarr-python.
+
+Cost: four buffers of about 512 KiB per array, whatever the length of the shard. SHA-256 is the slowest step (1.4 to 1.7
+GB/s), so a second thread hashes buffers that are written; with four of them it need not wait for the next one.
 """
 
 from __future__ import annotations
@@ -34,17 +36,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-
 _BUFFER_BYTES = 512 * 1024
 _NUM_BUFFERS = 4
 _FLUSH_BYTES = 32 * 1024 * 1024
 """The disk is asked to start this often; waiting for all of it at the end would leave it idle until then."""
 CRC_BYTES = 4
-
-
-def data_file(spec: ArraySpec) -> str:
-    """Where an array's only file lies in the shard's folder, e.g. `layer_5/patch/c/0/0/0`."""
-    return f"{spec.key}/c/0{'/0' * len(spec.frame_shape)}"
 
 
 class ZarrShardWriter(ShardWriter):
@@ -286,6 +282,11 @@ class _ArrayFile:
         if hashing is not None:
             hashing.result()
             self._hashing[number] = None
+
+
+def data_file(spec: ArraySpec) -> str:
+    """Where an array's only file lies in the shard's folder, e.g. `layer_5/patch/c/0/0/0`."""
+    return f"{spec.key}/c/0{'/0' * len(spec.frame_shape)}"
 
 
 def chunk_index(ends: Sequence[int]) -> bytes:
