@@ -92,7 +92,7 @@ def ls_command(options: LsOptions, session: Session) -> None:
 def info_command(options: InfoOptions, session: Session) -> None:
     """What a cache is, what it holds, what that costs, and how to open it in Python. Reads no tokens."""
     from vfz.cli.console import print_json, show, table
-    from vfz.pipeline.format.header import find_cache
+    from vfz.pipeline.format.folder import find_cache
     from vfz.pipeline.maintenance.info import describe_cache
 
     info = describe_cache(find_cache(options.cache, how="as CACHE"))
@@ -185,7 +185,7 @@ def verify_command(options: VerifyOptions, session: Session) -> None:
     """
     from vfz.cli.console import print_json, progress
     from vfz.pipeline.errors import CacheError
-    from vfz.pipeline.format.header import find_cache
+    from vfz.pipeline.format.folder import find_cache
     from vfz.pipeline.maintenance.info import compare_caches
     from vfz.pipeline.maintenance.verify import verify_cache
 
@@ -337,7 +337,7 @@ def repair_command(options: RepairOptions, session: Session) -> None:
     """
     from vfz.cli.console import print_json, progress, show
     from vfz.pipeline.errors import CacheFormatError
-    from vfz.pipeline.format.header import find_cache
+    from vfz.pipeline.format.folder import find_cache
     from vfz.pipeline.maintenance.repair import repair_cache
     from vfz.pipeline.progress import counted
 

@@ -23,7 +23,7 @@ QUANTISED = ("int8", "int4")
 """Those that need a calibration."""
 GROUP_CHANNELS = 128
 """Channels that share one scale of a quantised token; the last group of a token may be smaller."""
-CALIBRATION_SEED, CALIBRATION_FRAMES = 0, 48
+CALIBRATION_SEED, CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO = 0, 48, 3
 """Which frames of a dataset, and how many, a calibration is made from."""
 PARTS = ("patch", "prefix")
 """Kinds of tokens that a layer may have, in the order their columns are stored."""

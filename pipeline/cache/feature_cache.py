@@ -37,9 +37,8 @@ from vfz.pipeline.cache.request import (
 )
 from vfz.pipeline.cache.tokens import TokenBatch, TokenClip, empty_batch
 from vfz.pipeline.errors import CacheIncompleteError
-from vfz.pipeline.format.calibration import Calibration, read_calibrations
 from vfz.pipeline.format.catalog import open_catalog
-from vfz.pipeline.format.header import read_header
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.ledger_table import (
     LedgerRows,
     VideoLookup,
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from vfz.pipeline.format.calibration import Calibration
     from vfz.pipeline.stores import Checksums
 
 
@@ -69,6 +69,7 @@ class FeatureCache:
 
     Attributes:
         path: as given.
+        folder: its files but tokens.
         fingerprint: of the recipe.
         recipe, provenance: of `vfz.json`, plain JSON values.
         contents: what is stored.
@@ -88,14 +89,14 @@ class FeatureCache:
     def __init__(self, path: str | Path, *, allow_incomplete: bool = False, checksums: Checksums = "first") -> None:
         self.path = Path(path)
         check_checksums(checksums)
-        header = read_header(self.path)
-        catalog = open_catalog(self.path, header)
+        self.folder = CacheFolder(self.path)
+        header, catalog = self.folder.header, open_catalog(self.folder)
         self.fingerprint, self.precision = header.fingerprint, header.precision
         self.recipe, self.provenance = dict(header.recipe), dict(header.provenance)
         self.contents = catalog.contents
         self.store, self.class_names = self.contents.store, self.contents.class_names
         self.layers = self.contents.layers
-        self.num_bytes = sum(catalog.shard_bytes.values())
+        self.num_bytes = catalog.num_bytes
         self._table = catalog.table
         self._columns: Columns = {(column.layer, column.part): column for column in self.contents.columns}
         if self.precision in QUANTISED:
@@ -115,7 +116,7 @@ class FeatureCache:
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
         """What the sample told of every column, by column key."""
-        return read_calibrations(self.path, self.contents)
+        return self.folder.calibrations(self.contents)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import torch
 
 from vfz.pipeline.encoder.layers import LayerShape, LayerTokens
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.stores import quantization
 from vfz.pipeline.stores.metadata import Column
-from vfz.pipeline.stores.quantization import to_stored
 
 if TYPE_CHECKING:
     from vfz.pipeline.format.calibration import Calibration
@@ -70,12 +70,9 @@ def stored_tensors(
     tokens: Mapping[str, LayerTokens], columns: Sequence[Column], calibrations: Mapping[str, Calibration]
 ) -> dict[str, torch.Tensor]:
     """The same, still where the tokens are."""
-    arrays = {}
+    arrays: dict[str, torch.Tensor] = {}
     for column in columns:
         calibration = calibrations.get(column.key)
         stats = None if calibration is None else calibration.stats
-        stored = to_stored(tokens_of(tokens, column), column.precision, stats)
-        arrays[column.payload.key] = stored.payload
-        if column.scale is not None and stored.scale is not None:
-            arrays[column.scale.key] = stored.scale
+        arrays |= quantization.stored_arrays(column, tokens_of(tokens, column), stats)
     return arrays

@@ -29,6 +29,7 @@ from vfz.pipeline.engine.extractor import ShardExtractor
 from vfz.pipeline.engine.metrics import RunTotals
 from vfz.pipeline.errors import EngineError, VfzError
 from vfz.pipeline.files import unique_token
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.progress import STOPPING, StopRequest, children_pass_over_ctrl_c, stop_on_signals
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class _ShardMaker(WorkerPlugin):
         """`num_threads` is None where the workers were started by someone else, who has settled it."""
         weights = job.encoder.weights and job.encoder.weights.absolute()
         self.name = f"vfz-{unique_token()}"
-        self._job = replace(job, cache=job.cache.absolute(), encoder=replace(job.encoder, weights=weights))
+        cache = CacheFolder(job.cache.path.absolute())
+        self._job = replace(job, cache=cache, encoder=replace(job.encoder, weights=weights))
         self._num_threads = num_threads
 
     def setup(self, worker: Worker) -> None:

@@ -33,8 +33,6 @@ from vfz.pipeline.engine.tasks import (
 )
 from vfz.pipeline.engine.threads import Channel, EncodeLanes, HostCopier, Stages, StoppedError, num_lanes_for
 from vfz.pipeline.errors import CacheMismatchError
-from vfz.pipeline.format.calibration import read_calibrations
-from vfz.pipeline.format.header import read_contents, read_header
 from vfz.pipeline.progress import STOPPING, Progress, SilentProgress, StopRequest
 from vfz.pipeline.recipe import recipe_from_dict
 
@@ -64,16 +62,15 @@ class ShardExtractor:
     def __init__(
         self, job: ExtractionJob, *, progress: Progress | None = None, encoder: FrozenEncoder | None = None
     ) -> None:
-        header = read_header(job.cache)
         self._job, self._progress = job, progress or SilentProgress()
-        self._recipe = recipe_from_dict(dict(header.recipe))
-        self._contents = read_contents(job.cache, header)
-        self._calibrations = read_calibrations(job.cache, self._contents)
+        self._recipe = recipe_from_dict(dict(job.cache.header.recipe))
+        self._contents = job.cache.contents()
+        self._calibrations = job.cache.calibrations(self._contents)
         self._encoder = encoder or job.encoder.load()
         if self._encoder.weights_sha256 != self._recipe.encoder.weights_sha256:
             raise CacheMismatchError(
                 f"the weights of {job.encoder.name} found here ({self._encoder.weights_sha256[:12]}…) are not those "
-                f"that {job.cache} is made with ({self._recipe.encoder.weights_sha256[:12]}…); "
+                f"that {job.cache.path} is made with ({self._recipe.encoder.weights_sha256[:12]}…); "
                 "give every process the same ones"
             )
         self._readings = {self._encoder.layers: self._encoder}
@@ -117,13 +114,13 @@ class ShardExtractor:
                 pool=pool,
                 stop=stop,
             )
-            committer = ShardCommitter(self._job.cache, self._contents, self._recipe.fingerprint)
+            committer = ShardCommitter(self._job.cache, self._contents)
             stages.start("feed", lambda: feeder.run(tasks, batches))
             stages.start("write", lambda: committer.run(tokens, results))
             try:
                 for result in self._encode_all(batches, tokens, results, meter, stop):
                     num_left -= 1
-                    log_shard(self._job.cache, result)
+                    log_shard(self._job.cache.path, result)
                     for row in result.rows:
                         if row.reason:
                             self._progress.note(f"{row.status}: {row.id!r}: {row.reason}")

@@ -42,13 +42,10 @@ from vfz.pipeline.engine.tasks import (
 from vfz.pipeline.engine.threads import Channel, timed
 from vfz.pipeline.errors import DecodeError, EncoderError
 from vfz.pipeline.files import writer_lock
-from vfz.pipeline.format.calibration import digest_of
-from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
+from vfz.pipeline.format.commits import ShardIndex, new_data_path
 from vfz.pipeline.stores import ShardVideo, ShardWriter, get_store
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from vfz.pipeline.decoding.base import VideoFrame, VideoSource
@@ -56,6 +53,7 @@ if TYPE_CHECKING:
     from vfz.pipeline.decoding.process import VideoStream
     from vfz.pipeline.encoder.transforms import Preprocess
     from vfz.pipeline.engine.tasks import ShardTask
+    from vfz.pipeline.format.folder import CacheFolder
     from vfz.pipeline.format.header import Contents
     from vfz.pipeline.progress import StopRequest
     from vfz.pipeline.recipe import Recipe
@@ -68,11 +66,10 @@ class ShardCommitter:
     Args:
         cache: its folder.
         contents: what it holds.
-        fingerprint: its recipe's.
     """
 
-    def __init__(self, cache: Path, contents: Contents, fingerprint: str) -> None:
-        self._cache, self._contents, self._fingerprint = cache, contents, fingerprint
+    def __init__(self, cache: CacheFolder, contents: Contents) -> None:
+        self._cache, self._contents = cache, contents
         self._store = get_store(contents.store)
 
     def run(self, tokens: Channel[ToWriter], results: Channel[ShardResult]) -> None:
@@ -89,7 +86,7 @@ class ShardCommitter:
     def _make(self, shard: ShardInProgress, tokens: Channel[ToWriter]) -> ShardResult:
         """One shard from its first token to its commit; ours is dropped where another process was first."""
         task, seconds = shard.task, shard.stage_seconds
-        path = new_data_path(self._cache, task.shard, self._store.suffix)
+        path = new_data_path(self._cache.path, task.shard, self._store.suffix)
         with writer_lock(path), self._store.writer(path, task.columns) as writer:
             newest: VideoInProgress | None = None
             while isinstance(batch := tokens.take(), EncodedBatch):
@@ -117,14 +114,13 @@ class ShardCommitter:
 
     def _commit(self, shard: ShardInProgress, data: ShardData | None) -> bool:
         task = shard.task
-        return commit_shard(
-            self._cache,
+        return self._cache.commit(
             ShardIndex(
                 shard=task.shard,
                 number=task.number,
                 plan=task.plan,
-                fingerprint=self._fingerprint,
-                calibration_digest=digest_of(task.columns, self._contents),
+                fingerprint=self._cache.header.fingerprint,
+                calibration_digest=self._contents.calibration_digest(task.columns),
                 data=data,
                 rows=tuple(video.row(task) for video in shard.videos),
                 column_keys=tuple(column.key for column in task.columns),

@@ -5,8 +5,8 @@ Records of shards and videos are shared by the threads; each field is written by
 What a process needs to make shards of a cache, and what it hands back: records that may be pickled.
 
 One `ExtractionJob` serves a whole run; a `ShardTask` is the work on one shard and a `ShardResult` its outcome. Engines
-send them to other processes and machines, so they hold names and numbers only: the weights are loaded, and the recipe
-and the contents read from the cache's folder, where the work is done.
+send them to other processes and machines, so they hold names and numbers only: the weights are loaded, and the files of
+the cache read, where the work is done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.decoding.base import VideoSource
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.encoder.model import EncoderRequest
     from vfz.pipeline.engine.threads import HostCopy
+    from vfz.pipeline.format.folder import CacheFolder
     from vfz.pipeline.format.plan import PlannedVideo
     from vfz.pipeline.stores import Column
 
@@ -166,13 +166,13 @@ class ExtractionJob:
     """How the shards of one cache are made.
 
     Attributes:
-        cache: its folder, which is there; its recipe and contents are read from it.
+        cache: its folder, which is there.
         encoder: what its tokens are made with.
         num_workers: decode processes.
         time_limit_seconds: how long a decode process may work on one video.
     """
 
-    cache: Path
+    cache: CacheFolder
     encoder: EncoderRequest
     num_workers: int
     time_limit_seconds: float

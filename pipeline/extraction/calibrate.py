@@ -1,6 +1,6 @@
 """What comes before the first shard of a column: its calibration and golden tokens, from a few frames of the dataset.
 
-The same code fills a new cache and adds columns to one that is there; see `vfz.pipeline.format.header` for how several
+The same code fills a new cache and adds columns to one that is there; see `vfz.pipeline.format.folder` for how several
 processes that do so at once end up with one result.
 
 A few frames of a dataset, drawn by a seed: what calibration and golden frames are made from.
@@ -25,16 +25,16 @@ from vfz.pipeline.encoder.model import FrozenEncoder, LayerTokens
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.engine.columns import layers_of, stored_arrays, tokens_of
 from vfz.pipeline.errors import DecodeError, TooManyFailuresError
-from vfz.pipeline.format.calibration import Calibration, calibrate, write_calibration
+from vfz.pipeline.format.calibration import CalibratedColumn, calibrate, write_calibration
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.golden import (
     NUM_GOLDEN_FRAMES,
     FrameSample,
-    read_golden,
     write_golden_frames,
     write_golden_tokens,
 )
-from vfz.pipeline.format.header import CacheHeader, Contents, add_columns, sorted_columns
-from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED, FrameSpec, Recipe
+from vfz.pipeline.format.header import Contents
+from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO, CALIBRATION_SEED, FrameSpec, Recipe
 from vfz.pipeline.stores import Column, get_store
 
 
@@ -58,22 +58,14 @@ def fill_cache(
     """
     sample = _sample(records, encoder, recipe, time_limit_seconds)
     tokens = encoder.encode(sample.pixels_MCHW)
-    calibrated, calibrations, digests = _calibrate(folder, columns, tokens, compression=compression, store=store)
+    calibrated = _calibrate(folder, columns, tokens, compression=compression, store=store)
     golden = write_golden_frames(folder, sample)
-    golden |= write_golden_tokens(folder, stored_arrays(_first(tokens, NUM_GOLDEN_FRAMES), calibrated, calibrations))
-    return Contents(
-        dataset=dataset,
-        class_names=class_names,
-        store=store,
-        columns=sorted_columns(calibrated),
-        calibrations=digests,
-        golden=golden,
-    )
+    golden |= write_golden_tokens(folder, _stored(_first(tokens, NUM_GOLDEN_FRAMES), calibrated))
+    return Contents.of(calibrated, dataset=dataset, class_names=class_names, store=store, golden=golden)
 
 
 def extend_cache(
-    folder: Path,
-    header: CacheHeader,
+    cache: CacheFolder,
     contents: Contents,
     columns: Sequence[Column],
     *,
@@ -90,16 +82,9 @@ def extend_cache(
     """
     reader = encoder.reading(layers_of(columns))
     tokens = reader.encode(_sample(records, encoder, recipe, time_limit_seconds).pixels_MCHW)
-    calibrated, calibrations, digests = _calibrate(
-        folder, columns, tokens, compression=compression, store=contents.store
-    )
-    pixels_GCHW = torch.from_numpy(read_golden(folder, contents).pixels_GCHW)
-    arrays = stored_arrays(reader.encode(pixels_GCHW), calibrated, calibrations)
-    golden = write_golden_tokens(folder, arrays)
-    grown = add_columns(folder, header, tuple(calibrated), calibrations=digests, golden=golden)
-    for name in golden.keys() - grown.golden.keys():  # another process added the same columns first
-        (folder / "golden" / name).unlink()
-    return grown
+    calibrated = _calibrate(cache.path, columns, tokens, compression=compression, store=contents.store)
+    pixels_GCHW = torch.from_numpy(cache.golden(contents).pixels_GCHW)
+    return cache.add_columns(calibrated, _stored(reader.encode(pixels_GCHW), calibrated))
 
 
 def _sample(
@@ -117,17 +102,21 @@ def _sample(
 
 def _calibrate(
     folder: Path, columns: Sequence[Column], tokens: Mapping[str, LayerTokens], *, compression: str, store: str
-) -> tuple[list[Column], dict[str, Calibration], dict[str, str]]:
-    """The columns with their compression, their calibrations, and the digests of the files."""
+) -> list[CalibratedColumn]:
+    """The columns with their compression chosen; writes their calibrations."""
     compresses = get_store(store).compresses
-    calibrated, calibrations, digests = [], {}, {}
-    for column in columns:
-        chosen, calibration = calibrate(
-            column, tokens_of(tokens, column), requested_compression=compression, compresses=compresses
+    return [
+        write_calibration(
+            folder,
+            *calibrate(column, tokens_of(tokens, column), requested_compression=compression, compresses=compresses),
         )
-        calibrated.append(chosen)
-        calibrations[column.key], digests[column.key] = write_calibration(folder, calibration)
-    return calibrated, calibrations, digests
+        for column in columns
+    ]
+
+
+def _stored(tokens: Mapping[str, LayerTokens], columns: Sequence[CalibratedColumn]) -> dict[str, np.ndarray]:
+    """What is stored of tokens: arrays by array key."""
+    return stored_arrays(tokens, [new.column for new in columns], {new.column.key: new.calibration for new in columns})
 
 
 def _first(tokens: Mapping[str, LayerTokens], count: int) -> dict[str, LayerTokens]:
@@ -140,7 +129,6 @@ def _first(tokens: Mapping[str, LayerTokens], count: int) -> dict[str, LayerToke
     }
 
 
-FRAMES_PER_VIDEO = 3
 STEP_FRAMES = 8
 MAX_FAILURES = 64
 
@@ -167,7 +155,7 @@ def draw_sample(
     Raises:
         TooManyFailuresError: when none of the first 64 drawn can be decoded: something is wrong with all.
     """
-    per_video = max(FRAMES_PER_VIDEO, -(-num_frames // len(records)))
+    per_video = max(CALIBRATION_FRAMES_PER_VIDEO, -(-num_frames // len(records)))
     by_id = sorted(records, key=lambda record: record.id)
     pixels: list[torch.Tensor] = []
     ids: list[str] = []

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.decoding.pool import DecodePool, default_num_workers
 from vfz.pipeline.devices import num_cores
 from vfz.pipeline.errors import DecodeError
@@ -40,7 +39,8 @@ from vfz.pipeline.extraction.estimate import (
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 from vfz.pipeline.extraction.setup import Prepared, find_destination, prepare
 from vfz.pipeline.files import storage_errors
-from vfz.pipeline.format.plan import preview_plans
+from vfz.pipeline.format.catalog import open_catalog
+from vfz.pipeline.format.ledger_table import LedgerRows
 from vfz.pipeline.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -113,20 +113,19 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     progress = progress or SilentProgress()
     asked = prepare(options, progress)
     destination = find_destination(options, asked.dataset, asked.encoder, asked.recipe)
-    folder = destination.folder
-    cache = FeatureCache(folder, allow_incomplete=True) if folder.exists() else None
-    rows = {row.key: row for row in cache.videos} if cache else {}
+    cache, folder = destination.cache, destination.cache.path
+    catalog = open_catalog(cache) if folder.exists() else None
+    rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}
     tasks = remaining_tasks(
-        folder,
+        cache,
         destination.contents,
-        asked.recipe.fingerprint,
         asked.records,
         rows,
-        complete=complete_shards(cache, destination.contents) if cache else (),
+        complete=complete_shards(catalog, destination.contents) if catalog else (),
         views=options.views or 1 + max((row.view for row in rows.values()), default=0),
         shard_videos=options.shard_videos,
         retry_failed=options.retry_failed,
-        plan_videos=preview_plans,
+        preview=True,
     )
 
     def estimate(decoded: Mapping[str, bool] | None = None) -> WorkEstimate:

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.engine import run_tasks
@@ -32,9 +31,10 @@ from vfz.pipeline.extraction.estimate import check_space, estimate_work
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 from vfz.pipeline.extraction.setup import open_or_create, prepare
-from vfz.pipeline.format.catalog import is_current, write_catalog
+from vfz.pipeline.format.catalog import Catalog, current_catalog, open_catalog
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.ledger_table import lacking_rows
+from vfz.pipeline.format.ledger_table import LedgerRows, lacking_rows
 from vfz.pipeline.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -52,19 +52,18 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     progress = progress or SilentProgress()
     asked = prepare(options, progress)
     destination = open_or_create(options, asked.dataset, asked.encoder, asked.recipe, asked.records)
-    folder = destination.folder
-    cache = FeatureCache(folder, allow_incomplete=True)
-    before = {row.key: row for row in cache.videos}
-    _check_same_videos(folder, before.values(), asked.everything, asked.dataset, progress)
+    cache = destination.cache
+    catalog = open_catalog(cache)
+    before = {row.key: row for row in LedgerRows(catalog.table)}
+    _check_same_videos(cache.path, before.values(), asked.everything, asked.dataset, progress)
     views = options.views or 1 + max((row.view for row in before.values()), default=0)
 
-    complete = complete_shards(cache, destination.contents)
+    complete = complete_shards(catalog, destination.contents)
 
     def remaining() -> list[ShardTask]:
         return remaining_tasks(
-            folder,
+            cache,
             destination.contents,
-            asked.recipe.fingerprint,
             asked.records,
             before,
             complete=complete,
@@ -74,31 +73,29 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         )
 
     tasks = remaining()
-    work = estimate_work(tasks, asked.recipe.frames, folder=folder, rows=before.values(), present=asked.present)
-    check_space(work, folder, force=options.force)
+    work = estimate_work(tasks, asked.recipe.frames, folder=cache.path, rows=before.values(), present=asked.present)
+    check_space(work, cache.path, force=options.force)
     tasks = asked.share.of(tasks)
     started = time.perf_counter()
     tried = {video.key for task in tasks for video in task.videos}
-    failures = _Failures(folder=folder, allowed=_allowed_failures(options, len(asked.present)))
+    failures = _Failures(folder=cache.path, allowed=_allowed_failures(options, len(asked.present)))
     totals = RunTotals()
     job = ExtractionJob(
-        cache=folder,
+        cache=cache,
         encoder=asked.request,
         num_workers=options.decode_workers or default_num_workers(asked.encoder.device, options.num_processes),
         time_limit_seconds=options.video_timeout,
     )
     try:
-        failures.add(row for row in [*before.values(), *lacking_rows(cache.table())] if row.key not in tried)
+        failures.add(row for row in [*before.values(), *lacking_rows(catalog.table)] if row.key not in tried)
         while tasks:
             lost = _make_shards(job, tasks, options, destination.encoder, totals, failures, progress)
             # Where another process was first and added other columns, ours are still to be made.
             tasks = [task for task in asked.share.of(remaining()) if task.shard in lost] if lost else []
     except TooManyFailuresError as error:
-        error.report = make_report(folder, totals, time.perf_counter() - started)
+        error.report = make_report(cache, open_catalog(cache), totals, time.perf_counter() - started)
         raise
-    if not is_current(folder):
-        write_catalog(folder)
-    return make_report(folder, totals, time.perf_counter() - started)
+    return make_report(cache, current_catalog(cache), totals, time.perf_counter() - started)
 
 
 def _make_shards(
@@ -234,33 +231,34 @@ class ExtractReport:
     failures: Mapping[str, str]
 
 
-def make_report(folder: Path, totals: RunTotals, seconds: float) -> ExtractReport:
-    """Looks at the cache as it is now, which another process may be adding to.
+def make_report(cache: CacheFolder, catalog: Catalog, totals: RunTotals, seconds: float) -> ExtractReport:
+    """What is in the cache and what this call did.
 
     Args:
-        folder: the cache.
+        cache: the cache.
+        catalog: what is in it now; another process may be adding to it.
         totals: what this call has done.
         seconds: how long that took.
     """
-    cache = FeatureCache(folder, allow_incomplete=True)
-    count = Counter(row.status for row in cache.videos)
-    lacking = lacking_rows(cache.table())
+    videos = LedgerRows(catalog.table)
+    count = Counter(row.status for row in videos)
+    lacking = lacking_rows(catalog.table)
     busy = (
         busy_shares(totals.stage_seconds, seconds=seconds, num_processes=len(totals.processes))
         if totals.processes
         else {}
     )
-    bad = [row for row in [*cache.videos, *lacking] if row.reason]
+    bad = [row for row in [*videos, *lacking] if row.reason]
     return ExtractReport(
-        cache=str(folder),
-        fingerprint=cache.fingerprint,
+        cache=str(cache.path),
+        fingerprint=cache.header.fingerprint,
         num_ok=count["ok"],
         num_failed=count["failed"],
         num_missing=count["missing"],
         num_lacking=len({row.key for row in lacking}),
         num_pending=count["pending"],
-        num_frames=sum(row.num_frames for row in cache.videos),
-        cache_bytes=cache.num_bytes,
+        num_frames=sum(row.num_frames for row in videos),
+        cache_bytes=catalog.num_bytes,
         num_tried=totals.num_tried,
         new_videos=totals.num_ok,
         new_frames=totals.num_frames,

@@ -32,24 +32,25 @@ from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import CacheMismatchError
-from vfz.pipeline.format.commits import ShardIndex, committed_paths, read_commit
+from vfz.pipeline.format.commits import ShardIndex
 from vfz.pipeline.format.header import Contents
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.plan import Plan, PlannedVideo, extend_plans
+from vfz.pipeline.format.plan import PlannedVideo
 from vfz.pipeline.stores import Column
 
 if TYPE_CHECKING:
-    from vfz.pipeline.cache.feature_cache import FeatureCache
+    from vfz.pipeline.format.catalog import Catalog
+    from vfz.pipeline.format.folder import CacheFolder
 
 
 Key = tuple[str, int]
 
 
-def complete_shards(cache: FeatureCache, contents: Contents) -> frozenset[str]:
+def complete_shards(catalog: Catalog, contents: Contents) -> frozenset[str]:
     """The committed shards of a cache whose ok videos all have every column of `contents`."""
-    if {column.key for column in contents.columns} - {column.key for column in cache.contents.columns}:
+    if {column.key for column in contents.columns} - {column.key for column in catalog.contents.columns}:
         return frozenset()
-    table = cache.table()
+    table = catalog.table
     pending = pc.equal(table["status"], "pending")
     lacks = pc.greater(pc.list_value_length(table["lacking"]), 0)
     to_do = table.filter(pc.or_(pending, lacks))["shard"].unique().to_pylist()
@@ -57,9 +58,8 @@ def complete_shards(cache: FeatureCache, contents: Contents) -> frozenset[str]:
 
 
 def remaining_tasks(
-    folder: Path,
+    cache: CacheFolder,
     contents: Contents,
-    fingerprint: str,
     records: Sequence[VideoRecord],
     rows: Mapping[Key, LedgerRow],
     *,
@@ -67,21 +67,20 @@ def remaining_tasks(
     views: int,
     shard_videos: int,
     retry_failed: bool,
-    plan_videos: Callable[..., tuple[Plan, ...]] = extend_plans,
+    preview: bool = False,
 ) -> list[ShardTask]:
     """The commits still to be made; plans what no plan names yet.
 
     Args:
-        folder: the cache.
+        cache: the cache.
         contents: what it is to hold.
-        fingerprint: of its recipe.
         records: the videos of the dataset that are wanted.
         rows: the ledger so far.
         complete: shards that need no look at their commits, `complete_shards`.
         views: how many crops of every video are wanted.
         shard_videos: videos per new shard.
         retry_failed: try failed videos once more.
-        plan_videos: `extend_plans`, or `preview_plans` to write nothing.
+        preview: write no plan.
 
     Raises:
         CacheMismatchError: when a finished video's file is another one now.
@@ -89,10 +88,12 @@ def remaining_tasks(
         StorageError: when the disk is full.
     """
     commits: dict[str, list[Path]] = {}
-    for (shard, _), path in committed_paths(folder).items():
+    for (shard, _), path in cache.commit_paths().items():
         commits.setdefault(shard, []).append(path)
-    again = _to_try_again(records, rows, folder, retry_failed=retry_failed)
-    plans = plan_videos(folder / "plan", records, shard_size_videos=shard_videos, views=range(views), again=again)
+    again = _to_try_again(records, rows, cache, retry_failed=retry_failed)
+    plans = cache.extend_plans(
+        records, shard_size_videos=shard_videos, views=range(views), again=again, preview=preview
+    )
     sources = {record.id: record.source for record in records}
     tasks = []
     for plan in plans:
@@ -108,7 +109,7 @@ def remaining_tasks(
                 sources={video.id: sources.get(video.id, VideoSource(path=Path(video.path))) for video in videos},
                 attempts={video.key: rows[video.key].attempts for video in videos if video.key in rows},
             )
-            of_shard = [read_commit(path, fingerprint) for path in commits.get(shard, ())]
+            of_shard = [cache.read_commit(path) for path in commits.get(shard, ())]
             tasks += _additions(first, of_shard, retry_failed=retry_failed) if of_shard else [first]
     return tasks
 
@@ -159,7 +160,7 @@ def _is_wanted(outcomes: Sequence[str], source: VideoSource, *, retry_failed: bo
 def _to_try_again(
     records: Iterable[VideoRecord],
     rows: Mapping[Key, LedgerRow],
-    folder: Path,
+    cache: CacheFolder,
     *,
     retry_failed: bool,
 ) -> set[Key]:
@@ -174,11 +175,11 @@ def _to_try_again(
             by_id.setdefault(row.id, []).append(row)
     settled = [Settled(record.source, by_id[record.id]) for record in records if record.id in by_id]
     again = set()
-    for (source, of_video), is_same in recheck(folder, settled):
+    for (source, of_video), is_same in recheck(cache, settled):
         for row, same in zip(of_video, is_same, strict=True):
             if row.status == "ok" and not same:
                 raise CacheMismatchError(
-                    f"video {row.id!r}: {source} is not the file that {folder} was made from; "
+                    f"video {row.id!r}: {source} is not the file that {cache.path} was made from; "
                     "give the new one another id, or make another cache with --name"
                 )
             if row.status == "missing" or (row.status == "failed" and (retry_failed or not same)):
@@ -215,14 +216,14 @@ class NowThere(NamedTuple):
     is_same: Sequence[bool]
 
 
-def recheck(folder: Path, settled: Sequence[Settled]) -> list[NowThere]:
+def recheck(cache: CacheFolder, settled: Sequence[Settled]) -> list[NowThere]:
     """Those of the videos whose files are there, compared with what the cache was made from.
 
     Args:
-        folder: the cache.
+        cache: the cache.
         settled: videos that were tried.
     """
-    committed_ns = _commit_times(folder)
+    committed_ns = _commit_times(cache)
     paths = [os.fspath(video.source.path) for video in settled]
     of_path = list(dict.fromkeys(paths))  # many videos may lie in one tar
     changed_ns = dict(zip(of_path, _in_threads(_changed_ns, of_path), strict=True))
@@ -241,9 +242,9 @@ def recheck(folder: Path, settled: Sequence[Settled]) -> list[NowThere]:
     ]
 
 
-def _commit_times(folder: Path) -> dict[str, int]:
+def _commit_times(cache: CacheFolder) -> dict[str, int]:
     """When the first commit of each shard was made, by the clock of the file system."""
-    return {shard: path.stat().st_mtime_ns for (shard, number), path in committed_paths(folder).items() if not number}
+    return {shard: path.stat().st_mtime_ns for (shard, number), path in cache.commit_paths().items() if not number}
 
 
 def _may_differ(video: Settled, changed_ns: int, committed_ns: Mapping[str, int]) -> bool:

@@ -11,7 +11,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.datasets import open_dataset
@@ -28,15 +27,8 @@ from vfz.pipeline.engine.local import Share, choose_share
 from vfz.pipeline.errors import CacheMismatchError, UsageError
 from vfz.pipeline.extraction.calibrate import extend_cache, fill_cache
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.format.header import (
-    CacheHeader,
-    Contents,
-    cache_name,
-    create_cache,
-    read_contents,
-    read_header,
-    sorted_columns,
-)
+from vfz.pipeline.format.folder import CacheFolder, cache_name
+from vfz.pipeline.format.header import Contents, create_cache, sorted_columns
 from vfz.pipeline.recipe import (
     CALIBRATION_FRAMES,
     CALIBRATION_SEED,
@@ -61,12 +53,12 @@ class Destination:
     """Where an extraction writes.
 
     Attributes:
-        folder: the cache.
+        cache: the cache, which need not be there yet.
         contents: what it holds, with the columns that this extraction adds.
         encoder: gives the layers of all its columns.
     """
 
-    folder: Path
+    cache: CacheFolder
     contents: Contents
     encoder: FrozenEncoder
 
@@ -122,11 +114,11 @@ def open_or_create(
         UsageError: when it has another store, or `--cache` names none.
         TooManyFailuresError: when no video can be decoded; no cache was made.
     """
-    folder = _folder(options, dataset, encoder, recipe)
+    cache = _cache(options, dataset, encoder, recipe)
     wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
-    if not folder.exists():
+    if not cache.path.exists():
         create_cache(
-            folder,
+            cache.path,
             recipe=recipe.to_dict(),
             provenance=_provenance(options, dataset, encoder),
             fill=lambda inside: fill_cache(
@@ -142,14 +134,12 @@ def open_or_create(
                 time_limit_seconds=options.video_timeout,
             ),
         )
-    header = read_header(folder)
-    contents = read_contents(folder, header)
-    _check(folder, header, contents, options, dataset, recipe)
+    contents = cache.contents()
+    _check(cache, contents, options, dataset, recipe)
     new = _new_columns(contents, wanted, encoder, options)
     if new:
         contents = extend_cache(
-            folder,
-            header,
+            cache,
             contents,
             new,
             compression=options.compression or "auto",
@@ -158,7 +148,7 @@ def open_or_create(
             recipe=recipe,
             time_limit_seconds=options.video_timeout,
         )
-    return Destination(folder=folder, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
+    return Destination(cache=cache, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
 
 
 def find_destination(
@@ -169,12 +159,11 @@ def find_destination(
     Raises:
         CacheMismatchError, UsageError: as `open_or_create`.
     """
-    folder = _folder(options, dataset, encoder, recipe)
+    cache = _cache(options, dataset, encoder, recipe)
     wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
-    if folder.exists():
-        header = read_header(folder)
-        contents = read_contents(folder, header)
-        _check(folder, header, contents, options, dataset, recipe)
+    if cache.path.exists():
+        contents = cache.contents()
+        _check(cache, contents, options, dataset, recipe)
         new = _new_columns(contents, wanted, encoder, options)
         contents = replace(contents, columns=sorted_columns([*contents.columns, *new]))
     else:
@@ -186,16 +175,16 @@ def find_destination(
             calibrations={},
             golden={},
         )
-    return Destination(folder=folder, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
+    return Destination(cache=cache, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
 
 
-def _folder(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe) -> Path:
-    """The cache's folder, which need not be there."""
+def _cache(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe) -> CacheFolder:
+    """The cache that is meant, which need not be there."""
     if options.cache is None:
-        return options.out / cache_name(options.name or dataset.name, encoder.name, recipe.fingerprint)
+        return CacheFolder(options.out / cache_name(options.name or dataset.name, encoder.name, recipe.fingerprint))
     if not options.cache.is_dir():
         raise UsageError(f"--cache {options.cache} is not a cache; leave it out to make a new one under {options.out}/")
-    return options.cache
+    return CacheFolder(options.cache)
 
 
 def _new_columns(
@@ -215,27 +204,24 @@ def _new_columns(
 
 
 def _check(
-    folder: Path,
-    header: CacheHeader,
-    contents: Contents,
-    options: ExtractOptions,
-    dataset: VideoDataset,
-    recipe: Recipe,
+    cache: CacheFolder, contents: Contents, options: ExtractOptions, dataset: VideoDataset, recipe: Recipe
 ) -> None:
     """Refuses a cache that this extraction cannot go on with."""
-    if header.recipe != recipe.to_dict():
-        lines = "; ".join(describe_difference(header.recipe, recipe.to_dict()))
-        raise CacheMismatchError(f"{folder} holds tokens of another recipe: {lines}; use another --name or --out")
+    if cache.header.recipe != recipe.to_dict():
+        lines = "; ".join(describe_difference(cache.header.recipe, recipe.to_dict()))
+        raise CacheMismatchError(f"{cache.path} holds tokens of another recipe: {lines}; use another --name or --out")
     if options.store is not None and options.store != contents.store:
         raise UsageError(
-            f"{folder} is a {contents.store} store, --store {options.store} was asked for; leave it out, or make "
+            f"{cache.path} is a {contents.store} store, --store {options.store} was asked for; leave it out, or make "
             "another cache with `vfz cache convert`"
         )
     if contents.class_names != dataset.class_names:
         raise CacheMismatchError(
-            f"{folder} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
+            f"{cache.path} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
             f"{', '.join(dataset.class_names[:8])}: labels would not agree; give another --name"
         )
+    if cache.header.precision in QUANTISED:
+        cache.calibrations(contents)  # tokens can neither be stored nor read without them: better told now
 
 
 def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder) -> dict[str, Any]:

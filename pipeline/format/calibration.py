@@ -11,7 +11,7 @@ Shapes: M sample frames, N tokens, D channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,6 @@ import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import (
-    canonical_json,
     checked_json_bytes,
     content_errors,
     read_checked_json,
@@ -29,12 +28,10 @@ from vfz.pipeline.files import (
     sha256_hex,
     write_file_once,
 )
-from vfz.pipeline.recipe import QUANTISED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vfz.pipeline.format.header import Contents
     from vfz.pipeline.stores.compression import RequestedCompression
     from vfz.pipeline.stores.metadata import Column, Compression
     from vfz.pipeline.stores.quantization import ChannelStats
@@ -87,11 +84,6 @@ class Calibration:
 
         return ChannelStats(offset=np.array(self.offset, np.float32), std=np.array(self.std, np.float32))
 
-    @property
-    def file_name(self) -> str:
-        """Its file in `calibration/`."""
-        return file_name_of(self.column)
-
     def to_bytes(self) -> bytes:
         """The content of its file."""
         return checked_json_bytes(
@@ -104,6 +96,21 @@ class Calibration:
                 "compression_ratios": dict(self.compression_ratios),
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedColumn:
+    """A column that a cache is going to store.
+
+    Attributes:
+        column: with its compression chosen.
+        calibration: what is known of it.
+        digest: SHA-256 of the file that holds the calibration.
+    """
+
+    column: Column
+    calibration: Calibration
+    digest: str
 
 
 def file_name_of(column_key: str) -> str:
@@ -150,44 +157,40 @@ def calibrate(
     return replace(column, compression=cast("Compression", compression)), calibration
 
 
-def write_calibration(cache_folder: Path, calibration: Calibration) -> tuple[Calibration, str]:
-    """Writes the file of a calibration unless there is one.
+def write_calibration(cache_folder: Path, column: Column, calibration: Calibration) -> CalibratedColumn:
+    """Writes the file of a column's calibration unless there is one.
 
     Returns:
-        The calibration on disk (an earlier writer's, where there was one) and the SHA-256 of its file.
+        The column with the calibration on disk: an earlier writer's, where there was one.
 
     Raises:
         CacheFormatError: when the file that is there is damaged, or of another column or number of channels.
         StorageError: when the disk is full or refuses to be written.
     """
-    path = cache_folder / CALIBRATION / calibration.file_name
+    path = cache_folder / CALIBRATION / file_name_of(column.key)
     write_file_once(path, calibration.to_bytes())
     found = read_calibration(path)
-    _check_column(path, found, calibration.column, calibration.dim)
-    return found, sha256_file(path)
+    _check_column(path, found, column.key, column.dim)
+    return CalibratedColumn(column=column, calibration=found, digest=sha256_file(path))
 
 
-def read_calibrations(cache_folder: Path, contents: Contents) -> dict[str, Calibration]:
-    """The calibration of every column that has one, by column key.
+def read_named_calibration(cache_folder: Path, column: Column, digest: str) -> Calibration:
+    """The calibration of a column that the contents name.
+
+    Args:
+        cache_folder: the cache.
+        column: which.
+        digest: SHA-256 of its file, as the contents say.
 
     Raises:
-        CacheFormatError: when a file is missing, damaged, or not the one that the contents name.
+        CacheFormatError: when it is missing, damaged, or another one.
     """
-    found, dims = {}, {column.key: column.dim for column in contents.columns}
-    for key, digest in contents.calibrations.items():
-        path = cache_folder / CALIBRATION / file_name_of(key)
-        calibration = read_calibration(path)
-        if calibration.column != key or sha256_hex(calibration.to_bytes()) != digest:
-            raise CacheFormatError(f"{path} is not the calibration this cache was made with; restore it from a copy")
-        _check_column(path, calibration, key, dims[key])
-        found[key] = calibration
-    return found
-
-
-def digest_of(columns: Iterable[Column], contents: Contents) -> str | None:
-    """What a shard's index says of the calibrations its columns were quantised with; None for floating point."""
-    digests = {column.key: contents.calibrations[column.key] for column in columns if column.precision in QUANTISED}
-    return sha256_hex(canonical_json(digests)) if digests else None
+    path = cache_folder / CALIBRATION / file_name_of(column.key)
+    calibration = read_calibration(path)
+    if calibration.column != column.key or sha256_hex(calibration.to_bytes()) != digest:
+        raise CacheFormatError(f"{path} is not the calibration this cache was made with; restore it from a copy")
+    _check_column(path, calibration, column.key, column.dim)
+    return calibration
 
 
 def read_calibration(path: Path) -> Calibration:

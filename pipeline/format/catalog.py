@@ -28,26 +28,25 @@ from vfz.pipeline.files import (
     sha256_hex,
     write_file_atomic,
 )
-from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.commits import (
     CommitRows,
     ShardIndex,
     check_commits,
+    check_recipe,
     check_row,
-    committed_paths,
     lacking_in,
     read_shard_index,
 )
-from vfz.pipeline.format.header import CacheHeader, Contents, contents_paths, read_contents, read_header
+from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.header import Contents, contents_paths
 from vfz.pipeline.format.ledger import STATUSES, LedgerRow
 from vfz.pipeline.format.ledger_table import FOLD_PREFIX, Lacking, distinct, ledger_table
-from vfz.pipeline.format.plan import Plan, read_plans
+from vfz.pipeline.format.plan import PLAN, Plan
 from vfz.pipeline.recipe import QUANTISED
 
 TABLE = "index.parquet"
 SIDE = "index.json"
 CATALOG_FILES = (TABLE, SIDE)
-PLAN = "plan"
 SIDE_KEYS = frozenset({"fingerprint", "table", "indexes", "num_plans", "num_contents", "shard_bytes"})
 _Key = tuple[str, int]
 
@@ -89,38 +88,56 @@ class Catalog:
     num_plans: int
     num_contents: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the committed data on disk."""
+        return sum(self.shard_bytes.values())
 
-def open_catalog(folder: Path, header: CacheHeader) -> Catalog:
+
+def open_catalog(cache: CacheFolder) -> Catalog:
     """The catalog as it is now: read where `index.parquet` is up to date, else put together.
 
     Raises:
         CacheFormatError: when the contents, or (where they are read) a plan or an index, are damaged or contradict
             each other.
     """
-    return _read(folder, header) or build_catalog(folder, header)
+    return _read(cache) or build_catalog(cache)
 
 
-def is_current(folder: Path) -> bool:
+def is_current(cache: CacheFolder) -> bool:
     """Whether readers use `index.parquet`: it is there, whole, and made from the files the cache has now.
 
     Raises:
         CacheFormatError: when the header or the contents are damaged.
     """
-    return _read(folder, read_header(folder)) is not None
+    return _read(cache) is not None
 
 
-def write_catalog(folder: Path) -> None:
+def current_catalog(cache: CacheFolder) -> Catalog:
+    """The catalog as it is now, with its files brought up to date.
+
+    Raises:
+        CacheFormatError, StorageError: as `write_catalog`.
+    """
+    return _read(cache) or write_catalog(cache)
+
+
+def write_catalog(cache: CacheFolder) -> Catalog:
     """Puts the catalog together and writes both its files; for the end of whatever changes a cache.
+
+    Returns:
+        The catalog.
 
     Raises:
         CacheFormatError: when a plan or an index is damaged, or they contradict each other.
         StorageError: when the disk is full or refuses to be written.
     """
-    header = read_header(folder)
-    save_catalog(folder, header, build_catalog(folder, header))
+    catalog = build_catalog(cache)
+    save_catalog(cache, catalog)
+    return catalog
 
 
-def save_catalog(folder: Path, header: CacheHeader, catalog: Catalog) -> None:
+def save_catalog(cache: CacheFolder, catalog: Catalog) -> None:
     """Writes a catalog's two files, each whole or not at all; readers believe neither without the other.
 
     Raises:
@@ -130,37 +147,37 @@ def save_catalog(folder: Path, header: CacheHeader, catalog: Catalog) -> None:
     pq.write_table(catalog.table, sink, compression="zstd")
     table = sink.getvalue().to_pybytes()
     side = {
-        "fingerprint": header.fingerprint,
+        "fingerprint": cache.header.fingerprint,
         "table": _about(table),
         "indexes": {name: list(file) for name, file in catalog.index_files.items()},
         "num_plans": catalog.num_plans,
         "num_contents": catalog.num_contents,
         "shard_bytes": dict(catalog.shard_bytes),
     }
-    write_file_atomic(folder / TABLE, table)
-    write_file_atomic(folder / SIDE, checked_json_bytes(side))
+    write_file_atomic(cache.path / TABLE, table)
+    write_file_atomic(cache.path / SIDE, checked_json_bytes(side))
 
 
-def build_catalog(folder: Path, header: CacheHeader) -> Catalog:
+def build_catalog(cache: CacheFolder) -> Catalog:
     """The catalog put together from contents, plans and every index.
 
     Raises:
         CacheFormatError: when one of them is damaged, or they contradict each other.
     """
     # In this order: whatever an index names was there before it, also while other processes commit.
-    paths = committed_paths(folder)
+    paths = cache.commit_paths()
     files = {path.name: IndexFile(read_checked_json_digest(path), *_stat(path)) for path in paths.values()}
-    num_contents = len(contents_paths(folder))
-    contents = read_contents(folder, header)
+    num_contents = len(contents_paths(cache.path))
+    contents = cache.contents()
     commits: dict[str, list[CommitRows]] = {}
     shard_bytes: dict[str, int] = {}
     for (shard, _), path in paths.items():
         index = read_shard_index(path)
-        check_index(path, index, header.fingerprint, contents)
+        check_index(path, index, cache.header.fingerprint, contents)
         commits.setdefault(shard, []).append(CommitRows(index.number, index.plan, index.rows, index.column_keys))
         shard_bytes[shard] = shard_bytes.get(shard, 0) + (index.data.num_bytes if index.data else 0)
-    plans = read_plans(folder / PLAN)
-    rows, lacking = _merge(folder, plans, commits, [column.key for column in contents.columns])
+    plans = cache.plans()
+    rows, lacking = _merge(cache.path, plans, commits, [column.key for column in contents.columns])
     return Catalog(
         contents=contents,
         table=ledger_table(list(rows.values()), lacking),
@@ -177,11 +194,7 @@ def check_index(path: Path, index: ShardIndex, fingerprint: str, contents: Conte
     Raises:
         CacheFormatError: for another recipe, columns the cache does not have, or another calibration.
     """
-    if index.fingerprint != fingerprint:
-        raise CacheFormatError(
-            f"{path} was made by the recipe {index.fingerprint[:12]}, the cache by {fingerprint[:12]}: it was copied "
-            "from another cache; remove it"
-        )
+    check_recipe(path, index, fingerprint)
     known = {column.key: column for column in contents.columns}
     for key in index.column_keys:
         if key not in known:
@@ -195,7 +208,7 @@ def check_index(path: Path, index: ShardIndex, fingerprint: str, contents: Conte
             raise CacheFormatError(f"{path}: shard {index.shard} has {column}, the cache {known[column.key]}")
     names = ", ".join(column.key for column in index.data.columns if column.precision in QUANTISED)
     try:
-        expected = digest_of(index.data.columns, contents)
+        expected = contents.calibration_digest(index.data.columns)
     except KeyError as error:
         raise CacheFormatError(f"{path}: the contents of the cache name no calibration of {error}") from error
     if index.calibration_digest != expected:
@@ -240,20 +253,21 @@ def _merge(
     return rows, lacking
 
 
-def _read(folder: Path, header: CacheHeader) -> Catalog | None:
+def _read(cache: CacheFolder) -> Catalog | None:
     """The catalog out of `index.parquet`; None where that is not up to date, or not there, or damaged."""
-    paths = {path.name: path for path in committed_paths(folder).values()}
-    num_contents = len(contents_paths(folder))
-    contents = read_contents(folder, header)
+    paths = {path.name: path for path in cache.commit_paths().values()}
+    num_contents = len(contents_paths(cache.path))
+    contents = cache.contents()
     try:
-        side = read_side(folder)
-        data = (folder / TABLE).read_bytes()
+        side = read_side(cache.path)
+        data = (cache.path / TABLE).read_bytes()
     except (CacheFormatError, OSError):
         return None
     files = side["indexes"]
-    num_plans = sum(1 for _ in (folder / PLAN).glob("*.json"))
+    num_plans = sum(1 for _ in (cache.path / PLAN).glob("*.json"))
     counts = [side["num_plans"], side["num_contents"]]
-    if side["fingerprint"] != header.fingerprint or files.keys() != paths.keys() or counts != [num_plans, num_contents]:
+    same_recipe = side["fingerprint"] == cache.header.fingerprint
+    if not same_recipe or files.keys() != paths.keys() or counts != [num_plans, num_contents]:
         return None
     if side["table"] != _about(data) or not all(file.is_now(paths[name]) for name, file in files.items()):
         return None

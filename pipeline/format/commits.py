@@ -54,7 +54,8 @@ class ShardIndex:
         number: 0 for the first commit of a shard; later ones add columns, for the videos that were ok in the first.
         plan: number of the plan that named its videos.
         fingerprint: of the recipe its tokens were made by.
-        calibration_digest: of the calibrations its tokens were quantised with (`digest_of`); None for fp.
+        calibration_digest: of the calibrations its tokens were quantised with (`Contents.calibration_digest`);
+            None for floating point.
         data: what was stored; None when no video of the shard is ok.
         rows: every video of the shard in stored order.
         column_keys: what the commit is about; stored for the videos that are ok.
@@ -213,32 +214,17 @@ def committed_paths(cache_folder: Path) -> dict[tuple[str, int], Path]:
     return dict(sorted(found.items()))
 
 
-def committed_shards(cache_folder: Path, fingerprint: str) -> tuple[ShardIndex, ...]:
-    """Every commit of a cache, by shard and number.
-
-    Args:
-        cache_folder: the cache.
-        fingerprint: of the cache's recipe, which every shard must have.
+def check_recipe(path: Path, index: ShardIndex, fingerprint: str) -> None:
+    """Refuses a commit that was made by another recipe than the cache's.
 
     Raises:
-        CacheFormatError: when an index is damaged or belongs to another recipe.
+        CacheFormatError: says both.
     """
-    return tuple(read_commit(path, fingerprint) for path in committed_paths(cache_folder).values())
-
-
-def read_commit(path: Path, fingerprint: str) -> ShardIndex:
-    """One commit of a cache, at one of its `committed_paths`.
-
-    Raises:
-        CacheFormatError: as `committed_shards`.
-    """
-    index = read_shard_index(path)
     if index.fingerprint != fingerprint:
         raise CacheFormatError(
-            f"{path} was made by the recipe {index.fingerprint[:12]}, the cache by {fingerprint[:12]}: "
-            "it was copied from another cache; remove it"
+            f"{path} was made by the recipe {index.fingerprint[:12]}, the cache by {fingerprint[:12]}: it was copied "
+            "from another cache; remove it"
         )
-    return index
 
 
 def check_commits(

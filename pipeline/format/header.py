@@ -1,16 +1,13 @@
-"""What a cache holds so far: the dataset's name and classes, the kind of store, and the columns.
+"""What a cache is and what it holds: `vfz.json` and `contents/<n>.json`.
 
-`vfz.json` says what the cache was created with and never changes. A layer or part added later is one more file,
-`contents/<n>.json`, that holds the whole contents from then on. Like plans they are numbered and written once, so
+`vfz.json` is made once, together with everything else that comes before the first shard, and never changes. The whole
+folder is made beside its place under a hidden name and renamed into it. So a cache either is there with its header and
+golden frames or is not there, and of several processes that create it at once the first one wins.
+
+A layer or part added later is one more file, `contents/<n>.json`, that holds the whole contents from then on: the
+dataset's name and classes, the kind of store, and the columns. Like plans these files are numbered and written once, so
 processes that add columns at the same time cannot undo each other's, and a kill leaves the contents as they were.
 Splits, views and videos are not listed: the plans name them.
-
-`vfz.json`: what a cache is, made once together with everything else that comes before the first shard.
-
-The whole folder is made beside its place under a hidden name and renamed into it. So a cache either is there with its
-header and golden frames or is not there, and of several processes that create it at once the first one wins.
-
-What a cache's folder is called, and which is meant when none is named.
 """
 
 from __future__ import annotations
@@ -18,30 +15,30 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfz.pipeline.errors import CacheFormatError, UsageError
+from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import (
     canonical_json,
     checked_json_bytes,
     content_errors,
     fsync_dir,
     fsync_tree,
-    make_folder,
     read_checked_json,
     sha256_hex,
     storage_errors,
     unique_token,
-    write_checked_json_once,
 )
-from vfz.pipeline.recipe import STORE_NAMES
+from vfz.pipeline.recipe import QUANTISED, STORE_NAMES
 from vfz.pipeline.stores.metadata import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from vfz.pipeline.format.calibration import CalibratedColumn
 
 
 CONTENTS = "contents"
@@ -146,18 +143,50 @@ class Contents:
             golden=dict(values["golden"].items()),
         )
 
-    def with_columns(
-        self, columns: tuple[Column, ...], *, calibrations: Mapping[str, str], golden: Mapping[str, str]
+    @classmethod
+    def of(
+        cls,
+        columns: Sequence[CalibratedColumn],
+        *,
+        dataset: str,
+        class_names: tuple[str, ...],
+        store: str,
+        golden: Mapping[str, str],
     ) -> Contents:
-        """These contents and more columns; those that are there already stay as they are."""
+        """The contents of a new cache."""
+        return cls(
+            dataset=dataset,
+            class_names=class_names,
+            store=store,
+            columns=sorted_columns([new.column for new in columns]),
+            calibrations={new.column.key: new.digest for new in columns},
+            golden=golden,
+        )
+
+    def with_columns(self, columns: Sequence[CalibratedColumn], *, golden: Mapping[str, str]) -> Contents:
+        """These contents and more columns; those that are there already stay as they are.
+
+        Args:
+            columns: what is added.
+            golden: SHA-256 of each new file in `golden/`, by name.
+        """
         known = {column.key for column in self.columns}
-        new = [column for column in columns if column.key not in known]
+        new = [found for found in columns if found.column.key not in known]
         return replace(
             self,
-            columns=sorted_columns([*self.columns, *new]),
-            calibrations={**{column.key: calibrations[column.key] for column in new}, **self.calibrations},
+            columns=sorted_columns([*self.columns, *(found.column for found in new)]),
+            calibrations={**{found.column.key: found.digest for found in new}, **self.calibrations},
             golden={**self.golden, **golden},
         )
+
+    def calibration_digest(self, columns: Iterable[Column]) -> str | None:
+        """What a shard's index says of the calibrations its columns were quantised with; None for floating point.
+
+        Raises:
+            KeyError: when the contents name no calibration of a quantised column.
+        """
+        digests = {column.key: self.calibrations[column.key] for column in columns if column.precision in QUANTISED}
+        return sha256_hex(canonical_json(digests)) if digests else None
 
 
 def sorted_columns(columns: list[Column]) -> tuple[Column, ...]:
@@ -185,49 +214,6 @@ def contents_paths(cache_folder: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def read_contents(cache_folder: Path, header: CacheHeader) -> Contents:
-    """What the cache holds now: the last `contents/<n>.json`, or what it was created with.
-
-    Raises:
-        CacheFormatError: when a file is missing or damaged.
-    """
-    paths = contents_paths(cache_folder)
-    return read_contents_file(paths[-1], header.precision) if paths else header.contents
-
-
-def add_columns(
-    cache_folder: Path,
-    header: CacheHeader,
-    columns: tuple[Column, ...],
-    *,
-    calibrations: Mapping[str, str],
-    golden: Mapping[str, str],
-) -> Contents:
-    """Makes columns part of the cache, together with any other process that does the same.
-
-    Args:
-        cache_folder: the cache.
-        header: its header.
-        columns: what to add; those that are there already are left alone.
-        calibrations: SHA-256 of the calibration file of each column, by key.
-        golden: SHA-256 of each new file in `golden/`, by name.
-
-    Returns:
-        The contents after that.
-
-    Raises:
-        StorageError: when the disk is full or refuses to be written.
-    """
-    while True:
-        paths = contents_paths(cache_folder)
-        current = read_contents_file(paths[-1], header.precision) if paths else header.contents
-        if not {column.key for column in columns} - {column.key for column in current.columns}:
-            return current
-        wanted = current.with_columns(columns, calibrations=calibrations, golden=golden)
-        path = make_folder(cache_folder / CONTENTS) / f"{len(paths) + 1}.json"
-        write_checked_json_once(path, wanted.to_dict())  # another process's file may win: look again
-
-
 def read_contents_file(path: Path, precision: str) -> Contents:
     """One `contents/<n>.json`.
 
@@ -251,7 +237,7 @@ class CacheHeader:
     Attributes:
         recipe: what decides a stored number, as plain JSON values.
         fingerprint: SHA-256 of the recipe's canonical JSON.
-        contents: what the cache was created with; `vfz.pipeline.format.header.read_contents` gives what it holds now.
+        contents: what the cache was created with; `CacheFolder.contents` gives what it holds now.
         provenance: who made it with what; decides nothing.
     """
 
@@ -351,38 +337,3 @@ def _rename_once(temporary: Path, folder: Path) -> bool:
         ) from error
     fsync_dir(folder.parent)
     return True
-
-
-DEFAULT_FOLDER = Path("caches")
-
-
-def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER, how: str = "with --cache") -> Path:
-    """`path`, or the only cache in the folder `under`; `how` says in an error how to name one.
-
-    Raises:
-        UsageError: when `path` is no folder, or where none is named, when there is none or more than one.
-    """
-    if path is not None:
-        if not path.is_dir():
-            raise UsageError(f"{path} is not a folder; name that of a cache, as vfz cache ls {under} lists them")
-        return path
-    found = sorted(header.parent for header in under.glob("*/vfz.json") if not header.parent.name.startswith("."))
-    if not found:
-        raise UsageError(f"no cache in {under}/; make one with vfz extract, or name one {how}")
-    if len(found) > 1:
-        raise UsageError(f"{under}/ holds {len(found)} caches ({', '.join(map(str, found))}); choose one {how}")
-    return found[0]
-
-
-def cache_name(name: str, encoder_name: str, fingerprint: str) -> str:
-    """What a cache's folder is called: `<name>-<encoder>-<first 12 hexadecimal digits of the fingerprint>`."""
-    return f"{name}-{encoder_name.partition('.')[0]}-{fingerprint[:12]}"
-
-
-def find_caches(paths: Sequence[Path] | None) -> tuple[Path, ...]:
-    """`paths`, or the only cache in the default folder.
-
-    Raises:
-        UsageError: as `find_cache`.
-    """
-    return tuple(find_cache(path) for path in paths or (None,))

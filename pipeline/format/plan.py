@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vfz.pipeline.datasets.base import VideoRecord
 
 
+PLAN = "plan"
 _PLAN_NAME = re.compile(r"(0|[1-9][0-9]*)\.json")
 _PLAN_KEYS = frozenset({"number", "shards"})
 _VIDEO_TYPES: dict[str, tuple[type, ...]] = {
@@ -183,6 +184,7 @@ def extend_plans(
     shard_size_videos: int,
     views: Sequence[int] = (0,),
     again: Collection[tuple[str, int]] = (),
+    known: Sequence[Plan] = (),
 ) -> tuple[Plan, ...]:
     """Plans every video that is in no plan yet, together with any other process that does the same.
 
@@ -192,6 +194,7 @@ def extend_plans(
         shard_size_videos: videos per new shard.
         views: which crops.
         again: keys of videos to be tried again: planned once more, in one new plan.
+        known: plans that were read before, as for `read_plans`.
 
     Returns:
         All plans, oldest first; together they name every video of `records`.
@@ -202,7 +205,7 @@ def extend_plans(
     """
     records = list(records)
     while True:
-        existing = read_plans(folder)
+        existing = read_plans(folder, known=known)
         plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, views=views, again=again)
         if plan is None:
             return existing
@@ -220,15 +223,20 @@ def preview_plans(
     shard_size_videos: int,
     views: Sequence[int] = (0,),
     again: Collection[tuple[str, int]] = (),
+    known: Sequence[Plan] = (),
 ) -> tuple[Plan, ...]:
     """What `extend_plans` would give, were no other process to plan anything; nothing is written."""
-    existing = read_plans(folder)
+    existing = read_plans(folder, known=known)
     plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, views=views, again=again)
     return existing if plan is None else (*existing, plan)
 
 
-def read_plans(folder: Path) -> tuple[Plan, ...]:
+def read_plans(folder: Path, *, known: Sequence[Plan] = ()) -> tuple[Plan, ...]:
     """All plans of a cache, oldest first; none when there is no such folder.
+
+    Args:
+        folder: the cache's `plan` folder.
+        known: the first of its plans, where they were read before; they never change and are not read again.
 
     Raises:
         CacheFormatError: when a file is damaged, a number is left out, or two plans use one shard id.
@@ -238,7 +246,7 @@ def read_plans(folder: Path) -> tuple[Plan, ...]:
     numbers = sorted(int(match[1]) for path in folder.iterdir() if (match := _PLAN_NAME.fullmatch(path.name)))
     if numbers != list(range(len(numbers))):
         raise CacheFormatError(f"{folder} holds the plans {numbers}; one is missing: restore it")
-    plans = tuple(read_plan(folder / f"{number}.json") for number in numbers)
+    plans = (*known, *(read_plan(folder / f"{number}.json") for number in numbers[len(known) :]))
     shards = [shard for plan in plans for shard in plan.shards]
     if len(shards) != len(set(shards)):
         raise CacheFormatError(f"{folder}: two plans use the same shard id; the cache is damaged")

@@ -31,13 +31,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import EncoderError, UsageError
 from vfz.pipeline.files import writer_lock
-from vfz.pipeline.format.calibration import digest_of
-from vfz.pipeline.format.catalog import write_catalog
-from vfz.pipeline.format.commits import ShardIndex, commit_shard, committed_paths, new_data_path, read_shard_index
-from vfz.pipeline.format.header import cache_name, find_cache, fingerprint_of
+from vfz.pipeline.format.catalog import Catalog, write_catalog
+from vfz.pipeline.format.commits import ShardIndex, new_data_path
+from vfz.pipeline.format.folder import cache_name, find_cache
+from vfz.pipeline.format.header import fingerprint_of
+from vfz.pipeline.format.ledger_table import LedgerRows
 from vfz.pipeline.maintenance.convert_source import SourceCache, open_source
 from vfz.pipeline.maintenance.convert_target import TargetCache, converted_recipe, open_target
 from vfz.pipeline.progress import Progress, SilentProgress
@@ -118,10 +118,9 @@ def convert(options: ConvertOptions, *, progress: Progress | None = None) -> Con
     if commits:
         progress.start("converting", total=sum(len(index.rows) for index in commits), unit="videos")
         for index in commits:
-            converter.convert(index, _first_rows(folder, index))
+            converter.convert(index, _first_rows(target, index))
         progress.finish()
-    write_catalog(folder)
-    return _report(source, target, converter, time.perf_counter() - started)
+    return _report(source, target, write_catalog(target.folder), converter, time.perf_counter() - started)
 
 
 def _check_usage(folder: Path, source: SourceCache, options: ConvertOptions) -> None:
@@ -144,7 +143,7 @@ def _check_usage(folder: Path, source: SourceCache, options: ConvertOptions) -> 
 
 def _remaining(source: SourceCache, target: TargetCache) -> list[ShardIndex]:
     """The source's commits that the new cache does not have; without columns that no commit was about yet."""
-    done = committed_paths(target.path)
+    done = target.folder.commit_paths()
     return [
         index
         for index in source.commits
@@ -152,31 +151,33 @@ def _remaining(source: SourceCache, target: TargetCache) -> list[ShardIndex]:
     ]
 
 
-def _first_rows(folder: Path, index: ShardIndex) -> dict[tuple[str, int], LedgerRow]:
+def _first_rows(target: TargetCache, index: ShardIndex) -> dict[tuple[str, int], LedgerRow]:
     """What the new cache's first commit of a shard says of its videos, for a commit that adds columns to it."""
     if index.number == 0:
         return {}
-    first = committed_paths(folder)[index.shard, 0]
-    return {row.key: row for row in read_shard_index(first).rows}
+    first = target.folder.read_commit(target.folder.commit_paths()[index.shard, 0])
+    return {row.key: row for row in first.rows}
 
 
-def _report(source: SourceCache, target: TargetCache, converter: ShardConverter, seconds: float) -> ConvertReport:
-    cache = FeatureCache(target.path, allow_incomplete=True)
-    count = Counter(row.status for row in cache.videos)
+def _report(
+    source: SourceCache, target: TargetCache, catalog: Catalog, converter: ShardConverter, seconds: float
+) -> ConvertReport:
+    rows = LedgerRows(catalog.table)
+    count = Counter(row.status for row in rows)
     return ConvertReport(
         source=str(source.path),
-        cache=str(target.path),
-        fingerprint=target.header.fingerprint,
+        cache=str(target.folder.path),
+        fingerprint=target.folder.header.fingerprint,
         store=target.contents.store,
-        precision=target.header.precision,
+        precision=target.precision,
         compression={column.key: column.compression for column in target.contents.columns},
         num_ok=count["ok"],
         num_failed=count["failed"],
         num_missing=count["missing"],
         num_pending=count["pending"],
-        num_frames=sum(row.num_frames for row in cache.videos),
+        num_frames=sum(row.num_frames for row in rows),
         source_bytes=sum(index.data.num_bytes for index in source.commits if index.data is not None),
-        cache_bytes=cache.num_bytes,
+        cache_bytes=catalog.num_bytes,
         new_commits=converter.num_commits,
         new_videos=converter.num_videos,
         bytes_read=converter.num_bytes_read,
@@ -223,16 +224,15 @@ class ShardConverter:
             return
         columns = [self._target.columns[key] for key in index.column_keys]
         store = get_store(self._target.contents.store)
-        path = new_data_path(self._target.path, index.shard, store.suffix)
+        path = new_data_path(self._target.folder.path, index.shard, store.suffix)
         with writer_lock(path), store.writer(path, columns) as writer:
             converted = self._write(index, rows, writer)
             data = writer.finish() if writer.num_frames else None
-            committed = commit_shard(
-                self._target.path,
+            committed = self._target.folder.commit(
                 replace(
                     index,
-                    fingerprint=self._target.header.fingerprint,
-                    calibration_digest=digest_of(columns, self._target.contents),
+                    fingerprint=self._target.folder.header.fingerprint,
+                    calibration_digest=self._target.contents.calibration_digest(columns),
                     data=data,
                     rows=tuple(converted),
                 ),
@@ -286,7 +286,7 @@ class ShardConverter:
                 bad = np.isfinite(array).all(axis=(1, 2)).argmin()
                 reason = (
                     f"{key}, frame {int(frames[bad]) - row.frame_start}: a token is too large for "
-                    f"{self._target.header.precision} and cannot be converted from {self._source.header.precision}"
+                    f"{self._target.precision} and cannot be converted from {self._source.header.precision}"
                 )
                 self._progress.note(f"failed: {row.id!r}: {reason}")
                 return replace(row, status="failed", reason=reason, num_frames=0, frame_start=0, duration_seconds=0.0)

@@ -20,11 +20,12 @@ import torch
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import content_errors
-from vfz.pipeline.format.calibration import Calibration, digest_of, read_calibrations
-from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_shards
-from vfz.pipeline.format.header import HEADER, CacheHeader, Contents, read_contents, read_header
-from vfz.pipeline.format.plan import Plan, read_plans
-from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED
+from vfz.pipeline.format.calibration import Calibration
+from vfz.pipeline.format.commits import SHARDS, ShardIndex
+from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.header import HEADER, CacheHeader, Contents
+from vfz.pipeline.format.plan import Plan
+from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO, CALIBRATION_SEED
 from vfz.pipeline.stores import ShardReader, get_store
 from vfz.pipeline.stores.metadata import PTS_KEY, Column
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, expand
@@ -33,27 +34,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SAMPLE_FRAMES_PER_VIDEO = 3
-"""As an extraction takes of a video (`extraction.calibrate`, which decodes videos and is not imported here)."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceCache:
     """A cache that is converted.
 
     Attributes:
-        path: its folder.
-        header, contents, plans: what is in it.
+        folder: its files but tokens.
+        contents, plans: what is in it.
         calibrations: by column key.
         commits: all there are now, by shard and number; one may come in while this cache is open, for another call.
     """
 
-    path: Path
-    header: CacheHeader
+    folder: CacheFolder
     contents: Contents
     plans: tuple[Plan, ...]
     calibrations: Mapping[str, Calibration]
     commits: tuple[ShardIndex, ...]
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder.path
+
+    @property
+    def header(self) -> CacheHeader:
+        """What it is."""
+        return self.folder.header
 
     def has_outcome(self, column: Column) -> bool:
         """Whether some commit is about a column, be it that all of its videos failed or are missing."""
@@ -96,7 +102,7 @@ class SourceCache:
             return None
         first_view = min(view for _, view in found)
         ids = sorted(video_id for video_id, view in found if view == first_view)
-        per_video = max(SAMPLE_FRAMES_PER_VIDEO, -(-CALIBRATION_FRAMES // len(ids)))
+        per_video = max(CALIBRATION_FRAMES_PER_VIDEO, -(-CALIBRATION_FRAMES // len(ids)))
         tokens: list[torch.Tensor] = []
         for number in np.random.default_rng(CALIBRATION_SEED).permutation(len(ids)):
             index, start, num_frames = found[ids[number], first_view]
@@ -144,7 +150,8 @@ def open_source(path: Path) -> SourceCache:
     Raises:
         CacheFormatError: when the folder is no cache, it is damaged, or another version of vfz rounded its tokens.
     """
-    header = read_header(path)
+    folder = CacheFolder(path)
+    header = folder.header
     with content_errors(path / HEADER):
         _check_header(header)
     version, known = header.recipe["storage"]["precision_version"], PRECISION_VERSION[header.precision]
@@ -154,21 +161,20 @@ def open_source(path: Path) -> SourceCache:
             "the vfz that made it"
         )
     # In this order: what a commit names was there before it, also in a cache that is being extended.
-    commits = committed_shards(path, header.fingerprint)
-    contents, plans = read_contents(path, header), read_plans(path / "plan")
+    commits = folder.commits()
+    contents, plans = folder.contents(), folder.plans()
     for index in commits:
         columns = [column for column in contents.columns if column.key in index.column_keys]
-        if index.calibration_digest != digest_of(columns, contents):
+        if index.calibration_digest != contents.calibration_digest(columns):
             raise CacheFormatError(
                 f"{path}: shard {index.shard} was quantised with another calibration than the cache has; "
                 "restore calibration/ and shards/ from one copy"
             )
     return SourceCache(
-        path=path,
-        header=header,
+        folder=folder,
         contents=contents,
         plans=plans,
-        calibrations=read_calibrations(path, contents),
+        calibrations=folder.calibrations(contents),
         commits=commits,
     )
 

@@ -10,32 +10,23 @@ on tokens of the source, and `precision_error` is that of both roundings togethe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.errors import CacheIncompleteError, CacheMismatchError, UsageError
-from vfz.pipeline.format.calibration import Calibration, calibrate, read_calibrations, write_calibration
-from vfz.pipeline.format.golden import FRAMES_FILE, read_golden, write_golden_tokens
-from vfz.pipeline.format.header import (
-    GOLDEN,
-    CacheHeader,
-    Contents,
-    add_columns,
-    create_cache,
-    precision_of,
-    read_contents,
-    read_header,
-    sorted_columns,
-)
-from vfz.pipeline.format.plan import read_plans, write_plan
+from vfz.pipeline.format.calibration import CalibratedColumn, Calibration, calibrate, write_calibration
+from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.golden import FRAMES_FILE, write_golden_tokens
+from vfz.pipeline.format.header import GOLDEN, Contents, create_cache, precision_of
+from vfz.pipeline.format.plan import PLAN, write_plan
 from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays
 from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED, PRECISIONS, QUANTISED, StorageSpec
 from vfz.pipeline.stores import Column, get_store
-from vfz.pipeline.stores.quantization import PRECISION_VERSION, to_stored
+from vfz.pipeline.stores.quantization import PRECISION_VERSION, stored_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -46,15 +37,19 @@ class TargetCache:
     """A cache made by conversion.
 
     Attributes:
-        path: its folder.
-        header, contents: what is in it.
+        folder: its files but tokens.
+        contents: what is in it.
         calibrations: by column key.
     """
 
-    path: Path
-    header: CacheHeader
+    folder: CacheFolder
     contents: Contents
     calibrations: Mapping[str, Calibration]
+
+    @property
+    def precision(self) -> str:
+        """How it stores tokens."""
+        return self.folder.header.precision
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -67,7 +62,7 @@ class TargetCache:
         if target.precision == column.precision:
             return dict(arrays)
         tokens = expand_arrays(column, arrays, source.calibrations.get(column.key))
-        return _stored_arrays(target, tokens, self.calibrations[column.key])
+        return _stored(target, tokens, self.calibrations[column.key])
 
 
 def converted_recipe(source: SourceCache, precision: str) -> dict[str, Any]:
@@ -103,7 +98,7 @@ def converted_recipe(source: SourceCache, precision: str) -> dict[str, Any]:
     return {**recipe, "storage": asdict(storage)}
 
 
-def open_target(source: SourceCache, folder: Path, recipe: Mapping[str, Any], options: ConvertOptions) -> TargetCache:
+def open_target(source: SourceCache, path: Path, recipe: Mapping[str, Any], options: ConvertOptions) -> TargetCache:
     """The cache that `options` ask for, made where it is not there, with everything but shards.
 
     Raises:
@@ -113,21 +108,20 @@ def open_target(source: SourceCache, folder: Path, recipe: Mapping[str, Any], op
     """
     store = options.store or source.contents.store
     create_cache(
-        folder,
+        path,
         recipe=recipe,
         provenance=_provenance(source),
         fill=lambda inside: _fill(inside, source, precision_of(recipe), store, options.compression),
     )
-    header = read_header(folder)
-    contents = read_contents(folder, header)
-    _check_same_conversion(folder, header, contents, source, recipe, store)
+    folder = CacheFolder(path)
+    _check_same_conversion(folder, source, recipe, store)
     for plan in source.plans:
-        if write_plan(folder / "plan", plan) != plan:
-            raise CacheMismatchError(_other_videos(folder, source))
-    if len(read_plans(folder / "plan")) > len(source.plans):
-        raise CacheMismatchError(_other_videos(folder, source))
-    contents = _grow(folder, header, contents, source, options.compression)
-    return TargetCache(path=folder, header=header, contents=contents, calibrations=read_calibrations(folder, contents))
+        if write_plan(path / PLAN, plan) != plan:
+            raise CacheMismatchError(_other_videos(path, source))
+    if len(folder.plans()) > len(source.plans):
+        raise CacheMismatchError(_other_videos(path, source))
+    contents = _grow(folder, source, options.compression)
+    return TargetCache(folder=folder, contents=contents, calibrations=folder.calibrations(contents))
 
 
 def _provenance(source: SourceCache) -> dict[str, Any]:
@@ -145,22 +139,21 @@ def _provenance(source: SourceCache) -> dict[str, Any]:
     }
 
 
-def _check_same_conversion(
-    folder: Path, header: CacheHeader, contents: Contents, source: SourceCache, recipe: Mapping[str, Any], store: str
-) -> None:
-    origin = header.provenance.get("converted_from") or {}
-    if header.recipe != recipe or origin.get("fingerprint") != source.header.fingerprint:
+def _check_same_conversion(folder: CacheFolder, source: SourceCache, recipe: Mapping[str, Any], store: str) -> None:
+    path, contents = folder.path, folder.contents()
+    origin = folder.header.provenance.get("converted_from") or {}
+    if folder.header.recipe != recipe or origin.get("fingerprint") != source.header.fingerprint:
         raise CacheMismatchError(
-            f"{folder} is there and was not converted from {source.path}; give another --name or --out"
+            f"{path} is there and was not converted from {source.path}; give another --name or --out"
         )
     if contents.store != store:
-        raise CacheMismatchError(f"{folder} is there as a {contents.store} cache; give another --name or --out")
+        raise CacheMismatchError(f"{path} is there as a {contents.store} cache; give another --name or --out")
     if contents.class_names != source.contents.class_names:
-        raise CacheMismatchError(f"{folder} has other classes than {source.path}; give another --name or --out")
+        raise CacheMismatchError(f"{path} has other classes than {source.path}; give another --name or --out")
 
 
-def _other_videos(folder: Path, source: SourceCache) -> str:
-    return f"{folder} holds other videos than {source.path}, of the same recipe; give another --name or --out"
+def _other_videos(path: Path, source: SourceCache) -> str:
+    return f"{path} holds other videos than {source.path}, of the same recipe; give another --name or --out"
 
 
 def _fill(folder: Path, source: SourceCache, precision: str, store: str, compression: str) -> Contents:
@@ -171,52 +164,34 @@ def _fill(folder: Path, source: SourceCache, precision: str, store: str, compres
         raise CacheIncompleteError(
             f"{source.path} has no tokens of any video yet, so there is nothing to convert; extract some first"
         )
-    return Contents(
+    golden, arrays = _golden_frames(folder, source), _golden_arrays(source, columns)
+    if arrays:
+        golden |= write_golden_tokens(folder, arrays)
+    return Contents.of(
+        columns,
         dataset=source.contents.dataset,
         class_names=source.contents.class_names,
         store=store,
-        columns=sorted_columns([column.column for column in columns]),
-        calibrations={column.column.key: column.digest for column in columns},
-        golden=_golden_frames(folder, source) | _golden_tokens(folder, source, columns),
+        golden=golden,
     )
 
 
-def _grow(folder: Path, header: CacheHeader, contents: Contents, source: SourceCache, compression: str) -> Contents:
+def _grow(folder: CacheFolder, source: SourceCache, compression: str) -> Contents:
     """Adds the columns that the source gained."""
+    contents = folder.contents()
     known = {column.key for column in contents.columns}
     found = [
-        _calibrate(folder, column, source, header.precision, contents.store, compression)
+        _calibrate(folder.path, column, source, folder.header.precision, contents.store, compression)
         for column in source.contents.columns
         if column.key not in known
     ]
     columns = [column for column in found if column is not None]
-    if not columns:
-        return contents
-    golden = _golden_tokens(folder, source, columns)
-    grown = add_columns(
-        folder,
-        header,
-        tuple(column.column for column in columns),
-        calibrations={column.column.key: column.digest for column in columns},
-        golden=golden,
-    )
-    for name in golden.keys() - grown.golden.keys():  # another process added the same columns first
-        (folder / GOLDEN / name).unlink()
-    return grown
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Calibrated:
-    """A column of the new cache, its calibration, and the SHA-256 of the file that holds it."""
-
-    column: Column
-    calibration: Calibration
-    digest: str
+    return folder.add_columns(columns, _golden_arrays(source, columns)) if columns else contents
 
 
 def _calibrate(
     folder: Path, column: Column, source: SourceCache, precision: str, store: str, compression: str
-) -> _Calibrated | None:
+) -> CalibratedColumn | None:
     """A column as the new cache stores it; None while no commit of the source is about it."""
     before, tokens_MND = source.calibrations.get(column.key), source.sample(column)
     if tokens_MND is None and source.has_outcome(column):
@@ -235,15 +210,14 @@ def _calibrate(
         both = before.precision_error, calibration.precision_error
         error = None if both[0] is None or both[1] is None else math.hypot(both[0], both[1])
         calibration = replace(calibration, precision_error=error)
-    written, digest = write_calibration(folder, calibration)
-    return _Calibrated(column=chosen, calibration=written, digest=digest)
+    return write_calibration(folder, chosen, calibration)
 
 
 def _golden_sample(column: Column, source: SourceCache) -> torch.Tensor | None:
     """Golden tokens of a column, float32 [16, N, D]; None where there are none. For one that no video has tokens of."""
     if FRAMES_FILE not in source.contents.golden:
         return None
-    golden = read_golden(source.path, source.contents).arrays
+    golden = source.folder.golden(source.contents).arrays
     if column.key not in golden:
         return None
     return expand_arrays(column, golden, source.calibrations.get(column.key))
@@ -257,11 +231,11 @@ def _golden_frames(folder: Path, source: SourceCache) -> dict[str, str]:
     return {FRAMES_FILE: source.contents.golden[FRAMES_FILE]}
 
 
-def _golden_tokens(folder: Path, source: SourceCache, columns: list[_Calibrated]) -> dict[str, str]:
-    """Stores the golden tokens of some columns anew; returns the SHA-256 of the file by its name."""
+def _golden_arrays(source: SourceCache, columns: Sequence[CalibratedColumn]) -> dict[str, Any]:
+    """The golden tokens of some columns as the new cache stores them, by array key."""
     if FRAMES_FILE not in source.contents.golden:
         return {}
-    golden = read_golden(source.path, source.contents).arrays
+    golden = source.folder.golden(source.contents).arrays
     by_key = {column.key: column for column in source.contents.columns}
     arrays: dict[str, Any] = {}
     for new in columns:
@@ -269,15 +243,11 @@ def _golden_tokens(folder: Path, source: SourceCache, columns: list[_Calibrated]
         stored = {spec.key: golden[spec.key] for spec in old.arrays if spec.key in golden}
         if stored and old.precision != new.column.precision:
             tokens = expand_arrays(old, stored, source.calibrations.get(old.key))
-            stored = _stored_arrays(new.column, tokens, new.calibration)
+            stored = _stored(new.column, tokens, new.calibration)
         arrays |= stored
-    return write_golden_tokens(folder, arrays) if arrays else {}
-
-
-def _stored_arrays(column: Column, tokens: Any, calibration: Calibration) -> dict[str, Any]:
-    """float32 tokens [n, N, D] as a column stores them, by array key."""
-    stored = to_stored(tokens, column.precision, calibration.stats)
-    arrays = {column.payload.key: stored.payload.numpy()}
-    if column.scale is not None and stored.scale is not None:
-        arrays[column.scale.key] = stored.scale.numpy()
     return arrays
+
+
+def _stored(column: Column, tokens: torch.Tensor, calibration: Calibration) -> dict[str, Any]:
+    """float32 tokens [n, N, D] as a column stores them, by array key."""
+    return {key: tensor.numpy() for key, tensor in stored_arrays(column, tokens, calibration.stats).items()}

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheIncompleteError, UsageError
-from vfz.pipeline.format.calibration import Calibration, read_calibrations
-from vfz.pipeline.format.commits import committed_shards
-from vfz.pipeline.format.header import DEFAULT_FOLDER, Contents, read_contents, read_header
+from vfz.pipeline.format.calibration import Calibration
+from vfz.pipeline.format.folder import DEFAULT_FOLDER
+from vfz.pipeline.format.header import Contents
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import from_utf8
 from vfz.pipeline.recipe import describe_difference
@@ -139,8 +139,8 @@ def describe_cache(path: str | Path) -> CacheInfo:
     """
     path = Path(path)
     cache = FeatureCache(path, allow_incomplete=True)
-    stored = [index.data for index in committed_shards(path, cache.fingerprint) if index.data is not None]
-    calibrations = read_calibrations(path, cache.contents)
+    stored = [index.data for index in cache.folder.commits() if index.data is not None]
+    calibrations = cache.calibrations
     rows = list(cache.videos)
     return CacheInfo(
         path=str(path),
@@ -329,17 +329,15 @@ def compare_caches(a: str | Path, b: str | Path) -> CacheComparison:
     Raises:
         CacheFormatError: when one of them is no cache, or damaged so that it cannot be opened.
     """
-    headers = [read_header(Path(path)) for path in (a, b)]
     caches = [FeatureCache(path, allow_incomplete=True) for path in (a, b)]
-    contents = [read_contents(Path(path), header) for path, header in zip((a, b), headers, strict=True)]
     rows_a, rows_b = ({row.key: row for row in cache.videos if row.status == "ok"} for cache in caches)
     common = rows_a.keys() & rows_b.keys()
     return CacheComparison(
         a=str(a),
         b=str(b),
-        same_fingerprint=headers[0].fingerprint == headers[1].fingerprint,
-        recipe_differences=tuple(describe_difference(headers[0].recipe, headers[1].recipe, names=NAMES)),
-        contents_differences=tuple(_contents_differences(*contents)),
+        same_fingerprint=caches[0].fingerprint == caches[1].fingerprint,
+        recipe_differences=tuple(describe_difference(caches[0].recipe, caches[1].recipe, names=NAMES)),
+        contents_differences=tuple(_contents_differences(*(cache.contents for cache in caches))),
         same_ledger=caches[0].ledger_digest == caches[1].ledger_digest,
         num_common=len(common),
         only_in_a=len(rows_a) - len(common),

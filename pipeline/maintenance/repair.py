@@ -25,6 +25,7 @@ from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import LOCK_SUFFIX, fsync_dir, lock_is_held, storage_errors, writer_is_gone
 from vfz.pipeline.format.catalog import TABLE, write_catalog
 from vfz.pipeline.format.commits import SHARDS, committed_paths, is_data_name
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import HEADER
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.maintenance.verify.leftovers import data_names, is_orphan, is_unfinished
@@ -153,7 +154,7 @@ def _do(path: Path, step: RepairStep) -> None:
     """Takes one step, unless there is no more reason for it."""
     target = path / step.file
     if step.action == "rebuild":
-        write_catalog(path)
+        write_catalog(CacheFolder(path))
         return
     _check_inside(path, target)
     with storage_errors(target):

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from vfz.pipeline.errors import CacheFormatError, EncoderError, UsageError
 from vfz.pipeline.recipe import GROUP_CHANNELS, PRECISIONS, QUANTISED
+from vfz.pipeline.stores.metadata import Column
 
 PRECISION_VERSION = {"fp32": 1, "fp16": 1, "int8": 1, "int4": 1}
 FLOAT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -189,6 +190,21 @@ def to_stored(tokens: Tensor, precision: str, stats: ChannelStats | None = None)
             scale[rows] = _quantise_int8(z_RGC, out=q_RGC)
             payload[rows] = q_RGC.flatten(1)[:, :dim]
     return StoredTokens(payload=payload.view(*leading, width), scale=scale.view(*leading, num_groups))
+
+
+def stored_arrays(column: Column, tokens: Tensor, stats: ChannelStats | None) -> dict[str, Tensor]:
+    """Tokens [..., N, D] as a column stores them, by array key, where the tokens are.
+
+    Args:
+        column: what is stored.
+        tokens: of that column.
+        stats: its calibration's; needed for int8 and int4.
+    """
+    stored = to_stored(tokens, column.precision, stats)
+    arrays = {column.payload.key: stored.payload}
+    if column.scale is not None and stored.scale is not None:
+        arrays[column.scale.key] = stored.scale
+    return arrays
 
 
 @torch.no_grad()

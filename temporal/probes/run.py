@@ -19,7 +19,7 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import RunError, UsageError
-from vfz.pipeline.format.header import find_cache
+from vfz.pipeline.format.folder import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool

@@ -13,7 +13,7 @@ from typing import Any
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.format.header import find_caches
+from vfz.pipeline.format.folder import find_caches
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.tokens import CachedTokens

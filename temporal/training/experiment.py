@@ -16,7 +16,7 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
-from vfz.pipeline.format.header import find_caches
+from vfz.pipeline.format.folder import find_caches
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.online import LiveTokens
 from vfz.temporal.data.sampling import Augmentation, ClipRule

@@ -23,7 +23,6 @@ from timing import seconds_of
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
 from vfz.pipeline.format.header import create_cache, read_header
 from vfz.pipeline.format.ledger import LedgerRow
@@ -66,7 +65,7 @@ def make_cache(folder: Path, *, store: str, dim: int, precision: str) -> Path:
         folder,
         ShardIndex(
             shard=shard, number=0, plan=plan.number, fingerprint=header.fingerprint,
-            calibration_digest=digest_of(columns, header.contents), data=data, rows=rows,
+            calibration_digest=header.contents.calibration_digest(columns), data=data, rows=rows,
             column_keys=tuple(column.key for column in columns),
         ),
     )  # fmt: skip

@@ -22,7 +22,6 @@ from contracts.tiny_cache import FINGERPRINT, RECIPE, contents_of
 
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.format.calibration import digest_of
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard
 from vfz.pipeline.format.header import Contents, create_cache, read_header
@@ -83,7 +82,7 @@ def commit_all(folder: Path) -> None:
                 folder,
                 ShardIndex(
                     shard=shard, number=0, plan=plan.number, fingerprint=FINGERPRINT,
-                    calibration_digest=digest_of(contents.columns, contents), data=_data(shard, contents, rows),
+                    calibration_digest=contents.calibration_digest(contents.columns), data=_data(shard, contents, rows),
                     rows=rows, column_keys=tuple(column.key for column in contents.columns),
                 ),
             )  # fmt: skip
@@ -108,10 +107,12 @@ PLAN = """
 import json, re, sys, time
 from pathlib import Path
 sys.path[:0] = json.loads(sys.argv[3])
-from benchmarks.planning import FINGERPRINT, SHARD_VIDEOS, large_records
-from vfz.pipeline.cache.feature_cache import FeatureCache
+from benchmarks.planning import SHARD_VIDEOS, large_records
 from vfz.pipeline.datasets.base import present_ids
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
+from vfz.pipeline.format.catalog import open_catalog
+from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.ledger_table import LedgerRows
 # Not getrusage: after a fork and exec it still counts the parent's memory.
 peak_mb = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 root = Path(sys.argv[1])
@@ -122,12 +123,13 @@ def lap():
     times.append(round(time.perf_counter() - started, 2))
 present = present_ids(records)
 lap()
-cache = FeatureCache(root / "cache", allow_incomplete=True)
+cache = CacheFolder(root / "cache")
+catalog = open_catalog(cache)
 lap()
-rows = {row.key: row for row in cache.videos}
+rows = {row.key: row for row in LedgerRows(catalog.table)}
 lap()
 tasks = remaining_tasks(
-    cache.path, cache.contents, FINGERPRINT, records, rows, complete=complete_shards(cache, cache.contents), views=1,
+    cache, catalog.contents, records, rows, complete=complete_shards(catalog, catalog.contents), views=1,
     shard_videos=SHARD_VIDEOS, retry_failed=False,
 )
 lap()

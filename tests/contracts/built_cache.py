@@ -17,12 +17,13 @@ import torch
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.files import writer_lock
-from vfz.pipeline.format.calibration import Calibration, calibrate, digest_of, read_calibrations, write_calibration
-from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
+from vfz.pipeline.format.calibration import CalibratedColumn, Calibration, calibrate, write_calibration
+from vfz.pipeline.format.commits import ShardIndex, new_data_path
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.golden import FrameSample, write_golden_frames, write_golden_tokens
-from vfz.pipeline.format.header import Contents, add_columns, create_cache, read_contents, read_header
+from vfz.pipeline.format.header import Contents, create_cache
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.plan import PlannedVideo, extend_plans, read_plans
+from vfz.pipeline.format.plan import PlannedVideo, extend_plans
 from vfz.pipeline.recipe import QUANTISED, EncoderSpec, FrameSpec, Recipe, StorageSpec, ViewSpec
 from vfz.pipeline.stores import Column, ShardVideo, get_store
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, to_stored
@@ -140,8 +141,7 @@ def plan_and_commit(
         )
         for n, video_id in enumerate(video_ids)
     ]
-    header = read_header(folder)
-    columns = header.contents.columns
+    columns = CacheFolder(folder).header.contents.columns
     for plan in extend_plans(folder / "plan", records, shard_size_videos=shard_videos, views=views):
         for shard, videos in plan.shards.items():
             path = folder / "shards" / f"{shard}.0.index.json"
@@ -157,16 +157,14 @@ def grow(
     compression: str = "auto",
 ) -> None:
     """Adds columns to a cache, one more commit to each of its shards."""
-    header = read_header(folder)
-    contents = read_contents(folder, header)
-    columns = columns_of(shapes, header.precision)
-    ids = [video.id for video in read_plans(folder / "plan")[0].shards["00000"]]
-    columns, calibrations, digests = _calibrate(folder, columns, contents.store, compression, ids)
-    golden = write_golden_tokens(folder, _golden_arrays(columns, calibrations, ids))
-    add_columns(folder, header, tuple(columns), calibrations=digests, golden=golden)
-    for plan in read_plans(folder / "plan"):
+    cache = CacheFolder(folder)
+    columns = columns_of(shapes, cache.header.precision)
+    ids = [video.id for video in cache.plans()[0].shards["00000"]]
+    calibrated = _calibrate(folder, columns, cache.contents().store, compression, ids)
+    cache.add_columns(calibrated, _golden_arrays(calibrated, ids))
+    for plan in cache.plans():
         for shard, videos in plan.shards.items():
-            commit(folder, plan.number, shard, 1, tuple(columns), videos, extra or {})
+            commit(folder, plan.number, shard, 1, tuple(new.column for new in calibrated), videos, extra or {})
 
 
 def commit(
@@ -179,9 +177,9 @@ def commit(
     extra: Mapping[tuple[str, str], np.ndarray],
 ) -> None:
     """Writes one commit."""
-    header = read_header(folder)
-    contents = read_contents(folder, header)
-    calibrations = read_calibrations(folder, contents)
+    cache = CacheFolder(folder)
+    contents = cache.contents()
+    calibrations = cache.calibrations(contents)
     store = get_store(contents.store)
     path = new_data_path(folder, shard, store.suffix)
     rows = []
@@ -204,13 +202,13 @@ def commit(
                 shard=shard,
                 number=number,
                 plan=plan,
-                fingerprint=header.fingerprint,
-                calibration_digest=digest_of(columns, contents),
+                fingerprint=cache.header.fingerprint,
+                calibration_digest=contents.calibration_digest(columns),
                 data=data,
                 rows=tuple(rows),
                 column_keys=tuple(column.key for column in columns),
             )
-            assert commit_shard(folder, index)
+            assert cache.commit(index)
 
 
 def store_tokens(tokens: np.ndarray, column: Column, calibration: Calibration) -> dict[str, np.ndarray]:
@@ -223,26 +221,19 @@ def store_tokens(tokens: np.ndarray, column: Column, calibration: Calibration) -
 
 
 def _fill(folder: Path, columns: Sequence[Column], store: str, compression: str, video_ids: Sequence[str]) -> Contents:
-    columns, calibrations, digests = _calibrate(folder, columns, store, compression, video_ids)
+    calibrated = _calibrate(folder, columns, store, compression, video_ids)
     ids = tuple(_golden_ids(video_ids))
     pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), np.uint8)
     sample = FrameSample(pixels_MCHW=torch.from_numpy(pixels), video_ids=ids, pts_seconds=(0.0,) * 16)
     golden = write_golden_frames(folder, sample)
-    golden |= write_golden_tokens(folder, _golden_arrays(columns, calibrations, video_ids))
-    return Contents(
-        dataset="built",
-        class_names=("left", "right"),
-        store=store,
-        columns=tuple(columns),
-        calibrations=digests,
-        golden=golden,
-    )
+    golden |= write_golden_tokens(folder, _golden_arrays(calibrated, video_ids))
+    return Contents.of(calibrated, dataset="built", class_names=("left", "right"), store=store, golden=golden)
 
 
 def _calibrate(
     folder: Path, columns: Sequence[Column], store: str, compression: str, video_ids: Sequence[str]
-) -> tuple[list[Column], dict[str, Calibration], dict[str, str]]:
-    chosen, calibrations, digests = [], {}, {}
+) -> list[CalibratedColumn]:
+    calibrated = []
     for column in columns:
         sample = np.concatenate([tokens_of(video_id, 0, column) for video_id in video_ids])
         column, calibration = calibrate(
@@ -251,9 +242,8 @@ def _calibrate(
             requested_compression=compression,
             compresses=get_store(store).compresses,
         )
-        chosen.append(column)
-        calibrations[column.key], digests[column.key] = write_calibration(folder, calibration)
-    return chosen, calibrations, digests
+        calibrated.append(write_calibration(folder, column, calibration))
+    return calibrated
 
 
 def _golden_ids(video_ids: Sequence[str]) -> list[str]:
@@ -262,14 +252,12 @@ def _golden_ids(video_ids: Sequence[str]) -> list[str]:
     return list(np.resize(ok, 16).tolist())
 
 
-def _golden_arrays(
-    columns: Sequence[Column], calibrations: Mapping[str, Calibration], video_ids: Sequence[str]
-) -> dict[str, np.ndarray]:
+def _golden_arrays(columns: Sequence[CalibratedColumn], video_ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Tokens of the first frames of the golden videos, 16 in all."""
     arrays: dict[str, np.ndarray] = {}
-    for column in columns:
-        tokens = np.concatenate([tokens_of(video_id, 0, column)[:1] for video_id in _golden_ids(video_ids)])
-        arrays |= store_tokens(tokens, column, calibrations[column.key])
+    for new in columns:
+        tokens = np.concatenate([tokens_of(video_id, 0, new.column)[:1] for video_id in _golden_ids(video_ids)])
+        arrays |= store_tokens(tokens, new.column, new.calibration)
     return arrays
 
 

@@ -12,6 +12,7 @@ from contracts.built_cache import build, grow
 
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import committed_paths, read_shard_index
+from vfz.pipeline.format.folder import CacheFolder
 
 KINDS = (("zarr", "fp16"), ("zarr", "int4"), ("webdataset", "fp32"), ("webdataset", "int8"))
 """Store and precision."""
@@ -29,7 +30,7 @@ class Originals:
         if not original.exists():
             build(original, store=store, precision=precision)
             grow(original)
-            write_catalog(original)
+            write_catalog(CacheFolder(original))
         return Path(shutil.copytree(original, target))
 
 

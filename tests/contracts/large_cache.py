@@ -11,7 +11,7 @@ from pathlib import Path
 from contracts.tiny_cache import new_cache
 
 from vfz.pipeline.format.catalog import Catalog, IndexFile, save_catalog
-from vfz.pipeline.format.header import read_header
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import ledger_table
 
@@ -47,13 +47,13 @@ def make_large_cache(folder: Path, num_videos: int, *, shard_videos: int = 64) -
         path.touch()
         files[path.name] = IndexFile("0" * 64, 0, path.stat().st_mtime_ns)
     (folder / "plan/0.json").write_bytes(b"")
-    header = read_header(folder)
+    cache = CacheFolder(folder)
     catalog = Catalog(
-        contents=header.contents,
+        contents=cache.header.contents,
         table=ledger_table(rows, lacking),
         index_files=files,
         shard_bytes=dict.fromkeys(shards, 10**9),
         num_plans=1,
         num_contents=0,
     )
-    save_catalog(folder, header, catalog)
+    save_catalog(cache, catalog)

@@ -19,9 +19,10 @@ import numpy as np
 
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.format.calibration import Calibration, digest_of, write_calibration
+from vfz.pipeline.format.calibration import Calibration, write_calibration
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, committed_paths, new_data_path, read_shard_index
-from vfz.pipeline.format.header import Contents, add_columns, create_cache, fingerprint_of, read_contents, read_header
+from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.header import Contents, create_cache, fingerprint_of
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import Plan, extend_plans, read_plans
 from vfz.pipeline.recipe import QUANTISED
@@ -74,7 +75,9 @@ def contents_of(folder: Path, columns: Sequence[Column] = COLUMNS, *, store: str
         class_names=("left", "right"),
         store=store,
         columns=tuple(columns),
-        calibrations={column.key: write_calibration(folder, calibration_of(column))[1] for column in columns},
+        calibrations={
+            column.key: write_calibration(folder, column, calibration_of(column)).digest for column in columns
+        },
         golden={},
     )
 
@@ -120,11 +123,10 @@ def new_cache(
 
 def add_layer(folder: Path, layer: str) -> Contents:
     """Makes a layer part of the contents; no shard has its tokens yet."""
-    header = read_header(folder)
-    dim = header.contents.columns[0].dim
-    columns = columns_of(header.precision, (layer,), dim=dim)
-    calibrations = {column.key: write_calibration(folder, calibration_of(column))[1] for column in columns}
-    return add_columns(folder, header, columns, calibrations=calibrations, golden={})
+    cache = CacheFolder(folder)
+    dim = cache.header.contents.columns[0].dim
+    columns = columns_of(cache.header.precision, (layer,), dim=dim)
+    return cache.add_columns([write_calibration(folder, column, calibration_of(column)) for column in columns], {})
 
 
 def num_frames_of(video_id: str) -> int:
@@ -197,8 +199,8 @@ def prepare_shard(
         number: 0, or that of a later commit: of the videos that were ok in commit 0.
         layers: what is stored; None means all layers of the contents.
     """
-    header = read_header(folder)
-    contents = read_contents(folder, header)
+    cache = CacheFolder(folder)
+    contents = cache.contents()
     columns = [column for column in contents.columns if layers is None or column.layer in layers]
     videos = plan.shards[shard]
     if number:
@@ -238,8 +240,8 @@ def prepare_shard(
         shard=shard,
         number=number,
         plan=plan.number,
-        fingerprint=header.fingerprint,
-        calibration_digest=digest_of(columns, contents),
+        fingerprint=cache.header.fingerprint,
+        calibration_digest=contents.calibration_digest(columns),
         data=data,
         rows=tuple(rows),
         column_keys=tuple(column.key for column in columns),

@@ -22,6 +22,7 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, StorageError
 from vfz.pipeline.format.catalog import is_current, write_catalog
 from vfz.pipeline.format.commits import committed_paths, read_shard_index
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import read_header
 from vfz.pipeline.format.plan import read_plans
 from vfz.pipeline.maintenance.repair import repair_cache
@@ -172,9 +173,9 @@ def test_a_file_too_many_is_found(originals, tmp_path, store, precision):
 @kinds
 def test_an_old_catalogue_does_not_mislead_readers(tmp_path, store, precision):
     path = build(tmp_path / "cache", store=store, precision=precision, leave_out=("00001",))
-    write_catalog(path)
+    write_catalog(CacheFolder(path))
     plan_and_commit(path)
-    assert not is_current(path)
+    assert not is_current(CacheFolder(path))
     report = verify_cache(path)
     assert report.intact
     assert [problem.file for problem in report.notes] == ["index.parquet"]

@@ -28,6 +28,7 @@ from contracts.built_cache import FAILED, build, grow  # noqa: E402
 
 from vfz.pipeline.files import FORMAT_VERSION  # noqa: E402
 from vfz.pipeline.format.catalog import write_catalog  # noqa: E402
+from vfz.pipeline.format.folder import CacheFolder  # noqa: E402
 from vfz.pipeline.maintenance.convert_source import expand_arrays, open_source  # noqa: E402
 from vfz.pipeline.recipe import PRECISIONS, QUANTISED, STORE_NAMES  # noqa: E402
 from vfz.pipeline.stores import metadata as records  # noqa: E402
@@ -53,7 +54,7 @@ def main() -> None:
                 shapes=SHAPES,
             )
             grow(cache, compression="zstd")
-            write_catalog(cache)
+            write_catalog(CacheFolder(cache))
             for name, array in read(cache).items():
                 known = expected.setdefault(f"{precision}/{name}", array)
                 if not np.array_equal(known, array):

@@ -32,6 +32,7 @@ from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteErr
 from vfz.pipeline.files import checked_json_bytes
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import create_cache
 from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.stores import STORES
@@ -356,7 +357,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path):
         assert cache.videos[1].reason == f"bad {strange[0]}"
         with pytest.raises(CacheError, match="has no tokens: failed: bad"):
             cache.read(strange[0])
-        write_catalog(folder)
+        write_catalog(CacheFolder(folder))
 
 
 def fill_cache_of_rows(folder, plan, rows):

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from contracts.tiny_cache import COLUMNS, FINGERPRINT, RECIPE, add_layer, contents_of, new_cache
+from contracts.tiny_cache import COLUMNS, FINGERPRINT, RECIPE, add_layer, calibration_of, contents_of, new_cache
 
 import vfz.pipeline.format.header
 from vfz.pipeline.errors import CacheFormatError, StorageError
 from vfz.pipeline.files import checked_json_bytes
-from vfz.pipeline.format.header import Contents, add_columns, contents_paths, create_cache, read_contents, read_header
+from vfz.pipeline.format.calibration import write_calibration
+from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.header import Contents, contents_paths, create_cache, read_header
 
 
 def _create(folder: Path, *, also=lambda _: None, **changes) -> bool:
@@ -134,15 +136,16 @@ def test_contents_grow_by_files_that_are_written_once(tmp_path):
     before = (folder / "vfz.json").read_bytes()
     assert add_layer(folder, "23").layers.keys() == {"2", "11", "23"}
     assert add_layer(folder, "5").layers.keys() == {"2", "5", "11", "23"}
-    header = read_header(folder)
-    contents = read_contents(folder, header)
+    cache = CacheFolder(folder)
+    contents = cache.contents()
     assert list(contents.layers) == ["2", "5", "11", "23"]
-    assert add_columns(folder, header, COLUMNS, calibrations={}, golden={}) == contents, "they are there"
+    there = [write_calibration(folder, column, calibration_of(column)) for column in COLUMNS]
+    assert cache.add_columns(there, {}) == contents, "they are there"
     assert [path.name for path in contents_paths(folder)] == ["1.json", "2.json"]
     assert (folder / "vfz.json").read_bytes() == before
     (folder / "contents/1.json").unlink()
     with pytest.raises(CacheFormatError, match="one is missing"):
-        read_contents(folder, header)
+        cache.contents()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vfz.pipeline.errors import CacheFormatError, UnknownNameError
 from vfz.pipeline.files import checked_json_bytes, read_checked_json_digest
 from vfz.pipeline.format.catalog import build_catalog, is_current, open_catalog, write_catalog
 from vfz.pipeline.format.commits import commit_shard
-from vfz.pipeline.format.header import read_header
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.plan import extend_plans
 
 
@@ -32,7 +32,7 @@ def template(tmp_path_factory) -> Path:
     fill_cache(cache, bad=("v3",))
     add_layer(cache, "23")
     fill_cache(cache, number=1, layers=("23",), bad=("v1",))
-    write_catalog(cache)
+    write_catalog(CacheFolder(cache))
     return cache
 
 
@@ -43,12 +43,12 @@ def folder(tmp_path, template) -> Path:
 
 def _expected(folder):
     """What plans and indexes say, put together anew."""
-    return build_catalog(folder, read_header(folder)).table
+    return build_catalog(CacheFolder(folder)).table
 
 
 def test_a_written_catalog_is_what_plans_and_indexes_say(folder):
-    assert is_current(folder)
-    catalog = open_catalog(folder, read_header(folder))
+    assert is_current(CacheFolder(folder))
+    catalog = open_catalog(CacheFolder(folder))
     assert catalog.table.equals(_expected(folder))
     assert catalog.table.column_names == [
         *("id", "view", "split", "label", "status", "reason", "attempts", "num_frames", "frame_start", "shard"),
@@ -123,11 +123,11 @@ def _flip(path):
 @pytest.mark.parametrize("change", sorted(CHANGES))
 def test_a_catalog_that_is_old_or_damaged_is_not_believed_and_no_error(folder, change):
     CHANGES[change](folder)
-    assert not is_current(folder)
+    assert not is_current(CacheFolder(folder))
     cache = FeatureCache(folder, allow_incomplete=True)
     assert cache.table().equals(_expected(folder))
-    write_catalog(folder)
-    assert is_current(folder)
+    write_catalog(CacheFolder(folder))
+    assert is_current(CacheFolder(folder))
     assert FeatureCache(folder, allow_incomplete=True).table().equals(cache.table())
 
 
@@ -136,19 +136,19 @@ def test_a_catalog_of_another_cache_is_not_believed(folder, tmp_path):
     fill_cache(tmp_path / "other")
     for name in ("index.parquet", "index.json"):
         shutil.copy(folder / name, tmp_path / "other")
-    assert not is_current(tmp_path / "other")
+    assert not is_current(CacheFolder(tmp_path / "other"))
 
 
 def test_a_copied_cache_keeps_its_catalog_although_every_file_is_newer(folder):
     for path in folder.rglob("*.json"):
         os.utime(path, (1, 1))
-    assert is_current(folder)
+    assert is_current(CacheFolder(folder))
 
 
 def test_a_table_without_rows_is_a_table(tmp_path):
     new_cache(tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache/plan")
-    write_catalog(tmp_path / "cache")
+    write_catalog(CacheFolder(tmp_path / "cache"))
     cache = FeatureCache(tmp_path / "cache", allow_incomplete=True)
     assert (len(cache.videos), cache.videos, cache.splits, cache.num_bytes) == (0, [], (), 0)
     assert cache.ok_videos() == []
@@ -212,7 +212,7 @@ def test_opening_imports_neither_torch_nor_dask_nor_a_dataset(template):
 def _write_often(folder, barrier):
     barrier.wait(30)
     for _ in range(10):
-        write_catalog(folder)
+        write_catalog(CacheFolder(folder))
 
 
 def test_processes_that_write_at_the_same_time_leave_a_catalog_that_is_right_or_not_believed(folder):
@@ -224,10 +224,10 @@ def test_processes_that_write_at_the_same_time_leave_a_catalog_that_is_right_or_
     barrier.wait(30)
     expected = _expected(folder)
     while any(process.is_alive() for process in processes):
-        assert open_catalog(folder, read_header(folder)).table.equals(expected)
+        assert open_catalog(CacheFolder(folder)).table.equals(expected)
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
-    write_catalog(folder)
-    assert is_current(folder)
+    write_catalog(CacheFolder(folder))
+    assert is_current(CacheFolder(folder))
     assert not list(folder.glob(".*"))

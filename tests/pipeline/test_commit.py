@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.tiny_cache import COLUMNS, FINGERPRINT, new_cache, prepare_shard, video_tokens
+from contracts.tiny_cache import COLUMNS, new_cache, prepare_shard, video_tokens
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import checked_json_bytes
-from vfz.pipeline.format.commits import commit_shard, committed_shards, read_shard_index
+from vfz.pipeline.format.commits import commit_shard, read_shard_index
+from vfz.pipeline.format.folder import CacheFolder
 
 TESTS = Path(__file__).parents[1]
 
@@ -29,7 +30,7 @@ def test_a_committed_shard_reads_back(tmp_path):
     (plan,) = new_cache(tmp_path / "cache")
     index = prepare_shard(tmp_path / "cache", plan, "00001")
     assert commit_shard(tmp_path / "cache", index)
-    assert committed_shards(tmp_path / "cache", FINGERPRINT) == (index,)
+    assert CacheFolder(tmp_path / "cache").commits() == (index,)
 
 
 def test_the_second_writer_loses_and_deletes_only_its_own_data(tmp_path):
@@ -38,7 +39,7 @@ def test_the_second_writer_loses_and_deletes_only_its_own_data(tmp_path):
     assert commit_shard(tmp_path / "cache", first)
     assert not commit_shard(tmp_path / "cache", second)
     assert commit_shard(tmp_path / "cache", first), "committing the same data again changes nothing"
-    assert committed_shards(tmp_path / "cache", FINGERPRINT) == (first,)
+    assert CacheFolder(tmp_path / "cache").commits() == (first,)
     assert _folders(tmp_path / "cache") == {first.data.name}
 
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError
 from vfz.pipeline.files import checked_json_bytes, sha256_file
-from vfz.pipeline.format.calibration import write_calibration
+from vfz.pipeline.format.calibration import file_name_of, write_calibration
 from vfz.pipeline.format.catalog import build_catalog, is_current, write_catalog
 from vfz.pipeline.format.commits import is_data_name, read_shard_index
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import read_header
 from vfz.pipeline.maintenance.repair import repair_cache
 from vfz.pipeline.maintenance.verify import verify_cache
@@ -37,7 +38,7 @@ def template(request, tmp_path_factory) -> Path:
     (cache / "contents").mkdir()
     header = content_of(cache / "vfz.json")
     (cache / "contents/1.json").write_bytes(checked_json_bytes(header["contents"]))
-    write_catalog(cache)
+    write_catalog(CacheFolder(cache))
     return cache
 
 
@@ -206,18 +207,18 @@ def test_the_data_of_another_shard_is_never_removed(cache):
 def test_a_calibration_of_other_channels_that_lies_there_is_refused(tmp_path):
     (tmp_path / "calibration").mkdir()
     (column, *_), (wider, *_) = columns_of(), columns_of(dim=16)
-    assert write_calibration(tmp_path, calibration_of(column))[0] == calibration_of(column)
+    assert write_calibration(tmp_path, column, calibration_of(column)).calibration == calibration_of(column)
     with pytest.raises(CacheFormatError, match="with 8 channels, expected layer_2/patch with 16"):
-        write_calibration(tmp_path, calibration_of(wider))
+        write_calibration(tmp_path, wider, calibration_of(wider))
 
 
 def test_a_calibration_of_another_column_that_lies_there_is_refused(tmp_path):
     (tmp_path / "calibration").mkdir()
     first, second, *_ = columns_of()
-    file = tmp_path / "calibration" / calibration_of(first).file_name
+    file = tmp_path / "calibration" / file_name_of(first.key)
     file.write_bytes(calibration_of(second).to_bytes())
     with pytest.raises(CacheFormatError, match="calibration of layer_2/prefix"):
-        write_calibration(tmp_path, calibration_of(first))
+        write_calibration(tmp_path, first, calibration_of(first))
 
 
 # --- the catalogue is put together anew ---
@@ -240,11 +241,11 @@ def test_a_calibration_of_another_column_that_lies_there_is_refused(tmp_path):
 )
 def test_a_side_file_of_another_form_is_passed_over(cache, place, value):
     change(cache / "index.json", place, value)
-    assert not is_current(cache)
+    assert not is_current(CacheFolder(cache))
     use(cache)
     assert verify_cache(cache).problems
     repair_cache(cache)
-    assert is_current(cache)
+    assert is_current(CacheFolder(cache))
 
 
 def _lacking_of(values):
@@ -267,11 +268,11 @@ def _lacking_of(values):
     ],
 )
 def test_a_table_of_another_form_is_passed_over(cache, spoil):
-    expected = build_catalog(cache, read_header(cache)).table
+    expected = build_catalog(CacheFolder(cache)).table
     pq.write_table(spoil(expected), cache / "index.parquet")
     about = {"sha256": sha256_file(cache / "index.parquet"), "num_bytes": (cache / "index.parquet").stat().st_size}
     change(cache / "index.json", "table", about)
-    assert not is_current(cache)
+    assert not is_current(CacheFolder(cache))
     assert FeatureCache(cache, allow_incomplete=True).table().equals(expected)
     use(cache)
 

@@ -28,9 +28,11 @@ import pyarrow.parquet as pq
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import read_checked_json_digest, sha256_file
-from vfz.pipeline.format.catalog import CATALOG_FILES, PLAN, SIDE, TABLE, build_catalog, read_side
+from vfz.pipeline.format.catalog import CATALOG_FILES, SIDE, TABLE, build_catalog, read_side
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import CONTENTS
+from vfz.pipeline.format.plan import PLAN
 from vfz.pipeline.maintenance.verify.data import PtsOfVideo, check_data
 from vfz.pipeline.maintenance.verify.leftovers import find_leftovers
 from vfz.pipeline.maintenance.verify.metadata import LINK, CacheState, read_state, short
@@ -157,7 +159,7 @@ def _check_table(state: CacheState, side: Mapping[str, Any]) -> str:
     if any((state.path / name).is_symlink() for name in state.named):
         return ""  # told of, and not followed
     try:
-        expected = build_catalog(state.path, state.header)
+        expected = build_catalog(CacheFolder(state.path))
     except CacheFormatError:
         return ""  # something else is damaged, and told of
     try:

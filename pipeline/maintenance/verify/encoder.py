@@ -38,9 +38,8 @@ from vfz.pipeline.encoder.batching import prepared_frames
 from vfz.pipeline.engine.columns import layers_of, tokens_of
 from vfz.pipeline.errors import DatasetError, DecodeError, UsageError
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
-from vfz.pipeline.format.calibration import Calibration, read_calibrations
-from vfz.pipeline.format.golden import GoldenFrames, read_golden
-from vfz.pipeline.format.header import read_contents, read_header
+from vfz.pipeline.format.calibration import Calibration
+from vfz.pipeline.format.golden import GoldenFrames
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import recipe_from_dict
 from vfz.pipeline.stores import Column
@@ -126,17 +125,16 @@ def verify_encoder(
     path = Path(path)
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root} is not a folder; name the one that the videos lie in now, or leave it out")
-    header = read_header(path)
-    contents = read_contents(path, header)
+    cache = FeatureCache(path, allow_incomplete=True)
+    contents = cache.contents
     if not contents.golden:
         raise UsageError(f"{path} has no golden frames; its encoder cannot be verified")
-    golden = read_golden(path, contents)
-    cache = FeatureCache(path, allow_incomplete=True)
+    golden = cache.folder.golden(contents)
     columns = [column for column in contents.columns if column.key in golden.arrays]
     live = LiveEncoder(cache, layers=layers_of(columns), device=choose_device(device), root=root, weights=weights)
     tokens = live.encode(torch.from_numpy(golden.pixels_GCHW))
-    calibrations = read_calibrations(path, contents)
-    autocast = str(header.recipe["encoder"]["autocast"])
+    calibrations = cache.calibrations
+    autocast = str(cache.recipe["encoder"]["autocast"])
     pixels = _Pixels(live, cache, golden)
     return EncoderReport(
         encoder=live.encoder.name,

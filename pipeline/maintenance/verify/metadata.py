@@ -14,11 +14,10 @@ from typing import TypeVar
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import sha256_file
-from vfz.pipeline.format.calibration import CALIBRATION, digest_of, file_name_of, read_calibration
-from vfz.pipeline.format.catalog import PLAN
+from vfz.pipeline.format.calibration import CALIBRATION, file_name_of, read_calibration
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths, read_shard_index
 from vfz.pipeline.format.header import CONTENTS, GOLDEN, HEADER, CacheHeader, Contents, read_contents_file, read_header
-from vfz.pipeline.format.plan import Plan, read_plan
+from vfz.pipeline.format.plan import PLAN, Plan, read_plan
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
 
 FOLDERS = (CONTENTS, CALIBRATION, GOLDEN, PLAN, SHARDS)
@@ -275,7 +274,7 @@ def _check_columns(state: CacheState, index: ShardIndex, contents: Contents) -> 
                 (video, _), key = min(twice)
                 yield f"commit {number} of the shard has {key} of video {video!r} already", "extract"
     columns = [known[key] for key in index.column_keys]
-    if index.calibration_digest != digest_of(columns, contents):
+    if index.calibration_digest != contents.calibration_digest(columns):
         yield "its tokens were quantised with another calibration than the cache has", "extract"
     if index.data is None:
         return

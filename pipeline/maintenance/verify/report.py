@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vfz.pipeline.format.catalog import PLAN
 from vfz.pipeline.format.header import CONTENTS, HEADER
+from vfz.pipeline.format.plan import PLAN
 
 Severity = Literal["damage", "note"]
 """`damage`: something that was written is gone or changed. `note`: left over or out of date; reading is as it was."""

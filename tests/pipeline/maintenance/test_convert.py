@@ -18,7 +18,6 @@ from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, CacheMismatchError, UsageError
 from vfz.pipeline.files import checked_json_bytes, sha256_file
-from vfz.pipeline.format.commits import committed_shards
 from vfz.pipeline.format.golden import read_golden
 from vfz.pipeline.maintenance import convert as convert_shard
 from vfz.pipeline.maintenance.convert import convert
@@ -108,7 +107,7 @@ def data_digests(folder: Path) -> dict[tuple[str, int], dict[str, str]]:
             else sha256_file(folder / "shards" / index.data.name)
             for name in index.data.files
         }
-        for index in committed_shards(folder, open_source(folder).header.fingerprint)
+        for index in open_source(folder).commits
         if index.data
     }
 
@@ -190,7 +189,7 @@ def test_the_recipe_changes_in_how_tokens_are_stored_only_and_provenance_tells_t
 
 
 def test_names_and_samples_are_as_an_extraction_makes_them(sources, tmp_path):
-    from vfz.pipeline.format.header import cache_name
+    from vfz.pipeline.format.folder import cache_name
 
     report, folder = run(sources("webdataset", "int4"), tmp_path)
     assert folder.name == cache_name("built", "built_patch16_8.for_tests", report.fingerprint)

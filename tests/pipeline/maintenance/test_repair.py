@@ -18,6 +18,7 @@ from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.format.catalog import is_current
 from vfz.pipeline.format.commits import committed_paths
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.maintenance.repair import repair_cache
 from vfz.pipeline.maintenance.verify import verify_cache
 
@@ -66,7 +67,7 @@ def test_a_damaged_shard_is_dropped_with_what_was_added_to_it(originals, tmp_pat
     assert "run the same vfz extract again" in report.result
     assert not any(data.exists() for data in gone)
     assert _pending(path) == {"00001"}
-    assert is_current(path)
+    assert is_current(CacheFolder(path))
     assert verify_cache(path).problems == ()
     after = files_of(path)
     assert all(after[name] == content for name, content in others.items() if not name.startswith("index."))
@@ -131,7 +132,7 @@ def test_a_catalogue_that_is_damaged_old_or_gone_is_made_again(cache):
         spoil()
         assert [step.action for step in repair_cache(cache).steps] == ["rebuild"]
         assert files_of(cache).keys() == expected.keys()
-        assert is_current(cache)
+        assert is_current(CacheFolder(cache))
 
 
 def test_a_living_writer_is_not_touched(cache):

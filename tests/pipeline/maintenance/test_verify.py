@@ -15,7 +15,7 @@ from contracts.damaged_cache import KINDS, Originals, data_path, files_of, flip,
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import committed_paths, read_shard_index
-from vfz.pipeline.format.header import read_contents, read_header
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.plan import read_plans
 from vfz.pipeline.maintenance.info import compare_caches
 from vfz.pipeline.maintenance.verify import verify_cache
@@ -209,10 +209,10 @@ def test_numbers_that_are_not_finite_are_found(tmp_path, monkeypatch, store, pre
 
 def test_a_catalogue_that_is_old_is_a_note(tmp_path):
     path = build(tmp_path / "cache", leave_out=("00002",))
-    write_catalog(path)
+    write_catalog(CacheFolder(path))
     assert verify_cache(path).problems == ()
     plan = read_plans(path / "plan")[0]
-    columns = read_contents(path, read_header(path)).columns
+    columns = CacheFolder(path).contents().columns
     commit(path, 0, "00002", 0, columns, plan.shards["00002"], {})
     report = verify_cache(path)
     assert report.intact
