@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.options import ExtractOptions
-from vfz.pipeline.spec import PRECISIONS, STORE_NAMES
-from vfz.temporal.options import ProbeOptions, TrainOptions
-from vfz.temporal.runs import load_model
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.recipe import PRECISIONS, STORE_NAMES
+from vfz.temporal.probes.options import ProbeOptions
+from vfz.temporal.training.options import TrainOptions
+from vfz.temporal.training.runs import load_model
 
 DATA = Path(__file__).parent / "data"
 STORES, RUNS = DATA / "old_stores", DATA / "old_runs"

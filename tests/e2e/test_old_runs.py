@@ -16,7 +16,7 @@ from training import lines_of
 
 from vfz.cli.main import main
 from vfz.temporal.probes.run import probe
-from vfz.temporal.train import train_temporal
+from vfz.temporal.training.train import train_temporal
 
 every_run = pytest.mark.parametrize("name", RUN_CACHES)
 

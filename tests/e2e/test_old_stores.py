@@ -27,14 +27,14 @@ from old_stores import (
 )
 
 from vfz.cli.main import main
-from vfz.pipeline.cache import FeatureCache
-from vfz.pipeline.encoder import load_encoder
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.extract import extract
+from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.maintenance.convert import convert
-from vfz.pipeline.maintenance.convert_options import ConvertOptions
+from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.spec import PRECISIONS, QUANTISED, STORE_NAMES
+from vfz.pipeline.recipe import PRECISIONS, QUANTISED, STORE_NAMES
 
 ANEW = {"fp32": 1e-4, "fp16": 2e-4, "int8": 2e-3, "int4": 3e-2}
 """How far numbers that are computed again may be from those of then, RMS in parts of their deviation: on another CPU

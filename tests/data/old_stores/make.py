@@ -48,7 +48,7 @@ from old_stores import (  # noqa: E402
 from processes import wait_until  # noqa: E402
 from training import arguments_of, lines_of, start  # noqa: E402
 
-from vfz.pipeline.spec import PRECISIONS  # noqa: E402
+from vfz.pipeline.recipe import PRECISIONS  # noqa: E402
 
 PLACE = Path("/tmp/old-stores")  # noqa: S108 - the caches keep this path, so it is the same on every machine
 STOPPED_AFTER = 12  # steps
