@@ -1,37 +1,22 @@
-"""Tokens to answers: layer mixers, causal recurrent cores, readouts, and what trains and measures them.
+"""Tokens to answers: the public face of what is trained and measured on cached tokens.
 
-A model is mixer -> core -> readout. The three builders are exported here, and `ClipDataset` for those who bring a model
-of their own; all are imported on first use, so that `import vfz.temporal` (and with it `vfz --help`) does not import
-torch.
+    from vfz.temporal import ProbeOptions, TrainOptions, fit_linear, load_model, probe, train_temporal
+
+    report = train_temporal(TrainOptions(core="gmmix", epochs=20))
+    model, run = load_model(report.run)
+    probe(ProbeOptions(probe="attentive", temporal=report.run))
+
+- Your own model on cached tokens: `ClipDataset`.
+- The parts of ours: `build_core`, `build_mixer`, `build_readout`, `build_task`, `TemporalModel`, `ModelConfig`.
+- Train and evaluate: `train_temporal`, `TrainOptions`, `evaluate`, `EvaluateOptions`, `load_model`.
+- Weights released with the paper: `load_checkpoint`.
+- Probe: `probe`, `ProbeOptions`, `fit_linear`, `fit_attentive`, `fit_knn`, `compare_probes`, `CompareOptions`.
+- Statistics: `bootstrap_interval`, `mcnemar`, `paired_bootstrap`.
+
+A name is imported when it is first used, so that this import costs milliseconds and no torch. `__init__.pyi` lists the
+names for editors and type checkers. What is not among them is private by convention: it may change at any time.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vfz.temporal.cores import build_core
-    from vfz.temporal.data.dataset import ClipDataset
-    from vfz.temporal.mixers import build_mixer
-    from vfz.temporal.readouts import build_readout
-
-
-__all__ = ["ClipDataset", "build_core", "build_mixer", "build_readout"]
-
-_MODULE_OF = {
-    "ClipDataset": "vfz.temporal.data.dataset",
-    "build_core": "vfz.temporal.cores",
-    "build_mixer": "vfz.temporal.mixers",
-    "build_readout": "vfz.temporal.readouts",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -42,13 +42,11 @@ def tokens_as_dask(
     """A column of some videos as float32 [F, N, D]; see `FeatureCache.to_dask`.
 
     Raises:
-        UsageError: when dask is not installed, or there is no video.
+        UsageError: when there is no video.
     """
-    try:
-        import dask.array
-        from dask.delayed import delayed
-    except ImportError as error:
-        raise UsageError("to_dask needs dask, which is not installed: pip install 'vfz[dask]'") from error
+    import dask.array
+    from dask.delayed import delayed
+
     if not rows:
         raise UsageError(f"no video of {source.path} has {column.key}; there is nothing to make an array of")
     runs: list[list[LedgerRow]] = []

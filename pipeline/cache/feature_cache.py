@@ -277,7 +277,7 @@ class FeatureCache:
             view: which crop.
 
         Raises:
-            UsageError: when dask is not installed, or no video can be read.
+            UsageError: when no video can be read.
             UnknownNameError: as `ok_videos`.
         """
         from vfz.pipeline.cache.dask_array import tokens_as_dask

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
-
-from vfz.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,13 +36,3 @@ def run_tasks(
     from vfz.pipeline.engine.dask import run_dask
 
     return run_dask(job, tasks, cluster=dask, progress=progress)
-
-
-def check_engine(dask: str | None) -> None:
-    """Refuses what this installation cannot do, before anything is loaded.
-
-    Raises:
-        UsageError: dask is asked for and not installed.
-    """
-    if dask is not None and find_spec("distributed") is None:
-        raise UsageError("--dask needs dask.distributed, which is not installed; pip install 'vfz[dask]'")

@@ -21,7 +21,6 @@ from vfz.pipeline.encoder.layers import LAYERS_VERSION
 from vfz.pipeline.encoder.model import EncoderRequest, FrozenEncoder
 from vfz.pipeline.encoder.transforms import PREPROCESS_VERSION
 from vfz.pipeline.encoder.weights import check_encoder_name
-from vfz.pipeline.engine import check_engine
 from vfz.pipeline.engine.columns import columns_of, layers_of
 from vfz.pipeline.engine.local import Share, choose_share
 from vfz.pipeline.errors import CacheMismatchError, UsageError
@@ -275,7 +274,6 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
     Raises:
         UsageError: a wrong option. DatasetError: no videos. EncoderError: no weights.
     """
-    check_engine(options.dask)
     check_encoder_name(options.encoder)  # a slip of the pen is told before videos are listed or rendered
     share = choose_share(options.rank, options.world_size)
     dataset = _open_dataset(options, progress)

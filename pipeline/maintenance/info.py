@@ -274,7 +274,7 @@ def _python(cache: FeatureCache) -> str:
     except CacheIncompleteError:
         extra = ", allow_incomplete=True"
     lines = [
-        "from vfz.pipeline.cache.feature_cache import FeatureCache",
+        "from vfz.pipeline import FeatureCache",
         f"cache = FeatureCache({str(cache.path)!r}{extra})",
     ]
     layer = list(cache.layers)[-1]

@@ -1,0 +1,62 @@
+# Probes side by side
+from .comparison.report import compare_probes as compare_probes
+
+# The parts of a model
+from .cores import build_core as build_core
+
+# Cached tokens for a model of your own
+from .data.dataset import ClipDataset as ClipDataset
+from .mixers import build_mixer as build_mixer
+from .model import ModelConfig as ModelConfig
+from .model import TemporalModel as TemporalModel
+
+# Probe
+from .probes.estimators import fit_attentive as fit_attentive
+from .probes.estimators import fit_knn as fit_knn
+from .probes.estimators import fit_linear as fit_linear
+from .probes.options import CompareOptions as CompareOptions
+from .probes.options import ProbeOptions as ProbeOptions
+from .probes.run import probe as probe
+from .readouts import build_readout as build_readout
+
+# Weights released with the paper
+from .reference.checkpoints import load_checkpoint as load_checkpoint
+
+# Statistics over videos
+from .statistics import bootstrap_interval as bootstrap_interval
+from .statistics import mcnemar as mcnemar
+from .statistics import paired_bootstrap as paired_bootstrap
+from .tasks import build_task as build_task
+
+# Train and evaluate
+from .training.evaluate import evaluate as evaluate
+from .training.options import EvaluateOptions as EvaluateOptions
+from .training.options import TrainOptions as TrainOptions
+from .training.runs import load_model as load_model
+from .training.train import train_temporal as train_temporal
+
+__all__ = [
+    "ClipDataset",
+    "CompareOptions",
+    "EvaluateOptions",
+    "ModelConfig",
+    "ProbeOptions",
+    "TemporalModel",
+    "TrainOptions",
+    "bootstrap_interval",
+    "build_core",
+    "build_mixer",
+    "build_readout",
+    "build_task",
+    "compare_probes",
+    "evaluate",
+    "fit_attentive",
+    "fit_knn",
+    "fit_linear",
+    "load_checkpoint",
+    "load_model",
+    "mcnemar",
+    "paired_bootstrap",
+    "probe",
+    "train_temporal",
+]
