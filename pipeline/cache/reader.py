@@ -41,7 +41,7 @@ from vfz.pipeline.files import read_checked_json_digest
 from vfz.pipeline.format.catalog import check_index
 from vfz.pipeline.format.commits import SHARDS, read_shard_index
 from vfz.pipeline.stores import Checksums, ShardReader, get_store
-from vfz.pipeline.stores.mapped import copy_all
+from vfz.pipeline.stores.mapped import copy_frames
 from vfz.pipeline.stores.metadata import PTS_KEY
 
 if TYPE_CHECKING:
@@ -231,7 +231,8 @@ class ClipReader:
                 except CacheFormatError as error:
                     shard = self._lookup.shard(clip.position)
                     raise CacheFormatError(f"video {clip.video[0]!r}, shard {shard}: {error}") from error
-        copy_all(later)
+        for out, frames in later:
+            copy_frames(out, frames)
 
 
 def _fill_frame_numbers(numbers_BT: NDArray[np.int64], clips: Sequence[FrameNumbers]) -> None:

@@ -6,10 +6,15 @@
         <key>.json                                with the label, a number or a class name, under `label`
 
 An id is the key: the member's path up to the first dot of its name. Other members, such as captions in `<key>.txt`, are
-not read. The tars must not be compressed, since videos inside could not be reached without unpacking.
+not read. What makes a sample is webdataset's to say (`group_by_keys`): members of one key side by side, by suffixes in
+small letters. A label or a link that webdataset would leave out without a word is an error here.
 
-Cost: every header of every tar and every label is read, some 0.1 ms a member where the disk has them at hand: a minute
-for 240,000 videos with labels, more over a network.
+Headers are read with tarfile, and not through `webdataset.WebDataset`, which gives contents but not their places, and
+reads every byte of every video to reach the next header: 1 s per GB that is in memory, else the disk's time. The tars
+must not be compressed, since videos inside could not be reached without unpacking.
+
+Cost: every header of every tar and every label is read, some 0.05 ms a member where they are in memory: half a minute
+for 240,000 videos with labels, more over a network. webdataset imports torch, a second where it is not loaded yet.
 """
 
 from __future__ import annotations
@@ -19,14 +24,24 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from vfz.pipeline.datasets.annotations import AnnotatedDataset, Listing, Place, check_id, check_number, number_classes
+from vfz.pipeline.datasets.annotations import (
+    AnnotatedDataset,
+    Listing,
+    Place,
+    check_id,
+    check_number,
+    number_classes,
+)
 from vfz.pipeline.datasets.base import VIDEO_SUFFIXES, VideoRecord, safe_name
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
 
 _NUMBER_AT_END = re.compile(r"[-_.]?[0-9]+$")
+_MOST_LETTERS = 4096
+"""In a name, as on Linux: webdataset takes hours for a million slashes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +51,13 @@ class _Video:
     source: VideoSource
     split: str
     label: str | None
+
+
+class _Member(NamedTuple):
+    """What webdataset groups in place of a member's content."""
+
+    place: Place
+    info: tarfile.TarInfo
 
 
 class TarsDataset(AnnotatedDataset):
@@ -79,56 +101,70 @@ def _split_of(path: Path) -> str:
 
 
 def _read_tar(path: Path, split: str) -> Iterator[_Video]:
-    videos: dict[str, tuple[Place, VideoSource]] = {}
-    labels: dict[str, str] = {}
+    from webdataset.tariterators import group_by_keys  # takes torch along
+
+    with_video: set[str] = set()
+    without: dict[str, Place] = {}
     try:
         with tarfile.open(path, "r:") as archive:
-            for number, info in enumerate(archive, start=1):
-                if info.isdir():
-                    continue
-                place = Place(path, number, "member")
-                key, extension = _split_name(info.name)
-                if PurePosixPath(f"x.{extension}").suffix.lower() in VIDEO_SUFFIXES:
-                    if key in videos:
-                        raise DatasetError(f"{place}: the video {key!r} was named before, in {videos[key][0]}")
-                    videos[check_id(key, place)] = place, _source(path, info, place)
-                elif extension in {"cls", "json"} and info.isfile():
-                    label = _read_label(archive, info, extension, place)
-                    if label is not None and (extension == "cls" or key not in labels):
-                        labels[key] = label
+            for sample in group_by_keys(_members(archive, path)):
+                key: str = sample["__key__"]
+                videos = [sample[kind] for kind in sample if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
+                labels = [sample[kind] for kind in ("cls", "json") if kind in sample]
+                for place, info in videos:  # of two, the second is refused as if it were in another tar
+                    source = VideoSource(path=path, member=info.name, offset=info.offset_data, num_bytes=info.size)
+                    _check_plain(place, info)
+                    label = _read_label(archive, labels)
+                    yield _Video(place=place, key=check_id(key, place), source=source, split=split, label=label)
+                    with_video.add(key)
+                if labels and not videos:
+                    without[key] = labels[0].place
             _check_end(archive, path)
-    except tarfile.TarError as error:
-        raise DatasetError(f"{path} cannot be read as a plain tar: {error}; make it again, uncompressed") from error
-    for key, (place, source) in videos.items():
-        yield _Video(place=place, key=key, source=source, split=split, label=labels.get(key))
+    except (tarfile.TarError, ValueError) as error:  # ValueError: a name comes twice, or tarfile meets odd headers
+        why = str(error.args[0]).partition(" in tar file ")[0]
+        raise DatasetError(f"{path} cannot be read as a plain tar: {why}; make it again, uncompressed") from error
+    if apart := without.keys() & with_video:
+        key = min(apart)
+        raise DatasetError(
+            f"{without[key]}: the label of {key!r} is apart from its video; put the members of a sample side by side, "
+            "as `tar --sort=name` does"
+        )
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """A member's key and what follows, as webdataset has it: the name is cut at its first dot, the folder is not."""
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return f"{folder}{slash}{stem}", extension
+def _members(archive: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
+    """All but folders, as webdataset has them after reading, with `_Member`s for contents."""
+    for number, info in enumerate(archive, start=1):
+        place = Place(path, number, "member")
+        # With fewer than no bytes tarfile goes back, and round in circles.
+        if info.size < 0 or len(info.name) > _MOST_LETTERS:
+            raise DatasetError(f"{place}: {info.size} bytes by a name of {len(info.name)} letters; make the tar again")
+        if not info.isdir():
+            yield {"fname": info.name.removeprefix("./"), "data": _Member(place, info), "__url__": str(path)}
 
 
-def _source(path: Path, info: tarfile.TarInfo, place: Place) -> VideoSource:
+def _check_plain(place: Place, info: tarfile.TarInfo) -> None:
     if not info.isfile() or info.issparse():
         raise DatasetError(f"{place}: {info.name!r} is a link or has holes; put the file itself into the tar")
-    return VideoSource(path=path, member=info.name, offset=info.offset_data, num_bytes=info.size)
 
 
-def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, extension: str, place: Place) -> str | None:
-    file = archive.extractfile(info)
-    raw = file.read() if file else b""
-    if extension == "cls":
-        return str(check_number(raw.decode("ascii", "replace").strip(), place, what="label"))
-    try:
-        content = json.loads(raw)
-    except ValueError as error:
-        raise DatasetError(f"{place}: {info.name!r} is not JSON: {error}") from error
-    label = content.get("label") if isinstance(content, dict) else None
-    if label is not None and (isinstance(label, bool) or not isinstance(label, int | str)):
-        raise DatasetError(f"{place}: the label {label!r} in {info.name!r} is neither a number nor a class name")
-    return None if label is None else str(label)
+def _read_label(archive: tarfile.TarFile, members: list[_Member]) -> str | None:
+    """What the first of them says that says anything."""
+    for place, info in members:
+        _check_plain(place, info)
+        file = archive.extractfile(info)
+        raw = file.read() if file else b""
+        if not info.name.lower().endswith(".json"):
+            return str(check_number(raw.decode("ascii", "replace").strip(), place, what="label"))
+        try:
+            content = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{place}: {info.name!r} is not JSON: {error}") from error
+        label = content.get("label") if isinstance(content, dict) else None
+        if label is not None and (isinstance(label, bool) or not isinstance(label, int | str)):
+            raise DatasetError(f"{place}: the label {label!r} in {info.name!r} is neither a number nor a class name")
+        if label is not None:
+            return str(label)
+    return None
 
 
 def _check_end(archive: tarfile.TarFile, path: Path) -> None:

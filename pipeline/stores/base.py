@@ -223,7 +223,7 @@ class ShardReader(ABC):
         Args:
             frames: [n] frame numbers in the shard.
             outs: by array key, as `out` of `read`; filled one after the other.
-            later: where no more than a copy is left to do, that copy is appended here instead of made: for `copy_all`.
+            later: where no more than a copy is left to do, that copy is appended here instead of made.
 
         Raises:
             UnknownNameError, UsageError: as `read`.

@@ -3,7 +3,8 @@
 Tokens out of a LayerNorm are close to noise: zstd saves 7 to 8% of them, and a window then takes 30 times as long to
 read (0.7 GB/s of decoding against 20 GB/s of copying). Tokens with many zeros or few different values, as after a ReLU,
 shrink to a quarter. So a codec is chosen per column by measuring it on stored numbers, and none where it saves less
-than 10%. numcodecs, which zarr-python uses itself, encodes: the same chunk gives the same bytes, and zarr reads them.
+than 10%. numcodecs, which zarr-python uses itself, encodes: the same chunk gives the same bytes, and zarr reads them;
+through zarr-python's own codecs a chunk takes 1.3 to 3.4 times as long to encode and 1.5 times to decode.
 
 Two codecs, both zstd at its level 3 (level 6 saves 1 to 2% more and writes at a third of the speed): `zstd` as it is,
 `blosc-zstd` after sorting the bytes of the numbers by significance ("shuffle"), which pays for float32; sorting the

@@ -2,8 +2,9 @@
 
 The tar is mapped as a whole; the index says where every payload begins, so a window of frames of one video, with or
 without a step, is one copy. Nothing in the tar is parsed: what must stand before a payload, tar and npy header, follows
-from the index alone, and the first read of a member compares it. A pickle, a name that leads elsewhere or a header that
-claims other sizes is refused for not being equal.
+from the index alone, and the first read of a member compares it: 6 µs, where parsing both headers with tarfile and
+numpy takes 37 and has to be told what to refuse. A pickle, a name that leads elsewhere or a header that claims other
+sizes is refused for not being equal.
 
 Only the chunks of a window leave the disk (`vfz.pipeline.stores.mapped`): reading every second frame, or one layer of
 four, moves 1.00 to 1.06 times that part of the file. Cost: some 10 µs per clip of a batch beside the copy, twice that

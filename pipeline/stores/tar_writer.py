@@ -8,14 +8,17 @@ group of frames.
 
 What is no token follows from the video, the array's shape and its dtype alone. So equal tokens give equal archives, and
 a reader parses nothing: it compares. For the same reason headers are made here and not by `tarfile` and `numpy`, whose
-choices (padding, device numbers) have changed between versions; tests hold them equal to today's. The format is GNU's,
-which every tar reads: long names in an extra member, sizes above 8 GiB in base 256.
+choices (padding, device numbers) have changed between versions; tests hold them equal to today's. They also come
+faster: 4 µs a header where `TarInfo.tobuf` takes 17, so that a first read of videos of 2.5 MB would take 1.06 times as
+long, of 12 KB 1.7 times, and the check of a whole shard's layout 2.1 to 2.4 times. The format is GNU's, which every tar
+reads: long names in an extra member, sizes above 8 GiB in base 256.
 
 A tar wants each member whole and its size before it, while frames of all arrays come side by side and their number is
 known at the end. So the first array goes straight to its place, behind a gap for its header, and the others wait in
 files without a name beside the tar until the video is complete. That is one more copy of those arrays, within the page
 cache for all but long videos, through a buffer of 256 KiB (copy_file_range, which cannot share blocks at a tar's
-offsets, took 1.4 times as long).
+offsets, took 1.4 times as long). `TarFile.addfile`, which needs a file for every array, gives the same bytes in 1.0 to
+1.5 times the time.
 
 Cost: memory for that buffer and a number per group of frames. SHA-256 is the slowest step (1.7 GB/s) and needs the
 headers, so a second thread hashes videos that are complete. In all 0.58 times the speed of a plain write with fsync for

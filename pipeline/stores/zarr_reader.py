@@ -1,7 +1,8 @@
 """Random reads from a Zarr shard at the speed of a memory copy.
 
-zarr-python's own indexing costs 5 to 50 times a plain read of the same bytes. Here the index of a shard is parsed once,
-and its chunks are read in one of two ways:
+zarr-python's own indexing takes 26 to 75 times as long for a window of 16 frames (2.5 MB), 7 to 15 times where every
+chunk is checked here too, 2.3 to 2.6 times where it is compressed; and it fills in what is absent. Here the index of a
+shard is parsed once, and its chunks are read in one of two ways:
 
 - `PlainArray`: uncompressed chunks at equal distances, which is what `ZarrShardWriter` writes, are one strided array
   over the mapped file. A window of frames, with or without a step, is one copy.

@@ -31,8 +31,6 @@ from vfz.pipeline.stores import get_store
 from vfz.pipeline.stores.quantization import channel_stats, expand, to_stored
 
 BATCH = 16
-NUM_WARM_UPS = 4
-"""The first copies of a process try which way is the fastest."""
 
 
 def make_cache(folder: Path, *, store: str, dim: int, precision: str) -> Path:
@@ -91,8 +89,6 @@ def batch_rows(store: str, folder: Path, *, dim: int, precision: str, rounds: in
         for place, start in zip(plain_buffer, videos + starts, strict=True):
             np.copyto(place, plain[start : start + WINDOW])
 
-    for _ in range(NUM_WARM_UPS):
-        cache.read_batch(clips, out=buffers)
     ours, theirs = seconds_of(lambda: cache.read_batch(clips, out=buffers), through_memmap, rounds=rounds)
     cache.close()
     return [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import tarfile
+import warnings
 
 import av
 import pytest
+import webdataset
 from contracts.dataset_contract import DatasetContract
 from dataset_files import VIDEOS, touch
 
@@ -77,6 +80,35 @@ def test_a_label_is_the_number_in_cls_or_else_what_json_says(tmp_path):
     assert dataset.class_names == ("0", "1", "2", "3")
 
 
+def test_keys_and_labels_are_those_that_webdataset_itself_finds(tmp_path):
+    names = [
+        "a.mp4",
+        "d.e/b.WebM",
+        ".mp4",
+        "._a.mp4",
+        "c/._a.mp4",
+        "d.e/.mp4",
+        "no suffix",
+        "x\ny/c.mp4",
+        "f.MP4",
+        "g.txt",
+    ]
+    members = [(name, "x") for name in names]
+    members[1:1] = [("a.cls", "1"), ("a.front.txt", "x")]
+    members[-1:-1] = [("f.CLS", "2"), ("f.json", '{"label": 5}')]
+    write_tar(tmp_path / "0.tar", members)
+    with warnings.catch_warnings(action="ignore"):  # webdataset leaves its file to the garbage collector
+        samples = list(webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False))
+        gc.collect()
+    found = {
+        sample["__key__"]: sample.get("cls")
+        for sample in samples
+        if any(kind.endswith(("mp4", "webm")) for kind in sample)
+    }
+    assert {row[0]: row[2] for row in listed(tmp_path)} == {key: label and int(label) for key, label in found.items()}
+    assert found == {"a": b"1", "d.e/b": None, "c/": None, "x\ny/c": None, "f": b"2"}
+
+
 def test_class_names_in_json_are_sorted_over_all_tars(tmp_path):
     write_tar(tmp_path / "train" / "0.tar", [("a.mp4", "x"), ("a.json", '{"label": "jump"}')])
     write_tar(tmp_path / "val" / "0.tar", [("b.mp4", "x"), ("b.json", '{"label": "climb"}')])
@@ -102,6 +134,11 @@ def test_a_key_ends_at_the_first_dot_of_the_name_and_keeps_its_folder(tmp_path):
         ([("a.mp4", "x"), ("a.cls", b"\xff")], r"member 2: the label .* is not a whole number"),
         ([("a.mp4", "x"), ("a.json", "{")], r"member 2: 'a\.json' is not JSON"),
         ([("a.mp4", "x"), ("a.json", '{"label": [1]}')], r"member 2: the label \[1\] in 'a\.json' is neither a number"),
+        ([("a.mp4", "x"), ("a.json", "[" * 100_000)], r"member 2: 'a\.json' is not JSON"),
+        ([("a.mp4", "x"), ("a.cls", "0"), ("a.CLS", "1")], r"0\.tar cannot be read.*: a\.CLS: duplicate file name;"),
+        ([("a.mp4", "x"), ("b.mp4", "x"), ("a.cls", "0")], r"member 3: the label of 'a' is apart from its video"),
+        ([("a.json", "{}"), ("b.mp4", "x"), ("a.mp4", "x")], r"member 1: the label of 'a' is apart from its video"),
+        ([("/" * 10**6 + "a", "x")], r"member 1: 1 bytes by a name of 1000001 letters"),
         ([("a.txt", "x")], r"has 1 tars without any video; give --root a folder with <split>/\*\.tar"),
     ],
 )
@@ -121,18 +158,43 @@ def test_a_key_in_two_tars_is_an_error_that_names_both(tmp_path):
 def test_links_compressed_tars_and_files_that_are_no_tars_are_refused(tmp_path):
     write_tar(tmp_path / "packed" / "0.tar", [("a.mp4", "x")], mode="w:gz")
     touch(tmp_path / "text", "0.tar")
-    (tmp_path / "linked").mkdir()
-    with tarfile.open(tmp_path / "linked" / "0.tar", "w") as archive:
-        link = tarfile.TarInfo("a.mp4")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
+    for name in ("a.mp4", "a.cls"):
+        write_tar(tmp_path / name / "0.tar", [("a.mp4", "x")] if name == "a.cls" else [])
+        with tarfile.open(tmp_path / name / "0.tar", "a") as archive:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(link)
     for folder in ("packed", "text"):
         with pytest.raises(
             DatasetError, match=r"0\.tar cannot be read as a plain tar: .*; make it again, uncompressed"
         ):
             open_dataset("tars", root=tmp_path / folder)
-    with pytest.raises(DatasetError, match=r"member 1: 'a\.mp4' is a link or has holes"):
-        open_dataset("tars", root=tmp_path / "linked")
+    for name in ("a.mp4", "a.cls"):
+        with pytest.raises(DatasetError, match=rf"member \d: '{name}' is a link or has holes"):
+            open_dataset("tars", root=tmp_path / name)
+
+
+def header(name, size, *, pax=None):
+    """A member's header, whatever it claims."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    before = tarfile.TarInfo.create_pax_global_header(pax).replace(b"0g", b"0x") if pax else b""
+    return before + info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        header("a.txt", 0) + header("b.txt", 0) + header("c.txt", -1024),  # back to the second, and again
+        header("a.mp4", 2**60),
+        header("a.mp4", 512, pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + b"y\n".ljust(512, b"\0"),
+    ],
+    ids=["in a circle", "beyond any disk", "holes that are no numbers"],
+)
+def test_headers_that_lead_nowhere_are_refused(tmp_path, raw):
+    (tmp_path / "0.tar").write_bytes(raw + bytes(1024))
+    with pytest.raises(DatasetError):
+        open_dataset("tars", root=tmp_path)
 
 
 @pytest.mark.parametrize(
