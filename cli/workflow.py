@@ -1,6 +1,6 @@
 """`vfz demo`: options in, `vfz.temporal.demo.run_demo`, table out.
 
-`vfz run`: a recipe in, `vfz.temporal.run_workflow.run_workflow`, its plan or its results out.
+`vfz run`: a workflow in, `vfz.temporal.run_workflow.run_workflow`, its plan or its results out.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ vfz run workflows/quickstart.toml --dry-run
 VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2_gmmix_large.toml"""
 
 
-@command(RunOptions, name="run", example=EXAMPLE, argument="recipe")
+@command(RunOptions, name="run", example=EXAMPLE, argument="workflow")
 def run_command(options: RunOptions, session: Session) -> None:
-    """Run a recipe: extract, train and probe, leaving out what is done.
+    """Run a workflow: extract, train and probe, leaving out what is done.
 
-    A recipe is a TOML file with the tables [extract], [[train-temporal]] and [[probe]]. Stopped, it goes on where
+    A workflow is a TOML file with the tables [extract], [[train-temporal]] and [[probe]]. Stopped, it goes on where
     it was when it is run again.
     """
     from vfz.cli.console import print_json, progress, show, table
@@ -78,7 +78,7 @@ def run_command(options: RunOptions, session: Session) -> None:
         return
     if options.dry_run:
         table(
-            f"{report.recipe}: nothing was run",
+            f"{report.workflow}: nothing was run",
             ["stage", "state", "where"],
             [(stage.stage, stage.state, stage.detail) for stage in report.plan],
         )
@@ -87,6 +87,6 @@ def run_command(options: RunOptions, session: Session) -> None:
     if report.published:
         measured = "not measured" if report.measured is None else f"{report.measured:.4g}"
         show(
-            f"{report.recipe}: {report.published.metric}",
+            f"{report.workflow}: {report.published.metric}",
             {"measured": measured, "published": f"{report.published.value:.4g} ({report.published.source})"},
         )

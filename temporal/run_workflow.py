@@ -1,11 +1,11 @@
-"""`vfz run RECIPE`: the stages of a recipe in order, those that are done left out.
+"""`vfz run WORKFLOW`: the stages of a workflow in order, those that are done left out.
 
     extract          done when the same options made a cache that is there, whole and of the same fingerprint
     train-temporal   done when its run folder holds a finished run of the same options on the same videos; an
                      unfinished one is continued
     probe            always asked for: a probe with the same settings on the same videos gives its stored result
 
-What the extraction made is kept in `<out>/<recipe>.workflow.json`, so that a done one needs neither videos nor
+What the extraction made is kept in `<out>/<workflow>.workflow.json`, so that a done one needs neither videos nor
 encoder. New videos under the root are therefore not seen; `--again` looks for them. Nothing that is there is ever
 overwritten: a run folder of other options, or one trained on videos that have changed since, is refused by name.
 """
@@ -64,10 +64,10 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowReport:
-    """What a recipe came to.
+    """What a workflow came to.
 
     Attributes:
-        recipe: its name.
+        workflow: its name.
         plan: what was done and to do at the start.
         cache: the extracted cache; None after a dry run that found none.
         results: every run's and probe's record, by stage; empty after a dry run.
@@ -75,7 +75,7 @@ class WorkflowReport:
         measured: the metric it reports, of the last run that has it; None where none has.
     """
 
-    recipe: str
+    workflow: str
     plan: tuple[PlannedStage, ...]
     cache: str | None
     results: dict[str, dict[str, Any]]
@@ -84,14 +84,14 @@ class WorkflowReport:
 
 
 def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> WorkflowReport:
-    """Run what is not done yet of a recipe, or with `dry_run` only tell.
+    """Run what is not done yet of a workflow, or with `dry_run` only tell.
 
     Raises:
-        UsageError: a mistake in the recipe. RunError: a run folder that is there was made otherwise. Otherwise as
+        UsageError: a mistake in the workflow. RunError: a run folder that is there was made otherwise. Otherwise as
         `extract`, `train_temporal` and `probe`, whose finished work is kept.
     """
     progress = progress or SilentProgress()
-    workflow = read_workflow(options.recipe)
+    workflow = read_workflow(options.workflow)
     cache = None if options.again else _extracted(workflow)
     plan = tuple(_plan(workflow, cache))
     results: dict[str, dict[str, Any]] = {}
@@ -105,7 +105,7 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
             report = probe(dataclasses.replace(asked, force=options.again or asked.force), progress=progress)
             results[_probe_stage(asked)] = dataclasses.asdict(report)
     return WorkflowReport(
-        recipe=workflow.name,
+        workflow=workflow.name,
         plan=plan,
         cache=str(cache.path) if cache else None,
         results=results,
@@ -143,8 +143,8 @@ def _state(training: TrainOptions, cache: FeatureCache) -> State:
     differing = made_otherwise(run.values, training, [cache])
     if differing:
         raise RunError(
-            f"{folder} is there and is not the recipe's, for these differ: {', '.join(differing)}; give the run "
-            "another name in the recipe, or remove the folder"
+            f"{folder} is there and is not the workflow's, for these differ: {', '.join(differing)}; give the run "
+            "another name in the workflow, or remove the folder"
         )
     return "done" if run.finished else "continue"
 
@@ -158,7 +158,7 @@ def _train(training: TrainOptions, cache: FeatureCache, progress: Progress) -> d
 
 
 def _extracted(workflow: Workflow) -> FeatureCache | None:
-    """The cache that the recipe's extraction made; None where it is not there, not whole, or made otherwise."""
+    """The cache that the workflow's extraction made; None where it is not there, not whole, or made otherwise."""
     try:
         record = json.loads(_record_path(workflow).read_text(encoding="utf-8"))
         if record != _record(workflow, record["cache"], record["fingerprint"]):

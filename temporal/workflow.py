@@ -1,4 +1,4 @@
-"""A recipe: one TOML file with everything from videos to a published figure.
+"""A workflow: one TOML file with everything from videos to a published figure.
 
     [extract]             one table: which videos, which encoder
     [[train-temporal]]    one or more: the temporal modules trained on that cache
@@ -7,7 +7,7 @@
 
 Each table is what `--config` reads for its command, and a file with single tables serves both. Stages are run in this
 order. What a stage leaves out and another decides is filled in: the cache is the one extracted, a run's name is the
-recipe's and the core's.
+workflow's and the core's.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """What `vfz run` does: the stages of a recipe that are not done yet."""
+    """What `vfz run` does: the stages of a workflow that are not done yet."""
 
-    recipe: Path = option(help="A TOML file with the tables [extract], [[train-temporal]] and [[probe]].")
+    workflow: Path = option(help="A TOML file with the tables [extract], [[train-temporal]] and [[probe]].")
     dry_run: bool = option(default=False, help="Only show which stages are done, to go on with, and to do.")
     again: bool = option(default=False, help="Look for new videos although the cache is whole, and fit probes again.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What a paper reports of the result that a recipe makes.
+    """What a paper reports of the result that a workflow makes.
 
     Attributes:
         metric: as the run's own result calls it, e.g. `top1`.
@@ -50,7 +50,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Workflow:
-    """The stages of a recipe, in the order they are run.
+    """The stages of a workflow, in the order they are run.
 
     Attributes:
         path: its file.
@@ -73,7 +73,7 @@ class Workflow:
 
 
 def read_workflow(path: Path) -> Workflow:
-    """A recipe's stages, every option checked before anything is run.
+    """A workflow's stages, every option checked before anything is run.
 
     Raises:
         UsageError: when the file cannot be read, has no [extract], has a wrong option, or two runs of one name.
@@ -82,13 +82,13 @@ def read_workflow(path: Path) -> Workflow:
     where = str(path)
     extractions = _tables(document, "extract")
     if len(extractions) != 1:
-        raise UsageError(f"{path} has {len(extractions)} tables [extract]; a recipe begins with exactly one")
+        raise UsageError(f"{path} has {len(extractions)} tables [extract]; a workflow begins with exactly one")
     if unused := sorted(document.keys() - {"extract", "train-temporal", "probe", "paper"}):
-        raise UsageError(f"{path} has the table [{unused[0]}], which is no stage of a recipe; remove it")
+        raise UsageError(f"{path} has the table [{unused[0]}], which is no stage of a workflow; remove it")
     for stage in ("train-temporal", "probe"):
         if any("cache" in values for values in _tables(document, stage)):
             raise UsageError(
-                f"{path}: a cache is named in [{stage}]; leave it out, the recipe uses the one it extracts"
+                f"{path}: a cache is named in [{stage}]; leave it out, the workflow uses the one it extracts"
             )
     extract = ExtractOptions.from_mapping(extractions[0], where=where)
     trainings = tuple(
@@ -115,10 +115,10 @@ def _tables(document: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any
     return found if isinstance(found, list) else [found]
 
 
-def _named(training: TrainOptions, recipe: str) -> TrainOptions:
+def _named(training: TrainOptions, workflow: str) -> TrainOptions:
     if training.name is not None:
         return training
-    return dataclasses.replace(training, name=f"{recipe}-{training.core}-seed{training.seed}")
+    return dataclasses.replace(training, name=f"{workflow}-{training.core}-seed{training.seed}")
 
 
 def _folder(training: TrainOptions) -> Path:
@@ -141,7 +141,7 @@ def _published(values: Any, path: Path) -> Published | None:
         return None
     fields: dict[str, type | tuple[type, ...]] = {"metric": str, "value": (int, float), "source": str}
     if not isinstance(values, dict):
-        raise UsageError(f"{path} has several tables [[paper]]; a recipe aims at one figure")
+        raise UsageError(f"{path} has several tables [[paper]]; a workflow aims at one figure")
     if unknown := sorted(values.keys() - fields.keys()):
         raise UnknownNameError(f"key in [paper] of {path}", unknown[0], fields)
     for name, kind in fields.items():

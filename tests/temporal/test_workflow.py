@@ -1,4 +1,4 @@
-"""Recipes: what a file may say, which stages are done, and that running again does nothing twice."""
+"""Workflows: what a file may say, which stages are done, and that running again does nothing twice."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from vfz.temporal.workflow import RunOptions, read_workflow
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 PAPER = sorted((WORKFLOWS / "paper").glob("*.toml"))
 
-RECIPE = """
+WORKFLOW = """
 [extract]
 dataset = "synthetic"
 encoder = "demo"
@@ -60,10 +60,10 @@ temporal = "second"
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
+def workflow(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
+    path.write_text(WORKFLOW)
     return path
 
 
@@ -71,52 +71,52 @@ def states(report):
     return [stage.state for stage in report.plan]
 
 
-def test_a_recipe_is_run_once_and_then_it_is_done(recipe):
-    planned = run_workflow(RunOptions(recipe=recipe, dry_run=True))
+def test_a_workflow_is_run_once_and_then_it_is_done(workflow):
+    planned = run_workflow(RunOptions(workflow=workflow, dry_run=True))
     assert states(planned) == ["to do"] * 5
     assert not any(Path(name).exists() for name in ("caches", "runs", "data")), "a dry run makes nothing"
-    report = run_workflow(RunOptions(recipe=recipe))
+    report = run_workflow(RunOptions(workflow=workflow))
     assert len(report.results) == 4
     assert read_run(Path("runs/second")).values["options"]["core"] == "m"
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
-    again = run_workflow(RunOptions(recipe=recipe))
+    again = run_workflow(RunOptions(workflow=workflow))
     assert states(again)[:3] == ["done"] * 3
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()} == before
     assert again.results["train-temporal second"] == report.results["train-temporal second"]
     assert all(result["reused"] for stage, result in again.results.items() if stage.startswith("probe"))
 
 
-def test_what_is_done_needs_neither_videos_nor_encoder(recipe):
-    run_workflow(RunOptions(recipe=recipe))
+def test_what_is_done_needs_neither_videos_nor_encoder(workflow):
+    run_workflow(RunOptions(workflow=workflow))
     Path("data").rename("elsewhere")
-    assert states(run_workflow(RunOptions(recipe=recipe)))[:3] == ["done"] * 3
+    assert states(run_workflow(RunOptions(workflow=workflow)))[:3] == ["done"] * 3
 
 
-def test_a_run_that_was_stopped_is_continued(recipe):
-    run_workflow(RunOptions(recipe=recipe))
+def test_a_run_that_was_stopped_is_continued(workflow):
+    run_workflow(RunOptions(workflow=workflow))
     record = Path("runs/second/run.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"finished": False}))
-    assert states(run_workflow(RunOptions(recipe=recipe, dry_run=True)))[2] == "continue"
-    run_workflow(RunOptions(recipe=recipe))
+    assert states(run_workflow(RunOptions(workflow=workflow, dry_run=True)))[2] == "continue"
+    run_workflow(RunOptions(workflow=workflow))
     assert read_run(Path("runs/second")).finished
 
 
-def test_a_run_of_other_options_is_refused_before_anything_is_run(recipe):
-    run_workflow(RunOptions(recipe=recipe))
-    recipe.write_text(RECIPE.replace('core = "m"', 'core = "m"\nlr = 0.5'))
+def test_a_run_of_other_options_is_refused_before_anything_is_run(workflow):
+    run_workflow(RunOptions(workflow=workflow))
+    workflow.write_text(WORKFLOW.replace('core = "m"', 'core = "m"\nlr = 0.5'))
     with pytest.raises(RunError, match=r"runs/second is there .* lr \(run 0.001, now 0.5\); give the run another name"):
-        run_workflow(RunOptions(recipe=recipe))
+        run_workflow(RunOptions(workflow=workflow))
 
 
-def test_another_extraction_is_not_taken_for_this_one(recipe):
-    run_workflow(RunOptions(recipe=recipe))
-    recipe.write_text(RECIPE.replace("num-videos = 24", "num-videos = 30"))
-    assert states(run_workflow(RunOptions(recipe=recipe, dry_run=True)))[0] == "to do"
+def test_another_extraction_is_not_taken_for_this_one(workflow):
+    run_workflow(RunOptions(workflow=workflow))
+    workflow.write_text(WORKFLOW.replace("num-videos = 24", "num-videos = 30"))
+    assert states(run_workflow(RunOptions(workflow=workflow, dry_run=True)))[0] == "to do"
 
 
-def test_the_command_shows_the_plan(recipe):
+def test_the_command_shows_the_plan(workflow):
     ran = subprocess.run(
-        [sys.executable, "-m", "vfz.cli", "run", recipe, "--dry-run"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "vfz.cli", "run", workflow, "--dry-run"], capture_output=True, text=True, check=True
     )
     assert ran.stdout.count("to do") == 5
     assert "train-temporal tiny-identity-seed0" in ran.stdout
@@ -130,28 +130,28 @@ def test_the_command_shows_the_plan(recipe):
         (('core = "m"', 'cor = "m"'), UnknownNameError, "did you mean core"),
         (('name = "second"', 'name = "tiny-identity-seed0"'), UsageError, "two runs into one folder"),
         (('core = "m"', 'core = "m"\ncache = "x"'), UsageError, "leave it out"),
-        (("[extract]", "[demo]\nepochs = 1\n[extract]"), UsageError, "no stage of a recipe"),
+        (("[extract]", "[demo]\nepochs = 1\n[extract]"), UsageError, "no stage of a workflow"),
         (("[extract]", "[paper]\nmetric = 'top1'\n[extract]"), UsageError, "needs metric, value and source"),
         (("[extract]", "[paper]\nmetrc = 'top1'\n[extract]"), UnknownNameError, "did you mean metric"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_one_clear_line(recipe, change, error, words):
-    recipe.write_text(RECIPE.replace(*change))
+def test_a_mistake_in_a_workflow_is_one_clear_line(workflow, change, error, words):
+    workflow.write_text(WORKFLOW.replace(*change))
     with pytest.raises(error, match=words):
-        read_workflow(recipe)
+        read_workflow(workflow)
 
 
-def test_a_command_of_its_own_is_not_given_one_of_several_tables(recipe):
+def test_a_command_of_its_own_is_not_given_one_of_several_tables(workflow):
     with pytest.raises(UsageError, match=r"has 2 tables \[\[train-temporal\]\]; run them all with vfz run"):
-        TrainOptions.from_toml(recipe, command="train-temporal")
+        TrainOptions.from_toml(workflow, command="train-temporal")
 
 
-def test_a_probes_run_may_be_named_by_its_name_alone(recipe):
-    assert [probe.temporal for probe in read_workflow(recipe).probes] == [None, Path("runs/second")]
+def test_a_probes_run_may_be_named_by_its_name_alone(workflow):
+    assert [probe.temporal for probe in read_workflow(workflow).probes] == [None, Path("runs/second")]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
-def test_the_papers_recipes_aim_at_a_figure_that_their_task_measures(path):
+def test_the_papers_workflows_aim_at_a_figure_that_their_task_measures(path):
     workflow = read_workflow(path)
     (training,) = workflow.trainings
     assert path.stem.endswith(f"{training.core}_large")
@@ -159,7 +159,7 @@ def test_the_papers_recipes_aim_at_a_figure_that_their_task_measures(path):
     assert workflow.published.metric == TASKS.get(training.task).headline
 
 
-def test_the_papers_recipes_of_one_dataset_share_its_cache():
+def test_the_papers_workflows_of_one_dataset_share_its_cache():
     by_dataset = {}
     for path in PAPER:
         extract = tomllib.loads(path.read_text())["extract"]
@@ -168,7 +168,7 @@ def test_the_papers_recipes_of_one_dataset_share_its_cache():
     assert all(extract == found[0] for found in by_dataset.values() for extract in found)
 
 
-def test_the_quickstart_is_a_recipe_too():
+def test_the_quickstart_is_a_workflow_too():
     workflow = read_workflow(WORKFLOWS / "quickstart.toml")
     assert workflow.trainings[0].name == "quickstart"
     assert workflow.probes[0].temporal == Path("runs/quickstart")
