@@ -58,7 +58,7 @@ def demo_command(options: DemoOptions, session: Session) -> None:
 
 EXAMPLE = """\
 vfz run workflows/quickstart.toml --dry-run
-VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2_gmmix_large.toml"""
+VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2.toml"""
 
 
 @command(RunOptions, name="run", example=EXAMPLE, argument="workflow")
