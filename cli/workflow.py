@@ -58,15 +58,15 @@ def demo_command(options: DemoOptions, session: Session) -> None:
 
 EXAMPLE = """\
 vfz run workflows/quickstart.toml --dry-run
-VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2.toml"""
+VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2.toml --only gmmix"""
 
 
 @command(RunOptions, name="run", example=EXAMPLE, argument="workflow")
 def run_command(options: RunOptions, session: Session) -> None:
     """Run a workflow: extract, train and probe, leaving out what is done.
 
-    A workflow is a TOML file with the tables [extract], [[train-temporal]] and [[probe]]. Stopped, it goes on where
-    it was when it is run again.
+    A workflow is a TOML file with the tables [extract], [[train-temporal]] and [[probe]]; workflows/README.md tells
+    more. Stopped, it goes on where it was when it is run again.
     """
     from vfz.cli.console import print_json, progress, show, table
     from vfz.temporal.run_workflow import run_workflow
@@ -85,8 +85,22 @@ def run_command(options: RunOptions, session: Session) -> None:
     for stage, result in report.results.items():
         show(stage, {name: value for name, value in result.items() if isinstance(value, str | int | float)})
     if report.published:
-        measured = "not measured" if report.measured is None else f"{report.measured:.4g}"
+        published = f"{_figure(report.published.value)} ({report.published.source})"
         show(
             f"{report.workflow}: {report.published.metric}",
-            {"measured": measured, "published": f"{report.published.value:.4g} ({report.published.source})"},
+            {"measured": _figure(report.measured), "published": published},
         )
+    if report.figures:
+        table(
+            f"{report.workflow}: measured and published",
+            ["training", "metric", "measured", "published", "source"],
+            [
+                (one.training, one.published.metric, _figure(one.measured), _figure(one.published.value),
+                 one.published.source)
+                for one in report.figures
+            ],
+        )  # fmt: skip
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"

@@ -91,6 +91,25 @@ class Options:
         Raises:
             UsageError: for an unknown name (with the nearest valid one), a missing one or a bad value.
         """
+        given = cls._by_field(values, where)
+        missing = [field.flag for field in cls.option_fields() if field.required and field.name not in given]
+        if missing:
+            raise UsageError(f"{' and '.join(missing)} must be given, on the command line or in a --config file")
+        return cls(**given)
+
+    @classmethod
+    def check_some(cls, values: Mapping[str, Any], *, where: str) -> None:
+        """Check some of the options, each on its own: there may be required ones missing.
+
+        Raises:
+            UsageError: for an unknown name (with the nearest valid one) or a bad value.
+        """
+        given = cls._by_field(values, where)
+        for field in cls.option_fields():
+            field.parse(given.get(field.name))
+
+    @classmethod
+    def _by_field(cls, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         known = {field.name: field for field in cls.option_fields()}
         given = {}
         for key, value in values.items():
@@ -100,10 +119,7 @@ class Options:
                 raise UnknownNameError(f"key in {where}", key, flags)
             if value is not None:
                 given[name] = value
-        missing = [field.flag for field in known.values() if field.required and field.name not in given]
-        if missing:
-            raise UsageError(f"{' and '.join(missing)} must be given, on the command line or in a --config file")
-        return cls(**given)
+        return given
 
     @classmethod
     def from_toml(cls, path: Path | str, *, command: str, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -198,7 +214,8 @@ def read_toml(path: Path, *, command: str) -> dict[str, Any]:
     """The keys of a config file for one command.
 
     They stand in a table named as the command (`[extract]`, `[cache.verify]`), so that one file can serve several
-    commands, or, in a file without tables, at the top.
+    commands, or, in a file without tables, at the top. `[defaults.<command>]` is read too, the command's table wins.
+    What a table says of a paper's figure is for `vfz run` and left out.
 
     Raises:
         UsageError: when the file is not there, is not TOML, mixes both, or has several tables for the command.
@@ -211,15 +228,29 @@ def read_toml(path: Path, *, command: str) -> dict[str, Any]:
         found = found.get(name, {})
     if isinstance(found, list):
         raise UsageError(f"{path} has {len(found)} tables [[{command}]]; run them all with vfz run {path}")
-    table: dict[str, Any] = found
-    return table
+    table = _with_defaults(found, document, command)
+    return {key: value for key, value in table.items() if (command, key) != ("train-temporal", "paper")}
+
+
+def tables_of(document: Mapping[str, Any], command: str) -> list[dict[str, Any]]:
+    """Every table `[command]` or `[[command]]` of a config file, with what `[defaults.command]` has and it has not."""
+    found = document.get(command, [])
+    tables = found if isinstance(found, list) else [found]
+    return [_with_defaults(table, document, command) for table in tables]
+
+
+def _with_defaults(table: Mapping[str, Any], document: Mapping[str, Any], command: str) -> dict[str, Any]:
+    own = {key.replace("-", "_") for key in table}
+    shared: Mapping[str, Any] = document.get("defaults", {}).get(command, {})
+    return {key: value for key, value in shared.items() if key.replace("-", "_") not in own} | dict(table)
 
 
 def read_tables(path: Path) -> dict[str, Any]:
     """A config file as it is, once its tables are known to be those of commands.
 
     Raises:
-        UsageError: when the file is not there, is not TOML, or mixes tables and other keys.
+        UsageError: when the file is not there, is not TOML, mixes tables and other keys, or has defaults of a command
+        that takes none.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -234,15 +265,31 @@ def read_tables(path: Path) -> dict[str, Any]:
         )
     if unknown := sorted(tables - TABLES):
         raise UnknownNameError(f"table in {path}", unknown[0], TABLES)
+    if "defaults" in tables:
+        _check_defaults(document["defaults"], path)
     return document
 
 
+def _check_defaults(defaults: Any, path: Path) -> None:
+    if not isinstance(defaults, dict):
+        raise UsageError(f"{path} has tables [[defaults]]; write one [defaults.train-temporal]")
+    for command, values in defaults.items():
+        if command not in REPEATED:
+            raise UnknownNameError(f"table in [defaults] of {path}", command, REPEATED)
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: defaults.{command} is not one table; write [defaults.{command}]")
+
+
 def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (bool(value) and isinstance(value, list) and isinstance(value[0], dict))
+    return isinstance(value, dict) or (
+        bool(value) and isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    )
 
 
 COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "probe", "cache", "demo", "run"})
-TABLES = COMMANDS | {"paper"}
+REPEATED = frozenset({"train-temporal", "probe"})
+"""Commands of which a file may have several tables, and in `[defaults.<command>]` what they share."""
+TABLES = COMMANDS | {"paper", "defaults"}
 """Names a table of a config file may have; `paper` says what was published of the result that a workflow makes."""
 
 

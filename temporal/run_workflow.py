@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.errors import CacheError, RunError
+from vfz.pipeline.errors import CacheError, RunError, UnknownNameError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
 from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.temporal.cores import CORES
+from vfz.temporal.mixers import MIXERS
 from vfz.temporal.probes.options import ProbeOptions, TrainOptions
 from vfz.temporal.probes.run import probe
 from vfz.temporal.training.experiment import made_otherwise
 from vfz.temporal.training.runs import read_run
 from vfz.temporal.training.train import train_temporal
-from vfz.temporal.workflow import Published, RunOptions, Workflow, read_workflow
+from vfz.temporal.workflow import Published, RunOptions, Workflow, read_workflow, run_folder
 
 State = Literal["done", "continue", "to do"]
 FORMAT_VERSION = 1
@@ -63,6 +65,21 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What was published of one training, and what was measured.
+
+    Attributes:
+        training: its name.
+        published: what a paper reports of it.
+        measured: the same metric of the run, or of the last probe of it that has it; None where none has.
+    """
+
+    training: str
+    published: Published
+    measured: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkflowReport:
     """What a workflow came to.
 
@@ -73,6 +90,7 @@ class WorkflowReport:
         results: every run's and probe's record, by stage; empty after a dry run.
         published: what a paper reports of it.
         measured: the metric it reports, of the last run that has it; None where none has.
+        figures: what a paper reports of single trainings, and what was measured.
     """
 
     workflow: str
@@ -81,6 +99,7 @@ class WorkflowReport:
     results: dict[str, dict[str, Any]]
     published: Published | None
     measured: float | None
+    figures: tuple[Figure, ...]
 
 
 def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> WorkflowReport:
@@ -92,14 +111,17 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
     """
     progress = progress or SilentProgress()
     workflow = read_workflow(options.workflow)
+    _check_parts(workflow)
+    if options.only:
+        workflow = workflow.only(options.only)
     cache = None if options.again else _extracted(workflow)
     plan = tuple(_plan(workflow, cache))
     results: dict[str, dict[str, Any]] = {}
     if not options.dry_run:
         cache = cache or _extract(workflow, progress)
         for training in _on(cache, workflow.trainings):
-            progress.note(f"train-temporal {training.name}")
-            results[f"train-temporal {training.name}"] = _train(training, cache, progress)
+            progress.note(_training_stage(training))
+            results[_training_stage(training)] = _train(training, cache, progress)
         for asked in _on(cache, workflow.probes):
             progress.note(_probe_stage(asked))
             report = probe(dataclasses.replace(asked, force=options.again or asked.force), progress=progress)
@@ -111,7 +133,20 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
         results=results,
         published=workflow.published,
         measured=_measured(workflow.published, results),
+        figures=tuple(_figures(workflow, results)),
     )
+
+
+def _check_parts(workflow: Workflow) -> None:
+    """Refuse a core or mixer that there is none of before the first of several trainings, not after it.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    for training in workflow.trainings:
+        for part, name, known in (("core", training.core, CORES), ("mixer", training.mixer, MIXERS)):
+            if name not in known.names():
+                raise UnknownNameError(f"{part} of {training.name} in {workflow.path}", name, known.names())
 
 
 def _plan(workflow: Workflow, cache: FeatureCache | None) -> Iterator[PlannedStage]:
@@ -123,7 +158,7 @@ def _plan(workflow: Workflow, cache: FeatureCache | None) -> Iterator[PlannedSta
     )
     for training in workflow.trainings:
         state = _state(training, cache) if cache else "to do"
-        yield PlannedStage(stage=f"train-temporal {training.name}", state=state, detail=str(_run_folder(training)))
+        yield PlannedStage(stage=_training_stage(training), state=state, detail=str(run_folder(training)))
     for asked in workflow.probes:
         yield PlannedStage(
             stage=_probe_stage(asked), state="to do", detail="a stored result is used where there is one"
@@ -136,7 +171,7 @@ def _state(training: TrainOptions, cache: FeatureCache) -> State:
     Raises:
         RunError: when its folder holds a run of other options, or on other videos.
     """
-    folder = _run_folder(training)
+    folder = run_folder(training)
     if not (folder / "run.json").exists():
         return "to do"
     run = read_run(folder)
@@ -153,7 +188,7 @@ def _train(training: TrainOptions, cache: FeatureCache, progress: Progress) -> d
     state = _state(training, cache)
     if state != "done":
         train_temporal(dataclasses.replace(training, resume=state == "continue"), progress=progress)
-    result: dict[str, Any] = read_run(_run_folder(training)).values["result"]
+    result: dict[str, Any] = read_run(run_folder(training)).values["result"]
     return result
 
 
@@ -198,13 +233,25 @@ def _with_cache(stage: Any, cache: FeatureCache) -> Any:
     return dataclasses.replace(stage, cache=(cache.path,) if isinstance(stage, TrainOptions) else cache.path)
 
 
-def _run_folder(training: TrainOptions) -> Path:
-    return training.out / str(training.name)
+def _training_stage(training: TrainOptions) -> str:
+    return f"train-temporal {training.name}"
 
 
 def _probe_stage(asked: ProbeOptions) -> str:
     of = asked.temporal.name if asked.temporal else "tokens"
     return f"probe {asked.name or f'{asked.probe} of {of}'}"
+
+
+def _figures(workflow: Workflow, results: dict[str, dict[str, Any]]) -> Iterator[Figure]:
+    for training in workflow.trainings:
+        folder = run_folder(training)
+        if folder not in workflow.figures:
+            continue
+        published = workflow.figures[folder]
+        stages = [_training_stage(training)]
+        stages += [_probe_stage(asked) for asked in workflow.probes if asked.temporal == folder]
+        of_it = {stage: results[stage] for stage in stages if stage in results}
+        yield Figure(training=str(training.name), published=published, measured=_measured(published, of_it))
 
 
 def _measured(published: Published | None, results: dict[str, dict[str, Any]]) -> float | None:

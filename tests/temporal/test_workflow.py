@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from vfz.cli.main import main
 from vfz.pipeline.errors import RunError, UnknownNameError, UsageError
+from vfz.pipeline.progress import SilentProgress
 from vfz.temporal.probes.options import TrainOptions
 from vfz.temporal.run_workflow import run_workflow
 from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.runs import read_run
-from vfz.temporal.workflow import RunOptions, read_workflow
+from vfz.temporal.workflow import Published, RunOptions, read_workflow
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
+EVERY = sorted(WORKFLOWS.rglob("*.toml"))
 PAPER = sorted((WORKFLOWS / "paper").glob("*.toml"))
 
 WORKFLOW = """
@@ -58,6 +61,49 @@ probe = "linear"
 temporal = "second"
 """
 
+SHARED = """
+[extract]
+dataset = "synthetic"
+encoder = "demo"
+layers = [3]
+image-size = 64
+num-videos = 24
+num-frames = 6
+size = 64
+
+[defaults.train-temporal]
+core-dim = 16
+num-layers = 1
+readout-dim = 32
+readout-heads = 2
+clip-frames = 6
+epochs = 1
+tensorboard = false
+
+[[train-temporal]]
+core = "identity"
+paper = { metric = "top1", value = 0.25, source = "a paper, first row" }
+
+[[train-temporal]]
+name = "second"
+core = "m"
+
+[train-temporal.paper]
+metric = "top1"
+value = 0.75
+source = "a paper, second row"
+
+[defaults.probe]
+probe = "linear"
+
+[[probe]]
+clip-frames = 6
+
+[[probe]]
+temporal = "second"
+"""
+"""The same stages, what they share written once, with a figure for each training."""
+
 
 @pytest.fixture
 def workflow(tmp_path, monkeypatch):
@@ -67,8 +113,119 @@ def workflow(tmp_path, monkeypatch):
     return path
 
 
+@pytest.fixture
+def shared(workflow):
+    workflow.write_text(SHARED)
+    return workflow
+
+
+class StopsBefore(SilentProgress):
+    """A Ctrl-C when a stage is about to begin."""
+
+    def __init__(self, stage):
+        self.stage = stage
+
+    def note(self, text):
+        if text == self.stage:
+            raise KeyboardInterrupt
+
+
 def states(report):
     return [stage.state for stage in report.plan]
+
+
+def files_and_times():
+    return {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
+
+
+def test_what_several_tables_share_may_be_written_once(workflow, shared):
+    shared = read_workflow(shared)
+    workflow.write_text(WORKFLOW)
+    written_out = read_workflow(workflow)
+    assert shared.trainings == written_out.trainings
+    assert shared.probes == written_out.probes
+    assert shared.extract == written_out.extract
+
+
+@pytest.mark.parametrize("key", ["core-dim", "core_dim"])
+def test_what_a_table_says_itself_wins_over_the_defaults(shared, key):
+    shared.write_text(SHARED.replace('core = "m"', f'core = "m"\n{key} = 32'))
+    assert [training.core_dim for training in read_workflow(shared).trainings] == [16, 32]
+
+
+def test_a_command_of_its_own_reads_the_defaults_too_and_no_papers_figure(tmp_path):
+    path = tmp_path / "one.toml"
+    figure = 'paper = { metric = "top1", value = 0.5, source = "a paper" }'
+    path.write_text(f'[defaults.train-temporal]\ncore = "m"\nepochs = 3\n[train-temporal]\nepochs = 4\n{figure}\n')
+    options = TrainOptions.from_toml(path, command="train-temporal", overrides={"seed": 5})
+    assert (options.core, options.epochs, options.seed) == ("m", 4, 5)
+
+
+def test_a_workflow_stopped_between_two_trainings_goes_on_with_the_second(shared):
+    with pytest.raises(KeyboardInterrupt):
+        run_workflow(RunOptions(workflow=shared), progress=StopsBefore("train-temporal second"))
+    before = files_and_times()
+    assert states(run_workflow(RunOptions(workflow=shared, dry_run=True))) == ["done", "done", *["to do"] * 3]
+    report = run_workflow(RunOptions(workflow=shared))
+    assert states(report) == ["done", "done", *["to do"] * 3]
+    assert read_run(Path("runs/second")).finished
+    assert {path: files_and_times()[path] for path in before} == before
+
+
+def test_only_some_trainings_are_run_by_name_or_core_with_the_probes_of_them(shared):
+    report = run_workflow(RunOptions(workflow=shared, only=("m",)))
+    assert list(report.results) == ["train-temporal second", "probe linear of second"]
+    assert [stage.stage for stage in report.plan] == [
+        "extract synthetic", "train-temporal second", "probe linear of second",
+    ]  # fmt: skip
+    assert not Path("runs/tiny-identity-seed0").exists()
+    assert [figure.training for figure in report.figures] == ["second"]
+    by_name = run_workflow(RunOptions(workflow=shared, only=("second",)))
+    assert states(by_name)[:2] == ["done", "done"]
+    assert states(run_workflow(RunOptions(workflow=shared, dry_run=True))) == ["done", "to do", "done", *["to do"] * 2]
+
+
+def test_only_takes_several_and_offers_the_nearest_name(shared):
+    workflow = read_workflow(shared)
+    assert workflow.only(("second", "identity")).trainings == workflow.trainings
+    assert workflow.only(("identity",)).probes == ()
+    with pytest.raises(UnknownNameError, match=r"unknown training in .*tiny.toml 'secnd'; did you mean second"):
+        workflow.only(("m", "secnd"))
+
+
+def test_another_trainings_run_folder_is_not_looked_at_when_it_is_not_asked_for(shared):
+    run_workflow(RunOptions(workflow=shared, only=("m",)))
+    shared.write_text(SHARED.replace('core = "m"', 'core = "m"\nlr = 0.5'))
+    assert states(run_workflow(RunOptions(workflow=shared, only=("identity",), dry_run=True))) == ["done", "to do"]
+    with pytest.raises(RunError, match="runs/second is there"):
+        run_workflow(RunOptions(workflow=shared))
+
+
+def test_every_training_has_its_figure_beside_what_was_measured(shared):
+    planned = run_workflow(RunOptions(workflow=shared, dry_run=True))
+    assert [(figure.published.value, figure.measured) for figure in planned.figures] == [(0.25, None), (0.75, None)]
+    report = run_workflow(RunOptions(workflow=shared))
+    assert [figure.measured for figure in report.figures] == [
+        report.results["train-temporal tiny-identity-seed0"]["top1"],
+        report.results["probe linear of second"]["top1"],  # as with [paper]: the last that has it
+    ]
+    assert (report.published, report.measured) == (None, None)
+
+
+def test_a_figure_of_the_whole_file_is_told_as_before(workflow):
+    workflow.write_text('[paper]\nmetric = "top1"\nvalue = 0.5\nsource = "a paper"\n' + WORKFLOW)
+    report = run_workflow(RunOptions(workflow=workflow))
+    assert report.published == Published(metric="top1", value=0.5, source="a paper")
+    assert report.measured == report.results["probe linear of second"]["top1"]
+    assert report.figures == ()
+
+
+@pytest.mark.parametrize("change", [('core = "m"', 'core = "mm"'), ('core = "m"', 'core = "m"\nmixer = "laast"')])
+def test_a_core_or_mixer_that_there_is_none_of_is_refused_before_the_first_training(shared, change):
+    shared.write_text(SHARED.replace(*change))
+    with pytest.raises(UnknownNameError, match=r"unknown (core|mixer) of second in .*tiny.toml '(mm|laast)'; did you"):
+        run_workflow(RunOptions(workflow=shared))
+    assert not Path("caches").exists()
 
 
 def test_a_workflow_is_run_once_and_then_it_is_done(workflow):
@@ -78,10 +235,10 @@ def test_a_workflow_is_run_once_and_then_it_is_done(workflow):
     report = run_workflow(RunOptions(workflow=workflow))
     assert len(report.results) == 4
     assert read_run(Path("runs/second")).values["options"]["core"] == "m"
-    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
+    before = files_and_times()
     again = run_workflow(RunOptions(workflow=workflow))
     assert states(again)[:3] == ["done"] * 3
-    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()} == before
+    assert files_and_times() == before
     assert again.results["train-temporal second"] == report.results["train-temporal second"]
     assert all(result["reused"] for stage, result in again.results.items() if stage.startswith("probe"))
 
@@ -122,6 +279,21 @@ def test_the_command_shows_the_plan(workflow):
     assert "train-temporal tiny-identity-seed0" in ran.stdout
 
 
+def test_the_command_shows_measured_and_published_of_every_training(shared, capsys):
+    assert main(["run", str(shared), "--only", "identity"]) == 0
+    last = capsys.readouterr().out.splitlines()[-3:]
+    assert last[0] == "tiny: measured and published"
+    assert last[1].split() == ["training", "metric", "measured", "published", "source"]
+    assert last[2].startswith("tiny-identity-seed0")
+    assert last[2].endswith("0.25  a paper, first row")
+    assert main(["run", str(shared), "--dry-run", "--json", "--only", "second,identity"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["workflow"] == "tiny"
+    assert [(figure["training"], figure["published"]["value"]) for figure in printed["figures"]] == [
+        ("tiny-identity-seed0", 0.25), ("second", 0.75),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -141,6 +313,34 @@ def test_a_mistake_in_a_workflow_is_one_clear_line(workflow, change, error, word
         read_workflow(workflow)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (("defaults.train-temporal", "default.train-temporal"), UnknownNameError, "did you mean defaults"),
+        (("[defaults.probe]", "[defaults.prob]"), UnknownNameError, r"table in \[defaults\] of .* did you mean probe"),
+        (("[defaults.probe]", "[defaults.extract]"), UnknownNameError, r"table in \[defaults\] of .*'extract'"),
+        (("[defaults.probe]", "[[defaults.probe]]"), UsageError, r"write \[defaults.probe\]"),
+        (("[defaults.train-temporal]", "[[defaults]]"), UsageError, r"has tables \[\[defaults\]\]"),
+        (("epochs = 1", "epoch = 1"), UnknownNameError, r"key in \[defaults.train-temporal\] of .*tiny.toml 'epoch'"),
+        (("epochs = 1", "epochs = 0"), UsageError, r"tiny.toml: \[defaults.train-temporal\]: --epochs 0 is too small"),
+        (("epochs = 1", "cache = 'x'"), UsageError, "leave it out"),
+        (('core = "m"', 'cor = "m"'), UnknownNameError, r"key in \[\[train-temporal\]\] number 2 of .*tiny.toml 'cor'"),
+        (('core = "m"', "lr = -1"), UsageError, r"tiny.toml: \[\[train-temporal\]\] number 2: --lr -1.0 is too small"),
+        (('temporal = "second"', "sweap = true"), UnknownNameError, r"key in \[\[probe\]\] number 2 of .*'sweap'"),
+        (("image-size", "imag-size"), UnknownNameError, r"key in \[extract\] of .*tiny.toml 'imag-size'"),
+        (('metric = "top1"\n', 'metrc = "top1"\n'), UnknownNameError, r"paper of \[\[train-temporal\]\] number 2"),
+        (("value = 0.25", "value = true"), UsageError, r"number 1 value is True; it needs metric, value and source"),
+        (("[train-temporal.paper]", "[[train-temporal.paper]]"), UsageError, "number 2 is there several times"),
+        (("epochs = 1", "paper = {}"), UnknownNameError, r"key in \[defaults.train-temporal\] .*'paper'"),
+        (("[extract]", "[paper]\nmetric='a'\nvalue=1\nsource='b'\n[extract]"), UsageError, "leave one of them out"),
+    ],
+)
+def test_a_mistake_is_told_with_file_table_and_key(shared, change, error, words):
+    shared.write_text(SHARED.replace(*change))
+    with pytest.raises(error, match=words):
+        read_workflow(shared)
+
+
 def test_a_command_of_its_own_is_not_given_one_of_several_tables(workflow):
     with pytest.raises(UsageError, match=r"has 2 tables \[\[train-temporal\]\]; run them all with vfz run"):
         TrainOptions.from_toml(workflow, command="train-temporal")
@@ -148,6 +348,15 @@ def test_a_command_of_its_own_is_not_given_one_of_several_tables(workflow):
 
 def test_a_probes_run_may_be_named_by_its_name_alone(workflow):
     assert [probe.temporal for probe in read_workflow(workflow).probes] == [None, Path("runs/second")]
+
+
+@pytest.mark.parametrize("path", EVERY, ids=[path.stem for path in EVERY])
+def test_every_workflow_that_is_handed_out_is_planned_without_its_videos(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = run_workflow(RunOptions(workflow=path, dry_run=True))
+    assert set(states(report)) == {"to do"}
+    assert len(report.plan) == 1 + len(read_workflow(path).trainings) + len(read_workflow(path).probes)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
