@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from vfz.temporal.probes.options import TrainOptions
 from vfz.temporal.run_workflow import run_workflow
 from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.runs import read_run
-from vfz.temporal.workflow import Published, RunOptions, read_workflow
+from vfz.temporal.workflow import Published, RunOptions, read_workflow, run_folder
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 EVERY = sorted(WORKFLOWS.rglob("*.toml"))
@@ -360,20 +359,21 @@ def test_every_workflow_that_is_handed_out_is_planned_without_its_videos(path, t
 
 
 @pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
-def test_the_papers_workflows_aim_at_a_figure_that_their_task_measures(path):
+def test_the_papers_workflows_aim_at_figures_that_their_task_measures(path):
     workflow = read_workflow(path)
-    (training,) = workflow.trainings
-    assert workflow.extract.layers == training.layers == ("5", "11", "17", "23")
-    assert workflow.published.metric == TASKS.get(training.task).headline
+    assert [training.name for training in workflow.trainings] == [
+        f"paper-{path.stem}-{training.core}" for training in workflow.trainings
+    ]
+    for training in workflow.trainings:
+        figure = workflow.figures[run_folder(training)]
+        assert figure.metric == TASKS.get(training.task).headline
+        assert workflow.extract.layers == training.layers == ("5", "11", "17", "23")
+        assert workflow.only([training.core]).trainings == (training,)
 
 
-def test_the_papers_workflows_of_one_dataset_share_its_cache():
-    by_dataset = {}
-    for path in PAPER:
-        extract = tomllib.loads(path.read_text())["extract"]
-        by_dataset.setdefault(extract["name"], []).append(extract)
-    assert len(by_dataset) == 5
-    assert all(extract == found[0] for found in by_dataset.values() for extract in found)
+def test_the_papers_table_has_22_figures_of_five_data_sets():
+    assert sum(len(read_workflow(path).figures) for path in PAPER) == 22
+    assert len({read_workflow(path).extract.name for path in PAPER}) == len(PAPER) == 5
 
 
 def test_the_quickstart_is_a_workflow_too():
