@@ -24,7 +24,7 @@ from vfz.temporal.training.evaluation import Evaluation, evaluate_clips
 from vfz.temporal.training.experiment import Experiment
 from vfz.temporal.training.logs import RunLog
 from vfz.temporal.training.optim import build_ema, build_optimizer, build_schedule
-from vfz.temporal.training.runs import Position, load_checkpoint, save_checkpoint
+from vfz.temporal.training.runs import Position, restore, save_checkpoint
 from vfz.temporal.training.step import ClipLoss, autocast_dtype, non_finite_clips, seed_step
 
 
@@ -101,7 +101,7 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go back to the last checkpoint of the run; where there is none, to its beginning."""
-        found = load_checkpoint(self._experiment.path, self._parts())
+        found = restore(self._experiment.path, self._parts())
         metrics_bytes = 0
         if found:
             self.position, metrics_bytes = found

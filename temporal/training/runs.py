@@ -208,7 +208,7 @@ def save_checkpoint(path: Path, position: Position, parts: dict[str, Any], *, me
     write_file_atomic(path / FILE_NAME, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, parts: dict[str, Any]) -> tuple[Position, int] | None:
+def restore(path: Path, parts: dict[str, Any]) -> tuple[Position, int] | None:
     """Bring `parts` to the last checkpoint of a run folder.
 
     Returns:
