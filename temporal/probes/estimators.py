@@ -39,7 +39,7 @@ Labels = Sequence[Any] | Tensor | NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class FitSettings:
     """What the `fit_` functions take besides the features, the labels and the probe's own settings.
 
     Attributes:
@@ -115,11 +115,11 @@ class FittedProbe:
         num_parameters: of the probe.
     """
 
-    def __init__(self, choice: Choice, classes: NDArray[Any], plan: Plan, *, batch_size: int) -> None:
+    def __init__(self, choice: Choice, classes: NDArray[Any], settings: FitSettings, *, batch_size: int) -> None:
         self.classes_, self.chosen, self.heads = classes, choice.chosen, choice.heads
         self.curves = choice.curves.of_head(choice.best)
         self.num_parameters = choice.grid.num_parameters
-        self._choice, self._plan, self._batch_size = choice, plan, batch_size
+        self._choice, self._settings, self._batch_size = choice, settings, batch_size
         self._grid = choice.grid.only(choice.best)
 
     def predict_proba(self, features: Data, *, split: str | None = None) -> Any:
@@ -129,7 +129,7 @@ class FittedProbe:
             features: of the kind it was fitted on.
             split: of a cache; default: `val`, else `test`.
         """
-        read = self._plan.features(features, split=split)
+        read = self._settings.features(features, split=split)
         every = torch.arange(len(read))
         parts = [proba[0].cpu() for _, proba in probabilities(self._grid, read, every, batch_size=self._batch_size)]
         proba_VK = torch.cat(parts)
@@ -144,7 +144,7 @@ class FittedProbe:
     def score(self, features: Data, labels: Labels | None = None, *, split: str | None = None) -> float:
         """Share of videos whose class is right; labels may be left out where the features know them."""
         if labels is None:
-            known = self._plan.features(features, split=split).labels_V
+            known = self._settings.features(features, split=split).labels_V
             if known is None:
                 raise UsageError("score needs the labels of these features; give them as the second argument")
             labels = known
@@ -156,7 +156,7 @@ class FittedProbe:
 
         It is above what a user of the probe gets, since the reported videos chose the setting.
         """
-        read = self._plan.features(features, split=split)
+        read = self._settings.features(features, split=split)
         given = as_labels(labels if labels is not None else read.labels_V, len(read))  # type: ignore[arg-type]
         places = {label: place for place, label in enumerate(self.classes_.tolist())}
         positions_V = torch.tensor([places.get(label, -1) for label in given.tolist()])
@@ -176,7 +176,7 @@ def fit_linear(
     lrs: Sequence[float] | None = None,
     epochs: int = 20,
     batch_size: int = 32,
-    **plan: Any,
+    **settings: Any,
 ) -> FittedProbe:
     """A linear probe on one vector a clip (DINOv2, arXiv 2304.07193).
 
@@ -190,12 +190,12 @@ def fit_linear(
         lrs: sgd: learning rates to choose from, for batches of 256; default: 13 from 1e-5 to 0.1.
         epochs: sgd: passes over the videos.
         batch_size: sgd: videos a step.
-        **plan: see `Plan`.
+        **settings: see `FitSettings`.
 
     Raises:
         UsageError: for features, labels or settings that cannot be fitted. RunError: for features that are not finite.
     """
-    return _fit("linear", features, labels, plan, pool=pool, solver=solver, standardize=standardize,
+    return _fit("linear", features, labels, settings, pool=pool, solver=solver, standardize=standardize,
                 inverse_penalties=_tuple(inverse_penalties), lrs=_tuple(lrs), epochs=epochs,
                 batch_size=batch_size)  # fmt: skip
 
@@ -210,7 +210,7 @@ def fit_attentive(
     weight_decays: Sequence[float] | None = None,
     epochs: int = 20,
     batch_size: int = 32,
-    **plan: Any,
+    **settings: Any,
 ) -> FittedProbe:
     """An attentive probe on all tokens of a clip (V-JEPA 2, arXiv 2506.09985).
 
@@ -223,12 +223,12 @@ def fit_attentive(
         weight_decays: to choose from; default: 0.01, 0.1, 0.4, 0.8.
         epochs: passes over the videos.
         batch_size: videos a step.
-        **plan: see `Plan`.
+        **settings: see `FitSettings`.
 
     Raises:
         UsageError: for features, labels or settings that cannot be fitted. RunError: for features that are not finite.
     """
-    return _fit("attentive", features, labels, plan, pool=pool, depth=depth, lrs=_tuple(lrs),
+    return _fit("attentive", features, labels, settings, pool=pool, depth=depth, lrs=_tuple(lrs),
                 weight_decays=_tuple(weight_decays), epochs=epochs, batch_size=batch_size)  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def fit_knn(
     pool: str = "mean",
     neighbours: Sequence[int] | None = None,
     temperature: float = 0.07,
-    **plan: Any,
+    **settings: Any,
 ) -> FittedProbe:
     """A kNN probe on one vector a clip (DINO, arXiv 2104.14294).
 
@@ -249,45 +249,45 @@ def fit_knn(
         pool: `mean` over frames, the `last` one, or each `frame` on its own.
         neighbours: values of k to choose from; default: 10, 20, 100 and 200, as far as there are videos.
         temperature: votes weigh softmax(similarity / temperature).
-        **plan: see `Plan`.
+        **settings: see `FitSettings`.
 
     Raises:
         UsageError: for features, labels or settings that cannot be fitted. RunError: for features that are not finite.
     """
-    return _fit("knn", features, labels, plan, pool=pool, neighbours=_tuple(neighbours), temperature=temperature)
+    return _fit("knn", features, labels, settings, pool=pool, neighbours=_tuple(neighbours), temperature=temperature)
 
 
-def _fit(name: str, data: Data, labels: Labels | None, plan_values: dict[str, Any], **settings: Any) -> FittedProbe:
-    known = [one.name for one in fields(Plan)]
-    if unknown := sorted(plan_values.keys() - set(known)):
+def _fit(name: str, data: Data, labels: Labels | None, values: dict[str, Any], **of_probe: Any) -> FittedProbe:
+    known = [one.name for one in fields(FitSettings)]
+    if unknown := sorted(values.keys() - set(known)):
         raise TypeError(f"fit_{name}() got an unexpected argument {unknown[0]!r}; besides its own it takes {known}")
-    plan = Plan(**plan_values)
-    kind, spec = PROBES.get(name), ProbeSpec(seed=plan.seed, progress=plan.progress, **settings)
-    features = plan.features(data, split=plan.split)
+    settings = FitSettings(**values)
+    kind, spec = PROBES.get(name), ProbeSpec(seed=settings.seed, progress=settings.progress, **of_probe)
+    features = settings.features(data, split=settings.split)
     if labels is None:
         if features.labels_V is None:
             raise UsageError(f"fit_{name} needs the labels of these features; give them as the second argument")
         labels = features.labels_V
     given = as_labels(labels, len(features))
-    num_classes = len(data.class_names) if isinstance(data, FeatureCache) else plan.num_classes
+    num_classes = len(data.class_names) if isinstance(data, FeatureCache) else settings.num_classes
     if num_classes is None:
         classes, places = np.unique(given, return_inverse=True)
         labels_V = torch.from_numpy(places.astype(np.int64))
     else:
         classes, labels_V = np.arange(num_classes), torch.from_numpy(given.astype(np.int64))
-    held = kind.held(features, spec.pool, plan.progress, "reading the features")
+    held = kind.held(features, spec.pool, settings.progress, "reading the features")
     choice = fit_and_choose(
         lambda num_videos: kind.make(spec, held, len(classes), num_videos),
         held,
         labels_V,
         num_classes=len(classes),
-        held_out=plan.held_out,
-        folds=plan.folds,
-        seed=plan.seed,
+        held_out=settings.held_out,
+        folds=settings.folds,
+        seed=settings.seed,
         batch_size=spec.batch_size,
-        progress=plan.progress,
+        progress=settings.progress,
     )
-    return FittedProbe(choice, classes, plan, batch_size=spec.batch_size)
+    return FittedProbe(choice, classes, settings, batch_size=spec.batch_size)
 
 
 def _tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
