@@ -45,7 +45,7 @@ from vfz.pipeline.files import make_folder, write_file_atomic
 from vfz.temporal.statistics import McNemar, PairedBootstrap, mcnemar, paired_bootstrap
 
 FORMAT_VERSION = 2
-FILE_NAME = "probe.json"
+RECORD_FILE = "probe.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     make_folder(folder)
     whole = {"format_version": FORMAT_VERSION} | finite(record)
     text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file_atomic(folder / FILE_NAME, text.encode("utf-8", "backslashreplace"))
+    write_file_atomic(folder / RECORD_FILE, text.encode("utf-8", "backslashreplace"))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -134,11 +134,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: when the folder has none. RunError: when it is damaged or of another version.
     """
-    path = folder / FILE_NAME
+    path = folder / RECORD_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UsageError(f"{folder} is no result of vfz probe: it has no readable {FILE_NAME}") from None
+        raise UsageError(f"{folder} is no result of vfz probe: it has no readable {RECORD_FILE}") from None
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); probe again with --force") from None
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:

@@ -11,7 +11,7 @@ from typing import Any
 from vfz.pipeline.errors import RunError
 from vfz.pipeline.files import canonical_json, sha256_hex
 from vfz.temporal.probes.options import ProbeOptions
-from vfz.temporal.probes.record import FILE_NAME, read_record, write_record
+from vfz.temporal.probes.record import RECORD_FILE, read_record, write_record
 from vfz.temporal.probes.sources import Sources
 
 _NO_SETTINGS = frozenset({"cache", "temporal", "targets", "out", "name", "force", "device", "sweep", "layer"})
@@ -69,7 +69,7 @@ class StoredResult:
         Raises:
             RunError: when that of something else is there, or it is damaged.
         """
-        if self.force or not (self.folder / FILE_NAME).exists():
+        if self.force or not (self.folder / RECORD_FILE).exists():
             return None
         record = read_record(self.folder)
         if record["digests"] == self.digests:

@@ -26,11 +26,12 @@ from vfz.temporal.cores import TemporalCore, build_core
 from vfz.temporal.mixers import LayerMixer, build_mixer
 from vfz.temporal.readouts import READOUTS, Readout, build_readout
 from vfz.temporal.reference.mapping import (
-    CORE,
+    CORE_NAMES,
     LOSS,
-    MIXERS,
+    MIXER_NAMES,
     MODEL,
     PAPER_HEADS,
+    READOUT_NAMES,
     core_sizes,
     fill,
     mixer_sizes,
@@ -38,7 +39,6 @@ from vfz.temporal.reference.mapping import (
     released_tensors,
     shorten,
 )
-from vfz.temporal.reference.mapping import READOUTS as READOUT_NAMES
 from vfz.temporal.reference.rvm import load_rvm_npz
 
 __all__ = ["ReferenceModel", "load_checkpoint", "load_core", "load_mixer", "load_readout", "load_rvm_npz"]
@@ -90,13 +90,13 @@ def load_core(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None
         core = build_core(name, **core_sizes(state_dict, name, num_heads))
     found = _core_of(state_dict)
     hint = "" if found in {name, None} else f" (they look like {found})"
-    return fill(core, state_dict, CORE, what=f"a {name} core{hint}")
+    return fill(core, state_dict, CORE_NAMES, what=f"a {name} core{hint}")
 
 
 def _core_of(state_dict: Mapping[str, Tensor]) -> str | None:
     """Which core the names are of, as far as they tell."""
     for name, mark in RELEASED_CORES.items():
-        if any(key.startswith(CORE.prefix + mark) for key in state_dict):
+        if any(key.startswith(CORE_NAMES.prefix + mark) for key in state_dict):
             return name
     return None
 
@@ -113,12 +113,12 @@ def load_mixer(state_dict: Mapping[str, Tensor], *, num_prefix: int = 0) -> Laye
         CheckpointError: when these are no mixer's weights. The batch statistics of `mean` are among them.
     """
     state_dict = released_tensors(state_dict)
-    for name, naming in MIXERS.items():
+    for name, naming in MIXER_NAMES.items():
         if any(key.startswith(naming.prefix) for key in state_dict):
             with torch.random.fork_rng(devices=[]):
                 mixer = build_mixer(name, **mixer_sizes(state_dict, name), num_prefix=num_prefix)
             return fill(mixer, state_dict, naming, what=f"a {name} mixer")
-    starts = " or ".join(naming.prefix for naming in MIXERS.values())
+    starts = " or ".join(naming.prefix for naming in MIXER_NAMES.values())
     found = shorten(sorted(state_dict)) or "nothing"
     raise CheckpointError(f"these are not the weights of a mixer, whose names start with {starts}: found {found}")
 
@@ -182,7 +182,7 @@ def load_checkpoint(
     state_dict = _read(path)
     try:
         parts = _split(released_tensors(state_dict))
-        loaded_core = load_core(parts[CORE.prefix], core, num_heads)
+        loaded_core = load_core(parts[CORE_NAMES.prefix], core, num_heads)
         loaded_readout = load_readout(
             parts[MODEL], task, protocol, readout_heads or _readout_heads(parts[MODEL], task, protocol, num_heads)
         )
@@ -235,7 +235,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def _split(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors by part: core, mixer (in the encoder's wrapper), readout (the rest). Those of losses are dropped."""
-    parts: dict[str, dict[str, Tensor]] = {CORE.prefix: {}, _ENCODER: {}, MODEL: {}}
+    parts: dict[str, dict[str, Tensor]] = {CORE_NAMES.prefix: {}, _ENCODER: {}, MODEL: {}}
     unknown = []
     for key, value in state_dict.items():
         part = next((prefix for prefix in parts if key.startswith(prefix)), None)

@@ -50,9 +50,9 @@ class Naming:
         return self.prefix + name
 
 
-CORE = Naming(prefix=f"{MODEL}sequential_core.")
+CORE_NAMES = Naming(prefix=f"{MODEL}sequential_core.")
 
-MIXERS = {
+MIXER_NAMES = {
     "mean": Naming(prefix="model.encoder.interm_mlps.", renames=(("blocks.", ""),)),
     "xattn": Naming(prefix="model.encoder.interm_aggregator."),
 }
@@ -72,7 +72,7 @@ def _query_encoder(prefix: str, mlp: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-READOUTS = {
+READOUT_NAMES = {
     ("classify", "streaming"): Naming(prefix="model.readout."),
     ("classify", "clip"): Naming(prefix="model.readout.readout."),
     ("depth", "streaming"): Naming(prefix="model.readout.readout."),
@@ -194,7 +194,7 @@ class Sizes:
 
 def core_sizes(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None) -> dict[str, Any]:
     """Arguments of `build_core` for the core called `name`."""
-    read = Sizes(state_dict, CORE)
+    read = Sizes(state_dict, CORE_NAMES)
     blocks = "transformer.layers" if name == "rvm_rnn" else "mamba_blocks"
     sizes: dict[str, Any] = {
         "dim": read.size("output_norm.weight", 0, default=num_heads or 1),
@@ -208,7 +208,7 @@ def core_sizes(state_dict: Mapping[str, Tensor], name: str, num_heads: int | Non
 
 def mixer_sizes(state_dict: Mapping[str, Tensor], name: str) -> dict[str, int]:
     """Arguments of `build_mixer` for the mixer called `name`."""
-    read = Sizes(state_dict, MIXERS[name])
+    read = Sizes(state_dict, MIXER_NAMES[name])
     if name == "mean":
         return {"dim": read.size("blocks.0.bn.weight", 0), "num_layers": read.count("blocks")}
     return {"dim": read.size("layer_embed", 1), "num_layers": read.size("layer_embed", 0)}
@@ -220,7 +220,7 @@ def readout_sizes(state_dict: Mapping[str, Tensor], task: str, protocol: str, nu
     Raises:
         UsageError: when `num_heads` is another number than the tensors have.
     """
-    read = Sizes(state_dict, READOUTS[task, protocol])
+    read = Sizes(state_dict, READOUT_NAMES[task, protocol])
     if task in {"classify", "depth"}:
         return _attention_sizes(read, task, protocol, num_heads)
     heads = PAPER_HEADS.get(task, 1) if num_heads is None else num_heads

@@ -141,7 +141,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-FILE_NAME = "curves.png"
+CURVES_FILE = "curves.png"
 _TITLE_CHARACTERS = 140
 _MARKED_EPOCHS = 40
 """Up to so many are marked one by one."""
@@ -174,7 +174,7 @@ def draw_curves(path: Path, *, headline: str, higher_is_better: bool, title: str
     direction = "" if higher_is_better else " (lower is better)"
     for axes, label in ((loss, "loss"), (metric, headline + direction), (lr, "learning rate")):
         _finish(axes, label, last_step=evals[-1]["step"])
-    write_file_atomic(path / FILE_NAME, _png(figure))
+    write_file_atomic(path / CURVES_FILE, _png(figure))
 
 
 def epoch_means(epochs: Sequence[dict[str, Any]]) -> Points:

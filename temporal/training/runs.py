@@ -154,7 +154,7 @@ def check_same_tokens(run: RunInfo, *, fingerprint: str, recipe: dict[str, Any],
         )
 
 
-FILE_NAME = "checkpoint.pt"
+CHECKPOINT_FILE = "checkpoint.pt"
 
 
 @dataclass(kw_only=True)
@@ -205,7 +205,7 @@ def save_checkpoint(path: Path, position: Position, parts: dict[str, Any], *, me
     state = {"position": dataclasses.asdict(position), "metrics_bytes": metrics_bytes}
     buffer = io.BytesIO()
     torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer)
-    write_file_atomic(path / FILE_NAME, buffer.getvalue())
+    write_file_atomic(path / CHECKPOINT_FILE, buffer.getvalue())
 
 
 def restore(path: Path, parts: dict[str, Any]) -> tuple[Position, int] | None:
@@ -217,7 +217,7 @@ def restore(path: Path, parts: dict[str, Any]) -> tuple[Position, int] | None:
     Raises:
         RunError: when it cannot be read, or belongs to another model.
     """
-    file = path / FILE_NAME
+    file = path / CHECKPOINT_FILE
     if not file.exists():
         return None
     try:
@@ -231,4 +231,4 @@ def restore(path: Path, parts: dict[str, Any]) -> tuple[Position, int] | None:
 
 def remove_checkpoint(path: Path) -> None:
     """Drop the checkpoint of a run that is done."""
-    (path / FILE_NAME).unlink(missing_ok=True)
+    (path / CHECKPOINT_FILE).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from contracts.reference import READOUTS, Reference
 from vfz.pipeline.errors import CheckpointError, UnknownNameError, UsageError
 from vfz.temporal.readouts import build_readout
 from vfz.temporal.reference.checkpoints import RELEASED_CORES, load_checkpoint, load_core, load_mixer, load_readout
-from vfz.temporal.reference.mapping import READOUTS as READOUT_NAMES
+from vfz.temporal.reference.mapping import READOUT_NAMES
 
 HEADS = 4
 CORE_FILES = ["core_m", "core_mmix", "core_gmmix", "core_gmmix_hidden", "core_rvm_rnn"]
