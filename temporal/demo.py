@@ -26,7 +26,7 @@ from vfz.temporal.probes.options import DemoOptions, ProbeOptions, TrainOptions
 from vfz.temporal.probes.run import ProbeReport, probe
 from vfz.temporal.training.train import TrainReport, train_temporal
 
-CORES = ("identity", "gmmix", "rvm_rnn")
+COMPARED_CORES = ("identity", "gmmix", "rvm_rnn")
 TIMED_CORE = "gmmix"
 NUM_FRAMES = 12
 IMAGE_SIZE = 96
@@ -67,7 +67,7 @@ def run_demo(options: DemoOptions, *, progress: Progress | None = None) -> DemoS
     extracted = _extract(options, progress)
     cache = Path(extracted.cache)
     blind = _probe(options, cache, None, progress)
-    runs = {core: _train(options, cache, core, progress) for core in CORES}
+    runs = {core: _train(options, cache, core, progress) for core in COMPARED_CORES}
     probed = _probe(options, cache, Path(runs[TIMED_CORE].run), progress)
     online = _train(options, cache, TIMED_CORE, progress, online=True)
     cached_epoch = statistics.median(runs[TIMED_CORE].epoch_seconds)

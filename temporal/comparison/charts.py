@@ -29,7 +29,7 @@ def accuracy_chart(results: Sequence[ProbeResult]) -> str:
     below = [100 * (result.top1.mean - result.top1.low) for result in results]
     above = [100 * (result.top1.high - result.top1.mean) for result in results]
     axes.barh(places, means, xerr=np.maximum(0, [below, above]), color="#4477aa", ecolor="#222222", capsize=3)
-    axes.set_yticks(places, [_plain(result.name) for result in results])
+    axes.set_yticks(places, [_drawable(result.name) for result in results])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("top-1 in %, with the 95% bootstrap interval over videos")
@@ -52,7 +52,9 @@ def layer_chart(results: Sequence[ProbeResult]) -> str | None:
         places = [shown.index(result.layers[0]) for result in line]
         means = np.array([result.top1.mean for result in line])
         errors = [means - [result.top1.low for result in line], [result.top1.high for result in line] - means]
-        axes.errorbar(places, 100 * means, yerr=100 * np.maximum(0, errors), marker="o", capsize=3, label=_plain(name))
+        axes.errorbar(
+            places, 100 * means, yerr=100 * np.maximum(0, errors), marker="o", capsize=3, label=_drawable(name)
+        )
     axes.set_xticks(range(len(shown)), shown)
     axes.set_xlabel("layer")
     axes.set_ylabel("top-1 in %")
@@ -66,14 +68,14 @@ def curve_chart(curves: Sequence[Curve]) -> str:
 
     figure, axes = _figure()
     for curve in curves:
-        axes.plot(*np.array(curve.points).T, label=_plain(curve.name), marker="." if len(curve.points) < 40 else "")
+        axes.plot(*np.array(curve.points).T, label=_drawable(curve.name), marker="." if len(curve.points) < 40 else "")
     x = np.array([point[0] for curve in curves for point in curve.points])
     if curves[0].x_name == EPOCHS:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     elif (x > 0).all() and x.max() >= 10 * x.min():  # settings are tried over orders of magnitude
         axes.set_xscale("log")
-    axes.set_xlabel(_plain(curves[0].x_name))
-    axes.set_ylabel(_plain(curves[0].y_name))
+    axes.set_xlabel(_drawable(curves[0].x_name))
+    axes.set_ylabel(_drawable(curves[0].y_name))
     if len(curves) <= 12:
         axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
@@ -89,7 +91,7 @@ def confusion_chart(result: ProbeResult) -> str:
     image = axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.7)
     if num_classes <= _NAMED_CLASSES:
-        names = [_plain(name) for name in result.class_names]
+        names = [_drawable(name) for name in result.class_names]
         axes.set_xticks(range(num_classes), names, rotation=90, fontsize=7)
         axes.set_yticks(range(num_classes), names, fontsize=7)
     axes.set_xlabel("predicted class")
@@ -106,10 +108,10 @@ def change_chart(comparison: Comparison, name: str, *, count: int = 20) -> str:
     changes = [100 * change.change for change in classes]
     colours = ["#228833" if change > 0 else "#cc3311" for change in changes]
     axes.barh(np.arange(len(classes)), changes, color=colours)
-    axes.set_yticks(np.arange(len(classes)), [_plain(f"{c.name} ({c.num_videos})") for c in classes], fontsize=8)
+    axes.set_yticks(np.arange(len(classes)), [_drawable(f"{c.name} ({c.num_videos})") for c in classes], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="#222222", linewidth=0.8)
-    axes.set_xlabel(f"points of accuracy against {_plain(comparison.baseline)}")
+    axes.set_xlabel(f"points of accuracy against {_drawable(comparison.baseline)}")
     return _svg(figure)
 
 
@@ -135,7 +137,7 @@ def _svg(figure: Figure) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
 
 
-def _plain(name: str) -> str:
+def _drawable(name: str) -> str:
     """A name that matplotlib takes as it is: no mathematics between dollars, no character that cannot be drawn."""
     return "".join(char if char.isprintable() else "?" for char in name).replace("$", r"\$")
 

@@ -16,7 +16,7 @@ from vfz.temporal.training.options import (
     PARTS,
     PARTS_HELP,
     TARGETS_HELP,
-    TASKS,
+    TASK_NAMES,
     EvaluateOptions,
     TrainOptions,
 )
@@ -32,7 +32,7 @@ class ProbeOptions(Options):
     task: str = option(
         "classify",
         help="classify: --probe reads classes off frozen features; else the task's readout is trained on them.",
-        choices=TASKS,
+        choices=TASK_NAMES,
     )
     probe: str = option(
         "linear",

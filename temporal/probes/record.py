@@ -158,7 +158,7 @@ def compare_records(first: Mapping[str, Any], second: Mapping[str, Any]) -> Pair
     Raises:
         UsageError: when they have no video in common.
     """
-    outcomes = [_outcomes(record) for record in (first, second)]
+    outcomes = [_right_by_video(record) for record in (first, second)]
     common = [key for key in outcomes[0] if key in outcomes[1]]
     if not common:
         raise UsageError("these probes have no video with the same label in common; compare probes of one dataset")
@@ -181,7 +181,7 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _outcomes(record: Mapping[str, Any]) -> dict[tuple[str, str], bool]:
+def _right_by_video(record: Mapping[str, Any]) -> dict[tuple[str, str], bool]:
     """By video and name of its class, whether it is right."""
     names, videos = record["class_names"], record["videos"]
     ranks = record["runs"][0]["label_rank"]

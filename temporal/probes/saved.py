@@ -43,7 +43,7 @@ class StoredResult:
             pool: the frames that are seen.
             kind: of probe, for the folder's name.
         """
-        settings = _plain(options) | {
+        settings = _json_values(options) | {
             "layers": list(sources.layers),
             "parts": sources.parts,
             "pool": pool,
@@ -91,7 +91,7 @@ class StoredResult:
         write_record(self.folder, {"settings": self.settings, "digests": self.digests, **content})
 
 
-def _plain(options: ProbeOptions) -> dict[str, Any]:
+def _json_values(options: ProbeOptions) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(options).items()

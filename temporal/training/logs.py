@@ -61,7 +61,7 @@ class RunLog:
         if not self._writes:
             return
         with storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-            line = {"kind": kind, "step": step} | {name: _plain(value) for name, value in values.items()}
+            line = {"kind": kind, "step": step} | {name: _json_value(value) for name, value in values.items()}
             file.write(json.dumps(line, allow_nan=False) + "\n")
         self._write_events(line)
 
@@ -136,7 +136,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """JSON has no number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -14,8 +14,8 @@ CACHES_HELP = "The cache, or several of one recipe (given again, or by commas); 
 TARGETS_HELP = "The targets.npz of each cache; default: the one in the root that the cache was made from."
 PARTS_HELP = "Which tokens: `all` (prefix in front of patch), `patch` or `prefix`."
 PARTS = ("all", "patch", "prefix")
-TASKS = ("classify", "boxes", "points", "depth", "pose")
-CORES = "gmmix, mmix, m, rvm_rnn, gru, mingru, attention or identity (no memory)"
+TASK_NAMES = ("classify", "boxes", "points", "depth", "pose")
+_CORES = "gmmix, mmix, m, rvm_rnn, gru, mingru, attention or identity (no memory)"
 DTYPES = ("auto", "float32", "bfloat16")
 DTYPE_HELP = "Autocast: auto takes bfloat16 on a GPU; scans and losses stay float32."
 
@@ -25,9 +25,9 @@ class TrainOptions(Options):
     """What `vfz train-temporal` does: train a temporal module and its readout on cached tokens."""
 
     cache: tuple[Path, ...] | None = option(None, help=CACHES_HELP)
-    task: str = option("classify", help="What the readout predicts.", choices=TASKS)
+    task: str = option("classify", help="What the readout predicts.", choices=TASK_NAMES)
     targets: tuple[Path, ...] | None = option(None, help=f"{TARGETS_HELP} classify takes the cache's labels.")
-    core: str = option("gmmix", help=f"The temporal core: {CORES}.")
+    core: str = option("gmmix", help=f"The temporal core: {_CORES}.")
     core_dim: int | None = option(
         None, help="Width of the core; a Linear stands in front where it differs from the encoder's.", minimum=1
     )
