@@ -22,8 +22,10 @@ from vfz.pipeline.extraction.extract import ExtractReport, extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.files import make_folder, write_file_atomic
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.probes.options import DemoOptions, ProbeOptions, TrainOptions
-from vfz.temporal.probes.run import ProbeReport, probe
+from vfz.temporal.probes.options import DemoOptions, ProbeOptions
+from vfz.temporal.probes.record import ProbeReport
+from vfz.temporal.probes.run import probe
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import TrainReport, train_temporal
 
 COMPARED_CORES = ("identity", "gmmix", "rvm_rnn")

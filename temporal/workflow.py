@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 from vfz.pipeline.config import Options, option, read_tables, tables_of
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.temporal.probes.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions
+from vfz.temporal.training.options import TrainOptions
 
 OptionsType = TypeVar("OptionsType", bound=Options)
 CheckedType = TypeVar("CheckedType")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vfz.temporal.probes.options import TrainOptions
+from vfz.temporal.training.options import TrainOptions
 
 SMALL = {
     "core": "gmmix", "core_dim": 32, "num_layers": 1, "num_heads": 2, "readout_dim": 32, "readout_heads": 2,

@@ -31,41 +31,8 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.temporal.data.sampling import Augmentation, ClipRule, EpochPlan, evaluation_plan, shuffled_plan, training_plan
 from vfz.temporal.data.targets import FrameTargets
-from vfz.temporal.data.tokens import CachedTokens, ClipRequest, ClipTokens, TokenSource
-from vfz.temporal.data.videos import (
-    EVAL_SPLITS,
-    ClipVideo,
-    check_parts,
-    check_same_recipe,
-    choose_eval_split,
-    clip_videos,
-    common_class_names,
-    labelled_videos,
-    num_missing,
-    parts_of,
-)
-
-__all__ = [
-    "EVAL_SPLITS",
-    "Augmentation",
-    "CachedTokens",
-    "ClipBatch",
-    "ClipLoader",
-    "ClipRequest",
-    "ClipRule",
-    "ClipTokens",
-    "ClipVideo",
-    "FrameTargets",
-    "TokenSource",
-    "check_parts",
-    "check_same_recipe",
-    "choose_eval_split",
-    "clip_videos",
-    "common_class_names",
-    "labelled_videos",
-    "num_missing",
-    "parts_of",
-]
+from vfz.temporal.data.tokens import ClipRequest, TokenSource
+from vfz.temporal.data.videos import ClipVideo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,11 +17,7 @@ from vfz.temporal.training.options import (
     PARTS_HELP,
     TARGETS_HELP,
     TASK_NAMES,
-    EvaluateOptions,
-    TrainOptions,
 )
-
-__all__ = ["DemoOptions", "EvaluateOptions", "ProbeOptions", "TrainOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)

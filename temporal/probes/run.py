@@ -33,8 +33,6 @@ from vfz.temporal.probes.selection import check_classes, few_videos, fit_and_cho
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.statistics import bootstrap_interval
 
-__all__ = ["ProbeReport", "probe", "probe_all"]
-
 
 def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeReport:
     """Fit a probe and report its accuracy on a split that chose nothing.

@@ -39,9 +39,6 @@ from vfz.temporal.reference.mapping import (
     released_tensors,
     shorten,
 )
-from vfz.temporal.reference.rvm import load_rvm_npz
-
-__all__ = ["ReferenceModel", "load_checkpoint", "load_core", "load_mixer", "load_readout", "load_rvm_npz"]
 
 # The cores of the paper, each with the names that tell it from those below it.
 RELEASED_CORES = {"gmmix": "gates.", "mmix": "spatial_blocks.", "m": "mamba_blocks.", "rvm_rnn": "transformer."}

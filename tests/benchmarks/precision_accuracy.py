@@ -10,8 +10,9 @@ from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.maintenance.options import ConvertOptions
-from vfz.temporal.probes.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.run import probe
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 
 SEEDS = (0, 1, 2)

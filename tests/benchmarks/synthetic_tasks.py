@@ -26,9 +26,9 @@ import torch
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.temporal.cores import CORES
-from vfz.temporal.probes.options import TrainOptions
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.experiment import build_experiment
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 
 SEEDS = (0, 1, 2)

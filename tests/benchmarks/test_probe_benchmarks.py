@@ -26,9 +26,10 @@ from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.probes import fit_knn, fit_linear
 from vfz.temporal.probes.attentive import AttentiveFitter, AttentiveStack
 from vfz.temporal.probes.heads import Schedule, StackedOptimizer
-from vfz.temporal.probes.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import compare_records, read_record
 from vfz.temporal.probes.run import probe
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 
 pytestmark = pytest.mark.bench

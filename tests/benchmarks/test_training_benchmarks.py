@@ -10,10 +10,10 @@ from timing import seconds_of
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.temporal.probes.options import TrainOptions
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.experiment import build_experiment
 from vfz.temporal.training.optim import build_optimizer
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.step import ClipLoss
 from vfz.temporal.training.train import train_temporal
 

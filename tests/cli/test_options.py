@@ -11,7 +11,8 @@ from vfz.pipeline.config import COMMANDS, Options, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import InfoOptions, LsOptions, RepairOptions, VerifyOptions
-from vfz.temporal.probes.options import DemoOptions, ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import DemoOptions, ProbeOptions
+from vfz.temporal.training.options import TrainOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
-from vfz.temporal.probes.options import TrainOptions
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ import pytest
 
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.maintenance.options import ConvertOptions
-from vfz.temporal.probes.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.run import probe
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 
 CORES = ("identity", "gmmix", "rvm_rnn")

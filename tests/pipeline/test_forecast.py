@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from vfz.pipeline.extraction.estimate import CLIP_FRAMES, ColumnEstimate, Machine, WorkEstimate, forecast
-from vfz.temporal.probes.options import TrainOptions
+from vfz.temporal.training.options import TrainOptions
 
 # 100 videos of 64 frames, 1 kB a frame
 WORK = WorkEstimate(

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, UnknownNameError, UsageError
-from vfz.temporal.data.loader import Augmentation, CachedTokens, ClipLoader, ClipRule, clip_videos, common_class_names
+from vfz.temporal.data.loader import ClipLoader
+from vfz.temporal.data.sampling import Augmentation, ClipRule
+from vfz.temporal.data.tokens import CachedTokens
+from vfz.temporal.data.videos import clip_videos, common_class_names
 
 CPU = torch.device("cpu")
 NUM_VIDEOS = 17

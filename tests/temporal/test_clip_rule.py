@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.data.loader import ClipRule
+from vfz.temporal.data.sampling import ClipRule
 
 POSITIONS = st.floats(0, 1)
 

@@ -9,15 +9,10 @@ from hypothesis import strategies as st
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.data.loader import (
-    CachedTokens,
-    ClipLoader,
-    ClipRule,
-    check_parts,
-    choose_eval_split,
-    labelled_videos,
-    num_missing,
-)
+from vfz.temporal.data.loader import ClipLoader
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.tokens import CachedTokens
+from vfz.temporal.data.videos import check_parts, choose_eval_split, labelled_videos, num_missing
 
 CPU = torch.device("cpu")
 

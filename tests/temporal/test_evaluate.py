@@ -10,8 +10,8 @@ from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, UsageError
 from vfz.pipeline.extraction.extract import extract
-from vfz.temporal.probes.options import EvaluateOptions
 from vfz.temporal.training.evaluate import evaluate
+from vfz.temporal.training.options import EvaluateOptions
 from vfz.temporal.training.train import train_temporal
 
 

@@ -17,16 +17,11 @@ from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.recipe import recipe_from_dict
-from vfz.temporal.data.loader import (
-    Augmentation,
-    CachedTokens,
-    ClipLoader,
-    ClipRequest,
-    ClipRule,
-    FrameTargets,
-    clip_videos,
-)
-from vfz.temporal.data.targets import default_targets_path
+from vfz.temporal.data.loader import ClipLoader
+from vfz.temporal.data.sampling import Augmentation, ClipRule
+from vfz.temporal.data.targets import FrameTargets, default_targets_path
+from vfz.temporal.data.tokens import CachedTokens, ClipRequest
+from vfz.temporal.data.videos import clip_videos
 
 CPU = torch.device("cpu")
 IMAGE_SIZE = 64

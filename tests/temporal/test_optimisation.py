@@ -9,9 +9,9 @@ from training import lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunInterruptedError, UnknownNameError, UsageError
 from vfz.pipeline.progress import StopRequest
-from vfz.temporal.probes.options import EvaluateOptions
 from vfz.temporal.training.evaluate import evaluate
 from vfz.temporal.training.optim import build_optimizer
+from vfz.temporal.training.options import EvaluateOptions
 from vfz.temporal.training.runs import load_model
 from vfz.temporal.training.train import train_temporal
 

@@ -6,7 +6,7 @@ import torch
 from contracts.reference import Reference
 
 from vfz.pipeline.errors import CheckpointError
-from vfz.temporal.reference.checkpoints import load_rvm_npz
+from vfz.temporal.reference.rvm import load_rvm_npz
 
 DIM, HEADS, NUM_BLOCKS = 32, 4, 2
 NORM = {"scale": (DIM,), "bias": (DIM,)}

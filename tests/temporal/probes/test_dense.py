@@ -10,10 +10,11 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import DatasetError, RunError, UsageError
 from vfz.temporal.comparison.compare import load_result
-from vfz.temporal.probes.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.run import probe, probe_all
 from vfz.temporal.tasks import TASKS
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 
 DENSE = sorted(set(TASKS.names()) - {"classify"})

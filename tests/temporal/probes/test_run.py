@@ -12,9 +12,10 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, CacheMismatchError, RunError, UsageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.temporal.probes import PROBES, fit_knn, fit_linear
-from vfz.temporal.probes.options import ProbeOptions, TrainOptions
+from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import compare_records, read_record
 from vfz.temporal.probes.run import probe, probe_all
+from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.runs import load_model
 from vfz.temporal.training.train import train_temporal
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from vfz.temporal.cores import build_core
-from vfz.temporal.data.loader import CachedTokens, ClipLoader, ClipRule, FrameTargets, clip_videos
+from vfz.temporal.data.loader import ClipLoader
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.tokens import CachedTokens
+from vfz.temporal.data.videos import clip_videos
 from vfz.temporal.readouts import build_readout
 from vfz.temporal.tasks import TASKS, build_task
 
