@@ -24,7 +24,7 @@ that every process has the same one and any part of it can be begun with.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,27 @@ class ClipRule:
             raise UsageError(
                 f"clip frames {self.stride} cached frames and {self.step_seconds} s apart; give one of them"
             )
+
+    @classmethod
+    def of_run(
+        cls,
+        recorded: Mapping[str, Any],
+        *,
+        num_frames: int | None = None,
+        stride: int | None = None,
+        step_seconds: float | None = None,
+    ) -> ClipRule:
+        """The rule a run recorded, changed by the values that are given.
+
+        Args:
+            recorded: `clips` of a run's `run.json`.
+            num_frames: instead of the run's.
+            stride: instead of the run's stride or step in seconds.
+            step_seconds: instead of the run's stride or step in seconds.
+        """
+        if stride is None and step_seconds is None:
+            stride, step_seconds = recorded["stride"], recorded["step_seconds"]
+        return cls(num_frames=num_frames or recorded["num_frames"], stride=stride or 1, step_seconds=step_seconds)
 
     def frames(self, num_video_frames: int, *, position: float = 0.5) -> NDArray[np.int64]:
         """Frame numbers [T] of a clip by stride; see `choose`."""

@@ -5,7 +5,7 @@ Each split is read once for all probes of a sweep: what was held in memory stays
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,9 @@ class Sources:
             of_run = self.run.values["clips"]
         check_layers(cache, layers, parts)
         self.layers, self.parts = tuple(layers), parts
-        self.rule = _clip_rule(options, of_run)
+        self.rule = ClipRule.of_run(
+            of_run, num_frames=options.clip_frames, stride=options.clip_stride, step_seconds=options.clip_seconds
+        )
         self.segments, self.views = options.segments, options.views
         self.eval_split = choose_eval_split(cache, options.eval_split, layers=self.layers, parts=parts)
         self.derived: list[DerivedFeatures] = []
@@ -211,14 +213,6 @@ class Sources:
             "split": split,
             "kept": kept,
         }
-
-
-def _clip_rule(options: ProbeOptions, of_run: Mapping[str, Any]) -> ClipRule:
-    """The run's, but for what is given; a stride and a step in seconds replace each other."""
-    stride, seconds = options.clip_stride, options.clip_seconds
-    if stride is None and seconds is None:
-        stride, seconds = of_run["stride"], of_run["step_seconds"]
-    return ClipRule(num_frames=options.clip_frames or of_run["num_frames"], stride=stride or 1, step_seconds=seconds)
 
 
 def open_run(path: Path, cache: FeatureCache, device: torch.device) -> tuple[TemporalModel, RunInfo, str]:

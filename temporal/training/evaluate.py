@@ -68,7 +68,12 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> E
         CachedTokens(caches, layers=config.encoder_layers, parts=config.parts),
         caches,
         config,
-        rule=_clip_rule(options, run.values["clips"]),
+        rule=ClipRule.of_run(
+            run.values["clips"],
+            num_frames=options.clip_frames,
+            stride=options.clip_stride,
+            step_seconds=options.clip_seconds,
+        ),
         split=options.split,
         views=options.views,
         segments=options.segments,
@@ -96,11 +101,3 @@ def _task_of(model: TemporalModel, run: RunInfo, caches: Sequence[FeatureCache])
             "or they are called otherwise; evaluate it on a cache with its own classes"
         )
     return build_task("classify", protocol=config.protocol, num_classes=len(names))
-
-
-def _clip_rule(options: EvaluateOptions, of_run: dict[str, Any]) -> ClipRule:
-    """The run's, but for what is given; a stride and a step in seconds replace each other."""
-    stride, seconds = options.clip_stride, options.clip_seconds
-    if stride is None and seconds is None:
-        stride, seconds = of_run["stride"], of_run["step_seconds"]
-    return ClipRule(num_frames=options.clip_frames or of_run["num_frames"], stride=stride or 1, step_seconds=seconds)
