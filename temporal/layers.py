@@ -1,16 +1,10 @@
-"""Attention within a frame, and the transformer block of `mmix` and `gmmix` built from it.
+"""The small layers that mixers, cores, readouts and probes share.
 
-`Attention` has the parameter names of `torch.nn.MultiheadAttention`, so released weights load, and calls
-`scaled_dot_product_attention`, so the N x N matrix is never stored. For that reason dropout acts on the outputs of
-the two residual branches and inside the MLP, not on the attention weights, where it would rule out the fused kernels.
+`Attention` has the parameter names of `torch.nn.MultiheadAttention`, so that released weights load. It calls
+`scaled_dot_product_attention`, so that the N x N matrix is never stored. Dropout acts on the outputs of the residual
+branches and inside the MLP, and not on the attention weights, where it would rule out the fused kernels.
 
 Shape suffixes: B batch, T time, N tokens of a frame, D channels, R rows (frames, any number of them).
-
-Small layers that several readouts share.
-
-Learned time embeddings: one vector per time step, stretched where a clip has another length than in training.
-
-Where autocast must not reach: what half precision cannot hold stays in float32.
 """
 
 from __future__ import annotations
@@ -117,22 +111,6 @@ class SpatialBlock(nn.Module):
         return y_BTND
 
 
-def check_heads(dim: int, num_heads: int) -> None:
-    """Refuses head counts that do not divide the channels.
-
-    Raises:
-        UsageError: naming both numbers and the head counts that would do.
-    """
-    if num_heads < 1 or dim % num_heads:
-        allowed = ", ".join(str(heads) for heads in range(1, min(dim, 32) + 1) if dim % heads == 0)
-        raise UsageError(f"{num_heads} attention heads do not divide {dim} channels; use one of {allowed}")
-
-
-def build_projection(dim: int, readout_dim: int) -> nn.Module:
-    """A Linear from `dim` to `readout_dim`; nothing where they are equal, as in the paper."""
-    return nn.Identity() if dim == readout_dim else nn.Linear(dim, readout_dim)
-
-
 class NumericHead(nn.Sequential):
     """Linear, GELU, Linear, in float32 even under autocast: the 8 bits of bfloat16 are too few for a coordinate."""
 
@@ -148,15 +126,31 @@ class NumericHead(nn.Sequential):
         return x
 
 
+def build_projection(dim: int, readout_dim: int) -> nn.Module:
+    """A Linear from `dim` to `readout_dim`; the identity where they are equal, as in the paper."""
+    return nn.Identity() if dim == readout_dim else nn.Linear(dim, readout_dim)
+
+
 def resize_time(embedding_1TD: Tensor, num_steps: int) -> Tensor:
-    """Linear interpolation of a time embedding `[1, T, D]` to `num_steps`: `[1, num_steps, D]`."""
+    """A learned time embedding `[1, T, D]`, linearly interpolated to the length of a clip: `[1, num_steps, D]`."""
     if embedding_1TD.shape[1] == num_steps:
         return embedding_1TD
     return F.interpolate(embedding_1TD.mT, size=num_steps, mode="linear", align_corners=False).mT
 
 
+def check_heads(dim: int, num_heads: int) -> None:
+    """Refuses a number of heads that does not divide the channels.
+
+    Raises:
+        UsageError: names both numbers, and the numbers of heads that are possible.
+    """
+    if num_heads < 1 or dim % num_heads:
+        allowed = ", ".join(str(heads) for heads in range(1, min(dim, 32) + 1) if dim % heads == 0)
+        raise UsageError(f"{num_heads} attention heads do not divide {dim} channels; use one of {allowed}")
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Turns autocast off for operations on a device; nothing to do where it has none (`meta`)."""
+    """A block in which autocast is off on a device: for what half precision cannot hold. `meta` has no autocast."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
