@@ -1,6 +1,7 @@
 """Temporal cores: causal modules that give every token map a memory of the frames before it.
 
-A new core is one file with a `TemporalCore`, one line below and one subclass of `CoreContract` in the tests.
+All keep the contract of `vfz.temporal.cores.base`. A new core is one file with a `TemporalCore`, one line in the
+registry below and one subclass of `CoreContract` in the tests.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""The contract of every temporal core: causal, carried state, stepping equals the full pass.
+"""The contract of every temporal core (causal, with a carried state, a step equals the full pass), and core `identity`.
 
 A core turns the token maps of a clip into token maps that know the past. It never sees the future, so the same weights
 serve training on whole clips (`forward`) and live video (`step`), and a video of any length can be fed in pieces.
+`identity` is a LayerNorm without any time: the baseline that shows what the other cores add.
 
 Activation checkpointing (arXiv 1604.06174) lives here for all of them: each core hands its repeated part (a layer, or
 for a recurrence a frame) to `_run_layers` or `_recomputed`, and only what passes between these parts is kept for the
 backward pass. That costs one more forward pass and leaves every number as it was, dropout included.
 
 Shape suffixes: B batch, T time, N tokens of a frame, D channels.
-
-Core `identity`: a LayerNorm and no time at all. The baseline that shows what the temporal cores add.
 """
 
 from __future__ import annotations
@@ -126,15 +125,6 @@ class TemporalCore(nn.Module, ABC, Generic[StateT]):
         return next(heads for heads in (16, 12, 8, 6, 4, 2, 1) if dim % heads == 0)
 
 
-def _leaves(state: Any) -> Iterator[Tensor]:
-    """The tensors of a state, however it nests them."""
-    if isinstance(state, Tensor):
-        yield state
-    elif state is not None:
-        for part in state:
-            yield from _leaves(part)
-
-
 class IdentityCore(TemporalCore[tuple[()]]):
     """LayerNorm of every token. State: the empty tuple."""
 
@@ -147,3 +137,12 @@ class IdentityCore(TemporalCore[tuple[()]]):
     def run(self, x_BTND: Tensor, state: tuple[()] | None) -> tuple[Tensor, tuple[()]]:  # noqa: ARG002
         """See `TemporalCore.run`."""
         return self.output_norm(x_BTND), ()
+
+
+def _leaves(state: Any) -> Iterator[Tensor]:
+    """The tensors of a state, however it nests them."""
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None:
+        for part in state:
+            yield from _leaves(part)

@@ -1,19 +1,18 @@
-"""Core `gru`: gated recurrent units (arXiv 1406.1078) along time, every token position on its own.
+"""Cores `gru` and `mingru`: gated recurrent units along time, every token position on its own.
 
-`m` with another recurrence: no mixing within the frame, the same residual stack. What differs between the two in a
-table is the recurrence. A GRU's gates see its state, so its frames follow one another; each is one matrix product over
-all tokens of all videos. 6 D^2 weights per layer, about as many as a Mamba layer.
+Both are `m` with another recurrence: the same residual stack, no mixing within the frame, 6 D^2 weights per layer,
+about as many as a Mamba layer. What differs between the three in a table of results is the recurrence.
 
-Shape suffixes: B batch, T time, N tokens of a frame, D channels, S = B * N sequences.
+`gru` (arXiv 1406.1078): the gates see the state, so frames follow one another. Each is one matrix product over all
+tokens of all videos.
 
-Core `mingru`: the minimal gated recurrent unit (arXiv 2410.01201) along time, every token position on its own.
+`mingru` (arXiv 2410.01201), of inner width 2 D:
 
     z = sigmoid(W_z u)      c = W_c u      h_t = (1 - z_t) h_{t-1} + z_t c_t      out = W_out h
 
-Gates and candidates do not see the state, so they are matrix products over all frames at once and only the average h
-is a recurrence. It is a weighted mean of candidates, bounded whatever the weights, and is taken as one: the cumulative
-products and logarithms of parallel scans, where the numerical trouble lies, are not needed for 16..64 frames. As in
-`m` there is no mixing within the frame; inner width 2 D makes 6 D^2 weights per layer, about as many as a Mamba layer.
+Gates and candidates do not see the state: they are matrix products over all frames at once, and only the average h is a
+recurrence. h is a weighted mean of candidates, bounded whatever the weights, and is computed as one. The cumulative
+products and logarithms of parallel scans, which are numerically delicate, are not needed for 16..64 frames.
 
 Shape suffixes: B batch, T time, N tokens of a frame, D channels, E = expand * D, S = B * N sequences.
 """

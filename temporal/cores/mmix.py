@@ -1,16 +1,14 @@
-"""Core `mmix`: attention within the frame, then Mamba along time, layer by layer (arXiv 2605.19137).
+"""Cores `m`, `mmix` and `gmmix`: the paper's recurrent cores, built of Mamba layers along time (arXiv 2605.19137).
 
-Attention adds N per token to the cost of `m`; along time it stays linear.
+- `m`: Mamba along time, every token position on its own, no mixing within the frame. The cheapest: its cost is linear
+  in tokens and in frames.
+- `mmix`: attention within the frame, then Mamba along time, layer by layer. Attention adds N per token to the cost.
+- `gmmix`: `mmix` with a learned gate between what the frame says and what the past adds. The paper's best recurrent
+  core on dense tasks; the gate adds 2 D^2 weights per layer.
 
-Core `gmmix`: `mmix` with a learned gate between what the frame says and what the past adds (arXiv 2605.19137).
+      z = spatial(x)      h = z + Mamba(LN z)      u = sigmoid(gate([z; h]))      x = (1 - u) z + u h
 
-    z = spatial(x)        h = z + Mamba(LN z)        u = sigmoid(gate([z; h]))        x = (1 - u) z + u h
-
-The best of the paper's recurrent cores on dense tasks; the gate adds 2 D^2 weights per layer to `mmix`.
-
-Core `m`: Mamba along time, every token position on its own; no mixing within the frame (arXiv 2605.19137).
-
-The cheapest recurrent core: cost is linear in tokens and in frames.
+Shape suffixes: B batch, T time, N tokens of a frame, D channels.
 """
 
 from __future__ import annotations
@@ -23,6 +21,28 @@ from torch import Tensor, nn
 from vfz.temporal.cores.base import TemporalCore
 from vfz.temporal.cores.mamba import MambaBlock, MambaState
 from vfz.temporal.layers import SpatialBlock
+
+
+class MCore(TemporalCore[tuple[MambaState, ...]]):
+    """A stack of x + Dropout(Mamba(LN x)), then a LayerNorm on the output.
+
+    State: one `MambaState` per layer, sequences S = B * N.
+
+    Args:
+        dim: D.
+        num_layers: Mamba blocks.
+        dropout: on the residual branches.
+    """
+
+    def __init__(self, dim: int, *, num_layers: int = 4, dropout: float = 0.1) -> None:
+        super().__init__(dim)
+        self.mamba_blocks = nn.ModuleList(MambaBlock(dim, dropout=dropout) for _ in range(num_layers))
+        self.output_norm = nn.LayerNorm(dim)
+
+    def run(self, x_BTND: Tensor, state: tuple[MambaState, ...] | None) -> tuple[Tensor, tuple[MambaState, ...]]:
+        """See `TemporalCore.run`."""
+        y_BTND, new_state = self._run_layers(self.mamba_blocks, x_BTND, state)
+        return self.output_norm(y_BTND), new_state
 
 
 class MMixCore(TemporalCore[tuple[MambaState, ...]]):
@@ -58,14 +78,6 @@ class MMixCore(TemporalCore[tuple[MambaState, ...]]):
         layers = (partial(_mix, *blocks) for blocks in zip(self.spatial_blocks, self.mamba_blocks, strict=True))
         y_BTND, new_state = self._run_layers(layers, x_BTND, state)
         return self.output_norm(y_BTND), new_state
-
-
-def _mix(
-    spatial_block: nn.Module, mamba_block: nn.Module, x_BTND: Tensor, state: MambaState | None
-) -> tuple[Tensor, MambaState]:
-    """One layer."""
-    mixed: tuple[Tensor, MambaState] = mamba_block(spatial_block(x_BTND), state)
-    return mixed
 
 
 class GMMixCore(TemporalCore[tuple[MambaState, ...]]):
@@ -112,6 +124,14 @@ class GMMixCore(TemporalCore[tuple[MambaState, ...]]):
         return self.output_norm(y_BTND), new_state
 
 
+def _mix(
+    spatial_block: nn.Module, mamba_block: nn.Module, x_BTND: Tensor, state: MambaState | None
+) -> tuple[Tensor, MambaState]:
+    """One layer."""
+    mixed: tuple[Tensor, MambaState] = mamba_block(spatial_block(x_BTND), state)
+    return mixed
+
+
 def _mix_gated(
     spatial_block: nn.Module, mamba_block: nn.Module, gate: nn.Module, x_BTND: Tensor, state: MambaState | None
 ) -> tuple[Tensor, MambaState]:
@@ -126,25 +146,3 @@ def _build_gate(dim: int, hidden_dim: int | None) -> nn.Module:
     if hidden_dim is None:
         return nn.Linear(2 * dim, dim)
     return nn.Sequential(nn.Linear(2 * dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
-
-
-class MCore(TemporalCore[tuple[MambaState, ...]]):
-    """A stack of x + Dropout(Mamba(LN x)), then a LayerNorm on the output.
-
-    State: one `MambaState` per layer, sequences S = B * N.
-
-    Args:
-        dim: D.
-        num_layers: Mamba blocks.
-        dropout: on the residual branches.
-    """
-
-    def __init__(self, dim: int, *, num_layers: int = 4, dropout: float = 0.1) -> None:
-        super().__init__(dim)
-        self.mamba_blocks = nn.ModuleList(MambaBlock(dim, dropout=dropout) for _ in range(num_layers))
-        self.output_norm = nn.LayerNorm(dim)
-
-    def run(self, x_BTND: Tensor, state: tuple[MambaState, ...] | None) -> tuple[Tensor, tuple[MambaState, ...]]:
-        """See `TemporalCore.run`."""
-        y_BTND, new_state = self._run_layers(self.mamba_blocks, x_BTND, state)
-        return self.output_norm(y_BTND), new_state
