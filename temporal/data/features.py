@@ -34,7 +34,7 @@ class Features(ABC):
 
     Attributes:
         ids: of the V videos, for messages and records.
-        labels_V: their classes (int64, on the CPU), or None where nobody said.
+        labels_V: their classes (int64, on the CPU); None where they are not known.
         num_clips: C.
         num_prefix: of each layer, how many of its N tokens are prefix tokens.
         device: where what is read lies.
@@ -191,21 +191,6 @@ class CacheFeatures(Features):
             pts_seconds=None if self._rule.step_seconds is None else self._tokens.pts_seconds(row, 0),
         )
         return ClipRequest(video=row, frames=frames.numbers, mask=frames.mask)
-
-
-def check_layers(cache: FeatureCache, layers: Sequence[str], parts: str) -> None:
-    """Refuse layers or parts that the cache does not have.
-
-    Raises:
-        UsageError: naming those it has.
-    """
-    if not layers:
-        raise UsageError(f"no layer is named; choose from the layers {', '.join(cache.layers)} of {cache.path}")
-    for layer in layers:
-        if layer not in cache.layers:
-            raise UsageError(f"layer {layer!r} is not in {cache.path}; it has {', '.join(cache.layers)}")
-        if parts != "all" and parts not in cache.layers[layer]:
-            raise UsageError(f"layer {layer!r} has no {parts} tokens; it has {', '.join(cache.layers[layer])}")
 
 
 def rows_in_views(

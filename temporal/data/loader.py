@@ -1,17 +1,16 @@
-"""From a cache (or the live encoder) to batches of clips.
+"""From a cache (or the encoder itself) to batches of clips: `ClipLoader`, read ahead by a thread.
 
 A clip is T frames of one video. Which clips make up a batch depends on the seed and the epoch alone: neither on how
 many processes share a batch, nor on reading ahead, nor on where an epoch is taken up again. All draws of an epoch are
-made before its first batch (30 ms for a quarter of a million videos); a batch is then a slice of them, so that taking
-an epoch up at any batch costs nothing. A thread reads the next batches during a training step.
+made before its first batch (`vfz.temporal.data.sampling.EpochPlan`); a batch is a slice of them, so that taking an
+epoch up at any batch costs nothing.
+
+One thread makes the next batches while the caller works on this one, so batches keep their order; how many it is ahead
+is bounded. NumPy's copies and torch's kernels release the interpreter, so reading overlaps with a training step even on
+the CPU. On a GPU the thread works in a CUDA stream of its own and waits there, so that copying a batch to the device
+does not wait for the step.
 
 Shapes: B clips of a batch, T frames of a clip, N tokens, D channels.
-
-Reading ahead: a thread makes the next items while the caller works on this one.
-
-NumPy's copies and torch's kernels let go of the interpreter, so reading overlaps with a training step even on the CPU.
-There is one thread, so items come in their own order; how far it is ahead is bounded. On a GPU it works in a stream of
-its own and waits there, so that copying a batch to the device does not wait for the step.
 """
 
 from __future__ import annotations
@@ -34,42 +33,8 @@ from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import ClipRequest, TokenSource
 from vfz.temporal.data.videos import ClipVideo
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClipBatch:
-    """A batch on the device.
-
-    Attributes:
-        layers_BTND: float32 tokens, one tensor per encoder layer.
-        labels_B: class indices (int64); -1 where a video has none.
-        indices_B: positions of the clips' videos in the loader's list (int64, on the CPU).
-        video_ids: for messages.
-        frame_mask_BT: bool; False where a short video has ended and its last frame is repeated.
-        pts_seconds_BT: presentation times (float64).
-        targets: of the loader's task by name, see `vfz.temporal.data.targets`; empty without.
-        weight: what a mean over these clips counts in a mean over all ranks' means, so that it is the mean over the
-            whole batch: 1 where all ranks have as many. 0 where a last batch has fewer clips than there are ranks and
-            this rank got none: it is given one of the others', which counts nothing.
-    """
-
-    layers_BTND: list[Tensor]
-    labels_B: Tensor
-    indices_B: Tensor
-    video_ids: tuple[str, ...]
-    frame_mask_BT: Tensor
-    pts_seconds_BT: Tensor
-    targets: Mapping[str, Tensor] = field(default_factory=dict)
-    weight: float = 1.0
-
-    def _on_stream(self, device: torch.device) -> None:
-        """Tells the allocator that the caller's stream uses these tensors, which another one made."""
-        if device.type != "cuda":
-            return
-        stream = torch.cuda.current_stream(device)
-        small = (self.labels_B, self.frame_mask_BT, self.pts_seconds_BT)
-        for tensor in (*self.layers_BTND, *small, *self.targets.values()):
-            if tensor.is_cuda:
-                tensor.record_stream(stream)
+T = TypeVar("T")
+_LOOK_SECONDS = 0.1  # how often a thread that waits looks whether it is still wanted
 
 
 class ClipLoader:
@@ -161,7 +126,7 @@ class ClipLoader:
         num_batches = -(-len(plan.videos) // self._batch_size)
         made = (self._load(plan, number, factors) for number in range(start_batch, num_batches))
         for batch in prefetched(made, num_ahead=self._num_ahead, device=self._device):
-            batch._on_stream(self._device)  # noqa: SLF001 - its own module
+            _use_on_current_stream(batch, self._device)
             yield batch
 
     def _load(self, plan: EpochPlan, number: int, factors: tuple[int, ...]) -> ClipBatch:
@@ -210,9 +175,42 @@ class ClipLoader:
         return [tokens_BTND.index_select(2, kept_N) for tokens_BTND in layers_BTND]
 
 
-T = TypeVar("T")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipBatch:
+    """A batch on the device.
 
-_LOOK_SECONDS = 0.1  # how often a thread that waits looks whether it is still wanted
+    Attributes:
+        layers_BTND: float32 tokens, one tensor per encoder layer.
+        labels_B: class indices (int64); -1 where a video has none.
+        indices_B: positions of the clips' videos in the loader's list (int64, on the CPU).
+        video_ids: for messages.
+        frame_mask_BT: bool; False where a short video has ended and its last frame is repeated.
+        pts_seconds_BT: presentation times (float64).
+        targets: of the loader's task by name, see `vfz.temporal.data.targets`; empty without.
+        weight: what a mean over these clips counts in a mean over all ranks' means, so that it is the mean over the
+            whole batch: 1 where all ranks have as many. 0 where a last batch has fewer clips than there are ranks and
+            this rank got none: it is given one of the others', which counts nothing.
+    """
+
+    layers_BTND: list[Tensor]
+    labels_B: Tensor
+    indices_B: Tensor
+    video_ids: tuple[str, ...]
+    frame_mask_BT: Tensor
+    pts_seconds_BT: Tensor
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+def _use_on_current_stream(batch: ClipBatch, device: torch.device) -> None:
+    """Tells the allocator that the caller's stream uses these tensors, which another stream made."""
+    if device.type != "cuda":
+        return
+    stream = torch.cuda.current_stream(device)
+    small = (batch.labels_B, batch.frame_mask_BT, batch.pts_seconds_BT)
+    for tensor in (*batch.layers_BTND, *small, *batch.targets.values()):
+        if tensor.is_cuda:
+            tensor.record_stream(stream)
 
 
 def prefetched(items: Iterable[T], *, num_ahead: int, device: torch.device) -> Iterator[T]:

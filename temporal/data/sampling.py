@@ -1,24 +1,18 @@
-"""Which frames of a video make a clip: T of them, a number of cached frames or a time apart.
+"""Which frames of a video make a clip, how training clips are varied, and what is drawn for an epoch.
 
-Times count where caches were made at other rates than the one wanted, or from videos of variable rate: the cached frame
-nearest to each time is taken. A video that is too short repeats its last frame, as the paper does, and the mask says
-which frames are real.
+`ClipRule`: T frames, a number of cached frames or a time apart. A time is right where caches were made at another rate
+than the one wanted, or from videos of variable rate: the cached frame nearest to each time is taken. A video that is
+too short repeats its last frame, as in the paper, and a mask says which frames are real.
 
-Shapes: T frames of a clip, F cached frames of a video.
+`Augmentation`: only what is right on tokens. Time can be shifted and stretched: other frames of a video are other
+inputs. Views that were cropped and mirrored at extraction can be chosen among. Patch tokens can be dropped, at the same
+positions in every frame and of the whole batch: a recurrent core keeps a state for each position, and the batch stays
+one tensor. Tokens are never mirrored: the tokens of a mirrored image are not the mirrored tokens of the image.
 
-What may be varied in training clips of cached tokens, and is right on tokens.
+`EpochPlan`: which clip comes when, and how it is varied. It follows from the seed and the epoch alone and is made in
+one go (30 ms for a quarter of a million videos), so that every process has the same one and can begin anywhere in it.
 
-Time can be shifted and stretched: other frames of the same video are other inputs. Views that were cropped and mirrored
-at extraction can be chosen among. Patch tokens can be dropped, at the same positions in every frame, since a recurrent
-core keeps a state for each position, and of the whole batch, so that it stays one tensor.
-
-Tokens are never mirrored: the tokens of a mirrored image are not the mirrored tokens of the image (the encoder knows
-where left is), which is why views are made at extraction.
-
-What is drawn for an epoch, before its first batch: which clip comes when, and how it is varied.
-
-A plan follows from the seed and the epoch alone and is made in one go (30 ms for a quarter of a million videos), so
-that every process has the same one and any part of it can be begun with.
+Shapes: T frames of a clip, F cached frames of a video, n clips of an epoch.
 """
 
 from __future__ import annotations
@@ -34,20 +28,10 @@ from numpy.typing import NDArray
 from vfz.pipeline.cache.request import is_whole, shown
 from vfz.pipeline.errors import UsageError
 
+PLACE_TASKS = ("boxes", "points", "depth")
+"""Tasks that ask about places in the picture, whose tokens may have been dropped."""
 _ROUNDING = 1e-6  # of a step: times from containers and from k / fps differ in their last digits
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClipFrames:
-    """The frames of a clip.
-
-    Attributes:
-        numbers: [T] in the video.
-        mask: [T] False where the video has ended and its last frame is repeated.
-    """
-
-    numbers: NDArray[np.int64]
-    mask: NDArray[np.bool_]
+_DROPOUT_STREAM = 1  # keeps these draws apart from those of the order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,22 +135,17 @@ class ClipRule:
         )
 
 
-def nearest(sorted_values: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
-    """Where in ascending values the nearest to each of some others stands; the earlier of two as near."""
-    right = np.clip(np.searchsorted(sorted_values, values), 1, max(1, len(sorted_values) - 1))
-    left = right - 1
-    right = np.minimum(right, len(sorted_values) - 1)
-    closer_right = sorted_values[right] - values < values - sorted_values[left]
-    return np.where(closer_right, right, left).astype(np.int64)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipFrames:
+    """The frames of a clip.
 
+    Attributes:
+        numbers: [T] in the video.
+        mask: [T] False where the video has ended and its last frame is repeated.
+    """
 
-def _at(position: float, room: int) -> int:
-    """The start, out of 0 .. room, at a position; every one is as likely where the position is drawn evenly."""
-    return min(room, int(position * (room + 1)))
-
-
-PLACE_TASKS = ("boxes", "points", "depth")
-"""Tasks that ask about places in the picture, whose tokens may have been dropped."""
+    numbers: NDArray[np.int64]
+    mask: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +198,6 @@ class Augmentation:
         num_kept = max(1, round(num_patches * (1 - self.token_dropout)))
         patches = np.sort(generator.choice(num_patches, num_kept, replace=False)) + num_prefix
         return np.concatenate([np.arange(num_prefix), patches])
-
-
-_DROPOUT_STREAM = 1  # keeps these draws apart from those of the order
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -286,3 +262,17 @@ def evaluation_plan(num_views: Sequence[int], num_segments: int) -> EpochPlan:
         views=np.repeat(views, num_segments),
         factors=np.zeros(len(views) * num_segments),
     )
+
+
+def nearest(sorted_values: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    """Where in ascending values the nearest to each of some others stands; the earlier of two as near."""
+    right = np.clip(np.searchsorted(sorted_values, values), 1, max(1, len(sorted_values) - 1))
+    left = right - 1
+    right = np.minimum(right, len(sorted_values) - 1)
+    closer_right = sorted_values[right] - values < values - sorted_values[left]
+    return np.where(closer_right, right, left).astype(np.int64)
+
+
+def _at(position: float, room: int) -> int:
+    """The start, out of 0 .. room, at a position; every one is as likely where the position is drawn evenly."""
+    return min(room, int(position * (room + 1)))

@@ -1,4 +1,8 @@
-"""Which videos of one cache, or of several of one recipe, clips are taken of."""
+"""Which videos of one cache, or of several of one recipe, clips are taken of; and whether those caches go together.
+
+Videos come cache by cache, in the order of each. What is asked for and not there (a split, a layer, a view) is refused
+with the names of what is there. Ledgers are read, no tokens.
+"""
 
 from __future__ import annotations
 
@@ -36,43 +40,6 @@ class ClipVideo:
     def label(self) -> int | None:
         """Its class, where it has one."""
         return self.rows[0].label
-
-
-def check_same_recipe(caches: Sequence[FeatureCache]) -> None:
-    """Refuses caches whose tokens cannot be mixed.
-
-    Raises:
-        CacheMismatchError: with the field-by-field difference of the first that differs.
-        UsageError: when there is none, or one is given twice.
-    """
-    if not caches:
-        raise UsageError("no cache was given; give one or several")
-    first = caches[0]
-    for number, cache in enumerate(caches):
-        if any(cache.path.resolve() == other.path.resolve() for other in caches[:number]):
-            raise UsageError(f"{cache.path} is given twice; its videos would count twice")
-        if cache.fingerprint != first.fingerprint:
-            difference = describe_difference(first.recipe, cache.recipe, names=("first", "other"))
-            raise CacheMismatchError(
-                f"{cache.path} was made by another recipe than {first.path}: {'; '.join(difference)}; "
-                "only caches of one recipe are used together"
-            )
-
-
-def common_class_names(caches: Sequence[FeatureCache]) -> tuple[str, ...]:
-    """The class names of all caches, in label order.
-
-    Raises:
-        UsageError: when they differ, so that a label of one means something else in another.
-    """
-    for cache in caches[1:]:
-        if cache.class_names != caches[0].class_names:
-            raise UsageError(
-                f"{cache.path} has {len(cache.class_names)} classes, {caches[0].path} has "
-                f"{len(caches[0].class_names)}, or they are called otherwise; labels of caches that are used together "
-                "must mean the same"
-            )
-    return tuple(caches[0].class_names)
 
 
 def clip_videos(
@@ -134,7 +101,7 @@ def labelled_videos(
 
 
 def num_missing(cache: FeatureCache, split: str, *, layers: Layers, parts: str) -> int:
-    """Videos of a split that have no tokens of these layers and parts, so that nothing of them is evaluated."""
+    """How many planned videos of a split have no tokens of these layers and parts, so that they are not evaluated."""
     return cache.num_planned(split) - len(cache.ok_videos(split, layers=layers, parts=parts_of(parts)))
 
 
@@ -146,38 +113,70 @@ def choose_eval_split(
     Raises:
         UsageError: when none of them has; lists the splits of the cache.
     """
-    if asked is not None:
-        return asked
+    split = asked if asked is not None else first_eval_split([cache], layers=layers, parts=parts)
+    if split is None:
+        raise UsageError(
+            f"{cache.path} has no {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} video with "
+            f"{_wanted(layers, parts)}; its splits are {', '.join(cache.splits) or 'none'}: name one with --eval-split"
+        )
+    return split
+
+
+def first_eval_split(caches: Sequence[FeatureCache], *, layers: Layers | None, parts: str) -> str | None:
+    """The first of `EVAL_SPLITS` that has a video with these layers and parts in some cache; None where none has."""
     for split in EVAL_SPLITS:
-        if split in cache.splits and cache.ok_videos(split, layers=layers, parts=parts_of(parts)):
-            return split
-    raise UsageError(
-        f"{cache.path} has no {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} video with {_wanted(layers, parts)}; "
-        f"its splits are {', '.join(cache.splits) or 'none'}: name one with --eval-split"
-    )
+        for cache in caches:
+            if split in cache.splits and cache.ok_videos(split, layers=layers, parts=parts_of(parts)):
+                return split
+    return None
+
+
+def check_layers(cache: FeatureCache, layers: Sequence[str], parts: str) -> None:
+    """Refuses layers or parts that the cache does not have.
+
+    Raises:
+        UsageError: names those it has.
+    """
+    if not layers:
+        raise UsageError(f"no layer is named; choose from the layers {', '.join(cache.layers)} of {cache.path}")
+    for layer in layers:
+        _check_layer(cache, layer, parts)
 
 
 def check_parts(cache: FeatureCache, layers: Layers, parts: str) -> tuple[int, int]:
-    """Tokens per frame and channels of the layers, once they are known to fit each other.
+    """Tokens per frame and channels of the layers, which must all have the same.
 
     Raises:
-        UsageError: when no layer is named, one is not cached or has no prefix tokens, or they differ in shape.
+        UsageError: when no layer is named, one is not cached or has no such tokens, or they differ in shape.
     """
     layers = as_names(layers, "layers")
     if not layers:
         raise UsageError(f"layers is empty; name some of the layers {', '.join(cache.layers)} of {cache.path}")
     shapes = set()
     for layer in layers:
-        if layer not in cache.layers:
-            raise UsageError(f"layer {layer!r} is not in {cache.path}; it has {', '.join(cache.layers)}")
+        _check_layer(cache, layer, parts)
         counts = {part: tuple(shape) for part, shape in cache.layers[layer].items()}
-        if parts != "all" and parts not in counts:
-            raise UsageError(f"layer {layer!r} has no {parts} tokens; it has {', '.join(counts)}")
         used = counts if parts == "all" else {parts: counts[parts]}
         shapes.add((sum(num for num, _ in used.values()), next(iter(used.values()))[1]))
     if len(shapes) > 1:
         raise UsageError(f"layers {', '.join(layers)} differ in shape {sorted(shapes)}; use one of them, or equal ones")
     return shapes.pop()
+
+
+def common_class_names(caches: Sequence[FeatureCache]) -> tuple[str, ...]:
+    """The class names of all caches, in label order.
+
+    Raises:
+        UsageError: when they differ, so that a label of one means something else in another.
+    """
+    for cache in caches[1:]:
+        if cache.class_names != caches[0].class_names:
+            raise UsageError(
+                f"{cache.path} has {len(cache.class_names)} classes, {caches[0].path} has "
+                f"{len(caches[0].class_names)}, or they are called otherwise; labels of caches that are used together "
+                "must mean the same"
+            )
+    return tuple(caches[0].class_names)
 
 
 def as_caches(caches: FeatureCache | Sequence[FeatureCache]) -> tuple[FeatureCache, ...]:
@@ -191,9 +190,37 @@ def as_caches(caches: FeatureCache | Sequence[FeatureCache]) -> tuple[FeatureCac
     return group
 
 
+def check_same_recipe(caches: Sequence[FeatureCache]) -> None:
+    """Refuses caches whose tokens cannot be mixed.
+
+    Raises:
+        CacheMismatchError: with the field-by-field difference of the first that differs.
+        UsageError: when there is none, or one is given twice.
+    """
+    if not caches:
+        raise UsageError("no cache was given; give one or several")
+    first = caches[0]
+    for number, cache in enumerate(caches):
+        if any(cache.path.resolve() == other.path.resolve() for other in caches[:number]):
+            raise UsageError(f"{cache.path} is given twice; its videos would count twice")
+        if cache.fingerprint != first.fingerprint:
+            difference = describe_difference(first.recipe, cache.recipe, names=("first", "other"))
+            raise CacheMismatchError(
+                f"{cache.path} was made by another recipe than {first.path}: {'; '.join(difference)}; "
+                "only caches of one recipe are used together"
+            )
+
+
 def parts_of(parts: str) -> tuple[str, ...] | None:
-    """`all`, `patch` or `prefix` as `FeatureCache.read` takes it."""
+    """`all`, `patch` or `prefix`, as `FeatureCache.read` takes it."""
     return None if parts == "all" else (parts,)
+
+
+def _check_layer(cache: FeatureCache, layer: str, parts: str) -> None:
+    if layer not in cache.layers:
+        raise UsageError(f"layer {layer!r} is not in {cache.path}; it has {', '.join(cache.layers)}")
+    if parts != "all" and parts not in cache.layers[layer]:
+        raise UsageError(f"layer {layer!r} has no {parts} tokens; it has {', '.join(cache.layers[layer])}")
 
 
 def _rows_by_id(

@@ -27,9 +27,9 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.data.features import ArrayFeatures, CacheFeatures, Features, as_labels, check_layers, rows_in_views
+from vfz.temporal.data.features import ArrayFeatures, CacheFeatures, Features, as_labels, rows_in_views
 from vfz.temporal.data.sampling import ClipRule
-from vfz.temporal.data.videos import choose_eval_split
+from vfz.temporal.data.videos import check_layers, choose_eval_split
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.heads import answer, probabilities
 from vfz.temporal.probes.selection import HELD_OUT_FRACTION, Choice, fit_and_choose

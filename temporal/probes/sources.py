@@ -20,11 +20,11 @@ from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import from_utf8
 from vfz.pipeline.progress import Progress
 from vfz.temporal.data.derived import DerivedFeatures, derived_features
-from vfz.temporal.data.features import CacheFeatures, Features, check_layers, rows_in_views
+from vfz.temporal.data.features import CacheFeatures, Features, rows_in_views
 from vfz.temporal.data.pooling import frame_tokens
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import default_targets_path
-from vfz.temporal.data.videos import choose_eval_split
+from vfz.temporal.data.videos import check_layers, choose_eval_split
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.probes.fitters import ProbeKind
 from vfz.temporal.probes.options import ProbeOptions

@@ -23,7 +23,7 @@ from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import TokenSource
-from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, parts_of
+from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, first_eval_split
 from vfz.temporal.metrics import ClassifyMetrics, clip_logits
 from vfz.temporal.model import ModelConfig
 from vfz.temporal.tasks import TASKS, Task
@@ -232,7 +232,13 @@ def eval_clips_of(
     Raises:
         UsageError: when no video of the split has what is asked for. DatasetError: targets that do not fit the videos.
     """
-    chosen = split or _first_split(caches, config)
+    chosen = split or first_eval_split(caches, layers=config.encoder_layers, parts=config.parts)
+    if chosen is None:
+        splits = sorted({split for cache in caches for split in cache.splits})
+        raise UsageError(
+            f"{' and '.join(str(cache.path) for cache in caches)} has no {', '.join(EVAL_SPLITS[:-1])} or "
+            f"{EVAL_SPLITS[-1]} video with the tokens wanted; its splits are {', '.join(splits) or 'none'}: name one"
+        )
     labelled = not TASKS.get(config.task).needs_targets
     videos = clip_videos(
         caches, chosen, layers=config.encoder_layers, parts=config.parts, views=views, labelled=labelled
@@ -253,18 +259,4 @@ def eval_clips_of(
         num_missing=planned - len(videos),
         segments=segments,
         all_views=len(views) > 1,
-    )
-
-
-def _first_split(caches: Sequence[FeatureCache], config: ModelConfig) -> str:
-    for split in EVAL_SPLITS:
-        for cache in caches:
-            if split in cache.splits and cache.ok_videos(
-                split, layers=config.encoder_layers, parts=parts_of(config.parts)
-            ):
-                return split
-    splits = sorted({split for cache in caches for split in cache.splits})
-    raise UsageError(
-        f"{' and '.join(str(cache.path) for cache in caches)} has no {', '.join(EVAL_SPLITS[:-1])} or "
-        f"{EVAL_SPLITS[-1]} video with the tokens wanted; its splits are {', '.join(splits) or 'none'}: name one"
     )
