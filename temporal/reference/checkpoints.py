@@ -7,8 +7,8 @@ Sizes are read off the tensors. Every tensor is used, or refused by name; no wei
 evaluation mode, on the CPU, in float32. Nothing in a file is executed (`weights_only=True`), and the global random
 stream is left as it was.
 
-Numbers of heads are in no tensor but the queries of `classify` and `depth`: elsewhere they are the caller's word, or
-the paper's. A wrong number gives wrong outputs, and nothing can notice.
+Only the queries of `classify` and `depth` tell the number of heads. Elsewhere the caller says it, or it is the paper's.
+A wrong number gives wrong outputs, and no check can notice it.
 """
 
 from __future__ import annotations
@@ -67,83 +67,6 @@ class ReferenceModel(nn.Module):
         return answer
 
 
-def load_core(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None = None) -> TemporalCore[Any]:
-    """The core of a released checkpoint.
-
-    Args:
-        state_dict: its tensors, `model.sequential_core.*`, and no others; with or without `model.` in front of all.
-        name: `m`, `mmix`, `gmmix` or `rvm_rnn`.
-        num_heads: of its attention; None for what `build_core` has for this width, the paper's. `m` has none.
-
-    Raises:
-        UnknownNameError: when the paper has no such core.
-        UsageError: when `num_heads` does not divide the width.
-        CheckpointError: when these are not the weights of that core.
-    """
-    if name not in RELEASED_CORES:
-        raise UnknownNameError("released core", name, RELEASED_CORES)
-    state_dict = released_tensors(state_dict)
-    with torch.random.fork_rng(devices=[]):
-        core = build_core(name, **core_sizes(state_dict, name, num_heads))
-    found = _core_of(state_dict)
-    hint = "" if found in {name, None} else f" (they look like {found})"
-    return fill(core, state_dict, CORE_NAMES, what=f"a {name} core{hint}")
-
-
-def _core_of(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Which core the names are of, as far as they tell."""
-    for name, mark in RELEASED_CORES.items():
-        if any(key.startswith(CORE_NAMES.prefix + mark) for key in state_dict):
-            return name
-    return None
-
-
-def load_mixer(state_dict: Mapping[str, Tensor], *, num_prefix: int = 0) -> LayerMixer:
-    """The layer mixer of a released checkpoint: `mean` or `xattn`, as its names say.
-
-    Args:
-        state_dict: its tensors, `model.encoder.interm_mlps.*` or `model.encoder.interm_aggregator.*`, and no others;
-            with or without `model.` in front of all.
-        num_prefix: see `build_mixer`; 5 where DINOv3's CLS and registers come with the patch tokens.
-
-    Raises:
-        CheckpointError: when these are no mixer's weights. The batch statistics of `mean` are among them.
-    """
-    state_dict = released_tensors(state_dict)
-    for name, naming in MIXER_NAMES.items():
-        if any(key.startswith(naming.prefix) for key in state_dict):
-            with torch.random.fork_rng(devices=[]):
-                mixer = build_mixer(name, **mixer_sizes(state_dict, name), num_prefix=num_prefix)
-            return fill(mixer, state_dict, naming, what=f"a {name} mixer")
-    starts = " or ".join(naming.prefix for naming in MIXER_NAMES.values())
-    found = shorten(sorted(state_dict)) or "nothing"
-    raise CheckpointError(f"these are not the weights of a mixer, whose names start with {starts}: found {found}")
-
-
-def load_readout(
-    state_dict: Mapping[str, Tensor], name: str, protocol: str = "streaming", num_heads: int | None = None
-) -> Readout:
-    """The readout of a released checkpoint.
-
-    Args:
-        state_dict: its tensors, and no others; with or without `model.` in front of all.
-        name: the task: `classify`, `boxes`, `points`, `depth` or `pose`.
-        protocol: `streaming`, or `clip` where the task has it.
-        num_heads: of the decoder of `boxes` and `points`; None for the paper's 4 and 8. `classify` and `depth` have it
-            in their tensors, and another number is refused; `pose` has no heads.
-
-    Raises:
-        UnknownNameError: when there is no such task or protocol.
-        UsageError: when the task does not have that protocol, or `num_heads` does not fit.
-        CheckpointError: when these are not the weights of that readout.
-    """
-    READOUTS.get(name).check_protocol(protocol)
-    state_dict = released_tensors(state_dict)
-    with torch.random.fork_rng(devices=[]):
-        readout = build_readout(name, protocol=protocol, **readout_sizes(state_dict, name, protocol, num_heads))
-    return fill(readout, state_dict, READOUT_NAMES[name, protocol], what=f"a {name} readout in {protocol} protocol")
-
-
 def load_checkpoint(
     path: str | Path,
     core: str,
@@ -196,6 +119,83 @@ def load_checkpoint(
             f"{loaded_readout.dim}; the parts are not of one model"
         )
     return ReferenceModel(mixer, loaded_core, loaded_readout).eval()
+
+
+def load_core(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None = None) -> TemporalCore[Any]:
+    """The core of a released checkpoint.
+
+    Args:
+        state_dict: its tensors, `model.sequential_core.*`, and no others; with or without `model.` in front of all.
+        name: `m`, `mmix`, `gmmix` or `rvm_rnn`.
+        num_heads: of its attention; None for what `build_core` has for this width, the paper's. `m` has none.
+
+    Raises:
+        UnknownNameError: when the paper has no such core.
+        UsageError: when `num_heads` does not divide the width.
+        CheckpointError: when these are not the weights of that core.
+    """
+    if name not in RELEASED_CORES:
+        raise UnknownNameError("released core", name, RELEASED_CORES)
+    state_dict = released_tensors(state_dict)
+    with torch.random.fork_rng(devices=[]):
+        core = build_core(name, **core_sizes(state_dict, name, num_heads))
+    found = _core_of(state_dict)
+    hint = "" if found in {name, None} else f" (they look like {found})"
+    return fill(core, state_dict, CORE_NAMES, what=f"a {name} core{hint}")
+
+
+def load_mixer(state_dict: Mapping[str, Tensor], *, num_prefix: int = 0) -> LayerMixer:
+    """The layer mixer of a released checkpoint: `mean` or `xattn`, as its names say.
+
+    Args:
+        state_dict: its tensors, `model.encoder.interm_mlps.*` or `model.encoder.interm_aggregator.*`, and no others;
+            with or without `model.` in front of all.
+        num_prefix: see `build_mixer`; 5 where DINOv3's CLS and registers come with the patch tokens.
+
+    Raises:
+        CheckpointError: when these are no mixer's weights. The batch statistics of `mean` are among them.
+    """
+    state_dict = released_tensors(state_dict)
+    for name, naming in MIXER_NAMES.items():
+        if any(key.startswith(naming.prefix) for key in state_dict):
+            with torch.random.fork_rng(devices=[]):
+                mixer = build_mixer(name, **mixer_sizes(state_dict, name), num_prefix=num_prefix)
+            return fill(mixer, state_dict, naming, what=f"a {name} mixer")
+    starts = " or ".join(naming.prefix for naming in MIXER_NAMES.values())
+    found = shorten(sorted(state_dict)) or "nothing"
+    raise CheckpointError(f"these are not the weights of a mixer, whose names start with {starts}: found {found}")
+
+
+def load_readout(
+    state_dict: Mapping[str, Tensor], name: str, protocol: str = "streaming", num_heads: int | None = None
+) -> Readout:
+    """The readout of a released checkpoint.
+
+    Args:
+        state_dict: its tensors, and no others; with or without `model.` in front of all.
+        name: the task: `classify`, `boxes`, `points`, `depth` or `pose`.
+        protocol: `streaming`, or `clip` where the task has it.
+        num_heads: of the decoder of `boxes` and `points`; None for the paper's 4 and 8. `classify` and `depth` have it
+            in their tensors, and another number is refused; `pose` has no heads.
+
+    Raises:
+        UnknownNameError: when there is no such task or protocol.
+        UsageError: when the task does not have that protocol, or `num_heads` does not fit.
+        CheckpointError: when these are not the weights of that readout.
+    """
+    READOUTS.get(name).check_protocol(protocol)
+    state_dict = released_tensors(state_dict)
+    with torch.random.fork_rng(devices=[]):
+        readout = build_readout(name, protocol=protocol, **readout_sizes(state_dict, name, protocol, num_heads))
+    return fill(readout, state_dict, READOUT_NAMES[name, protocol], what=f"a {name} readout in {protocol} protocol")
+
+
+def _core_of(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Which core the names are of, as far as they tell."""
+    for name, mark in RELEASED_CORES.items():
+        if any(key.startswith(CORE_NAMES.prefix + mark) for key in state_dict):
+            return name
+    return None
 
 
 def _readout_heads(state_dict: Mapping[str, Tensor], task: str, protocol: str, num_heads: int | None) -> int | None:

@@ -1,11 +1,10 @@
-"""How released checkpoints name the weights of mixers, cores and readouts, and a loader that accounts for every name.
+"""How released checkpoints name the weights of mixers, cores and readouts, what sizes these weights have, and `fill`.
 
 The checkpoints of arXiv 2605.19137 come from one wrapper class per task and protocol, so the same part lies under other
-names in each. Here one table says where; nothing is guessed, and a name that is in no table is refused.
+names in each. Tables here say where; nothing is guessed, and a name that is in no table is refused.
 
-Sizes of the parts of a released checkpoint, read off its tensors. Depth maps are square.
-
-What a part needs to be built; whether the tensors then fit is for `reference_names.fill` to say.
+`core_sizes`, `mixer_sizes` and `readout_sizes` read off the tensors what a part needs to be built. Whether all tensors
+then fit is checked by `fill`, which gives the part its weights and accounts for every name. Depth maps are square.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 MODEL, LOSS = "model.", "loss_fn."
 """In front of the weights of the model, and of the loss."""
 
+# Heads of the decoder in the released readouts. They are in no tensor.
+PAPER_HEADS = {"boxes": 4, "points": 8}
 _NAMES_SHOWN = 3
 
 
@@ -105,6 +106,22 @@ READOUT_NAMES = {
 }
 
 
+def released_tensors(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict under the names of a released checkpoint: `model.` is put in front where no name has it.
+
+    Raises:
+        CheckpointError: when there is anything but tensors in it, naming what is none.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"weights are a {type(state_dict).__name__}; pass a state dict: tensors by name")
+    for name, value in state_dict.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{name!r} in the weights is a {type(value).__name__}; all must be tensors by name")
+    if any(name.startswith(MODEL) for name in state_dict):
+        return state_dict
+    return {name if name.startswith(LOSS) else MODEL + name: value for name, value in state_dict.items()}
+
+
 def fill(module: ModuleT, state_dict: Mapping[str, Tensor], naming: Naming, *, what: str) -> ModuleT:
     """Gives `module` all the tensors of `state_dict`, and puts it in evaluation mode.
 
@@ -133,40 +150,68 @@ def fill(module: ModuleT, state_dict: Mapping[str, Tensor], naming: Naming, *, w
     return module.eval()
 
 
-def describe_differences(expected: Iterable[str], given: Iterable[str]) -> str:
-    """Which names are missing and which are left over, in one line; empty where there are none."""
-    missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-    clauses = [f"missing {shorten(missing)}" if missing else "", f"unknown {shorten(unknown)}" if unknown else ""]
-    return "; ".join(clause for clause in clauses if clause)
+def core_sizes(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None) -> dict[str, Any]:
+    """Arguments of `build_core` for the core called `name`."""
+    read = _Sizes(state_dict, CORE_NAMES)
+    blocks = "transformer.layers" if name == "rvm_rnn" else "mamba_blocks"
+    sizes: dict[str, Any] = {
+        "dim": read.size("output_norm.weight", 0, default=num_heads or 1),
+        "num_layers": read.count(blocks),
+        "num_heads": num_heads,
+    }
+    if name == "gmmix" and read.has("gates.0.0.weight"):
+        sizes["gate_hidden_dim"] = read.size("gates.0.0.weight", 0)
+    return sizes
 
 
-def shorten(names: list[str]) -> str:
-    """The first few of a list, and how many more there are."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def mixer_sizes(state_dict: Mapping[str, Tensor], name: str) -> dict[str, int]:
+    """Arguments of `build_mixer` for the mixer called `name`."""
+    read = _Sizes(state_dict, MIXER_NAMES[name])
+    if name == "mean":
+        return {"dim": read.size("blocks.0.bn.weight", 0), "num_layers": read.count("blocks")}
+    return {"dim": read.size("layer_embed", 1), "num_layers": read.size("layer_embed", 0)}
 
 
-def released_tensors(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A state dict under the names of a released checkpoint: `model.` is put in front where no name has it.
+def readout_sizes(state_dict: Mapping[str, Tensor], task: str, protocol: str, num_heads: int | None) -> dict[str, int]:
+    """Arguments of `build_readout` for a task and a protocol that it has.
 
     Raises:
-        CheckpointError: when there is anything but tensors in it, naming what is none.
+        UsageError: when `num_heads` is another number than the tensors have.
     """
-    if not isinstance(state_dict, Mapping):
-        raise CheckpointError(f"weights are a {type(state_dict).__name__}; pass a state dict: tensors by name")
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{name!r} in the weights is a {type(value).__name__}; all must be tensors by name")
-    if any(name.startswith(MODEL) for name in state_dict):
-        return state_dict
-    return {name if name.startswith(LOSS) else MODEL + name: value for name, value in state_dict.items()}
+    read = _Sizes(state_dict, READOUT_NAMES[task, protocol])
+    if task in {"classify", "depth"}:
+        return _attention_sizes(read, task, protocol, num_heads)
+    heads = PAPER_HEADS.get(task, 1) if num_heads is None else num_heads
+    width = read.size("norm.weight" if task == "pose" else "decoder.output_norm.weight", 0, default=heads)
+    projection = "projection.weight" if task == "pose" else "decoder.projection.weight"
+    sizes = {"dim": read.size(projection, 1, default=width), "readout_dim": width}
+    if task == "pose":
+        return sizes | {"mlp_hidden": read.size("head.0.weight", 0)}
+    sizes |= {"num_heads": heads, "mlp_hidden": read.size("query_encoder.to_query.weight", 1)}
+    if protocol == "clip":
+        sizes["num_frames"] = 2 * read.size("time_embedding", 1)
+    return sizes
 
 
-# Heads of the decoder in the released readouts. They are in no tensor.
-PAPER_HEADS = {"boxes": 4, "points": 8}
+def _attention_sizes(read: _Sizes, task: str, protocol: str, num_heads: int | None) -> dict[str, int]:
+    heads = read.size("query", 1, default=num_heads or 1)
+    if num_heads not in {None, heads}:
+        raise UsageError(f"num_heads is {num_heads}, but the queries of these weights have {heads} heads; leave it out")
+    sizes = {
+        "dim": read.size("input_norm.weight", 0),
+        "readout_dim": read.size("key_proj.weight", 0, default=heads),
+        "num_heads": heads,
+    }
+    num_frames = read.size("temporal_posenc", 1)
+    if task == "classify":
+        sizes["num_classes"] = read.size("classifier.weight", 0)
+        return sizes | ({"num_frames": num_frames} if protocol == "clip" else {})
+    num_maps = max(1, num_frames // 2) if protocol == "clip" else 1
+    sizes["output_size"] = PATCH_PIXELS * max(1, math.isqrt(read.size("query", 0) // num_maps))
+    return sizes | ({"num_frames": 2 * num_maps} if protocol == "clip" else {})
 
 
-class Sizes:
+class _Sizes:
     """Reads sizes off the tensors of a part, by our names.
 
     What is not there gives the default: `fill` then compares all names and says which are missing.
@@ -192,62 +237,14 @@ class Sizes:
         return max(1, len(numbers))
 
 
-def core_sizes(state_dict: Mapping[str, Tensor], name: str, num_heads: int | None) -> dict[str, Any]:
-    """Arguments of `build_core` for the core called `name`."""
-    read = Sizes(state_dict, CORE_NAMES)
-    blocks = "transformer.layers" if name == "rvm_rnn" else "mamba_blocks"
-    sizes: dict[str, Any] = {
-        "dim": read.size("output_norm.weight", 0, default=num_heads or 1),
-        "num_layers": read.count(blocks),
-        "num_heads": num_heads,
-    }
-    if name == "gmmix" and read.has("gates.0.0.weight"):
-        sizes["gate_hidden_dim"] = read.size("gates.0.0.weight", 0)
-    return sizes
+def describe_differences(expected: Iterable[str], given: Iterable[str]) -> str:
+    """Which names are missing and which are left over, in one line; empty where there are none."""
+    missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    clauses = [f"missing {shorten(missing)}" if missing else "", f"unknown {shorten(unknown)}" if unknown else ""]
+    return "; ".join(clause for clause in clauses if clause)
 
 
-def mixer_sizes(state_dict: Mapping[str, Tensor], name: str) -> dict[str, int]:
-    """Arguments of `build_mixer` for the mixer called `name`."""
-    read = Sizes(state_dict, MIXER_NAMES[name])
-    if name == "mean":
-        return {"dim": read.size("blocks.0.bn.weight", 0), "num_layers": read.count("blocks")}
-    return {"dim": read.size("layer_embed", 1), "num_layers": read.size("layer_embed", 0)}
-
-
-def readout_sizes(state_dict: Mapping[str, Tensor], task: str, protocol: str, num_heads: int | None) -> dict[str, int]:
-    """Arguments of `build_readout` for a task and a protocol that it has.
-
-    Raises:
-        UsageError: when `num_heads` is another number than the tensors have.
-    """
-    read = Sizes(state_dict, READOUT_NAMES[task, protocol])
-    if task in {"classify", "depth"}:
-        return _attention_sizes(read, task, protocol, num_heads)
-    heads = PAPER_HEADS.get(task, 1) if num_heads is None else num_heads
-    width = read.size("norm.weight" if task == "pose" else "decoder.output_norm.weight", 0, default=heads)
-    projection = "projection.weight" if task == "pose" else "decoder.projection.weight"
-    sizes = {"dim": read.size(projection, 1, default=width), "readout_dim": width}
-    if task == "pose":
-        return sizes | {"mlp_hidden": read.size("head.0.weight", 0)}
-    sizes |= {"num_heads": heads, "mlp_hidden": read.size("query_encoder.to_query.weight", 1)}
-    if protocol == "clip":
-        sizes["num_frames"] = 2 * read.size("time_embedding", 1)
-    return sizes
-
-
-def _attention_sizes(read: Sizes, task: str, protocol: str, num_heads: int | None) -> dict[str, int]:
-    heads = read.size("query", 1, default=num_heads or 1)
-    if num_heads not in {None, heads}:
-        raise UsageError(f"num_heads is {num_heads}, but the queries of these weights have {heads} heads; leave it out")
-    sizes = {
-        "dim": read.size("input_norm.weight", 0),
-        "readout_dim": read.size("key_proj.weight", 0, default=heads),
-        "num_heads": heads,
-    }
-    num_frames = read.size("temporal_posenc", 1)
-    if task == "classify":
-        sizes["num_classes"] = read.size("classifier.weight", 0)
-        return sizes | ({"num_frames": num_frames} if protocol == "clip" else {})
-    num_maps = max(1, num_frames // 2) if protocol == "clip" else 1
-    sizes["output_size"] = PATCH_PIXELS * max(1, math.isqrt(read.size("query", 0) // num_maps))
-    return sizes | ({"num_frames": 2 * num_maps} if protocol == "clip" else {})
+def shorten(names: list[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
