@@ -1,7 +1,7 @@
 """Cores `gru` and `mingru`: gated recurrent units along time, every token position on its own.
 
 Both are `m` with another recurrence: the same residual stack, no mixing within the frame, 6 D^2 weights per layer,
-about as many as a Mamba layer. What differs between the three in a table of results is the recurrence.
+about as many as a Mamba layer.
 
 `gru` (arXiv 1406.1078): the gates see the state, so frames follow one another. Each is one matrix product over all
 tokens of all videos.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from vfz.pipeline.files import canonical_json, sha256_hex
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import RECORD_FILE, read_record, write_record
 from vfz.temporal.probes.sources import Sources
+from vfz.temporal.training.options import option_values
 
 _NO_SETTINGS = frozenset({"cache", "temporal", "targets", "out", "name", "force", "device", "sweep", "layer"})
 
@@ -43,7 +43,7 @@ class StoredResult:
             pool: the frames that are seen.
             kind: of probe, for the folder's name.
         """
-        settings = _json_values(options) | {
+        settings = option_values(options, without=_NO_SETTINGS) | {
             "layers": list(sources.layers),
             "parts": sources.parts,
             "pool": pool,
@@ -89,11 +89,3 @@ class StoredResult:
     def write(self, content: Mapping[str, Any]) -> None:
         """Replace the record."""
         write_record(self.folder, {"settings": self.settings, "digests": self.digests, **content})
-
-
-def _json_values(options: ProbeOptions) -> dict[str, Any]:
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(options).items()
-        if key not in _NO_SETTINGS
-    }

@@ -1,4 +1,10 @@
-"""How a temporal module is trained: what a run is made of, the loop, its state, its log, several processes, evaluation.
+"""How a temporal module is trained and evaluated.
 
-`vfz.temporal.training.train` and `vfz.temporal.training.evaluate` are the public calls.
+options            of `vfz train-temporal` and `vfz evaluate`
+train, evaluate    the two public calls, `train_temporal` and `evaluate`
+experiment         from options to caches, clips, a task and a model that fit each other
+loop, step, optim  epochs of steps; one step as a module; optimizer, schedule, moving average
+evaluation         a model over a split: clips, metrics, what they are a share of
+runs, logs         the run folder: record, weights, checkpoint; metrics and curves
+distributed        several processes under torchrun
 """

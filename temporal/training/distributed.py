@@ -1,8 +1,8 @@
-"""The processes of one training run under torchrun, and what they say to each other.
+"""The processes of one training run under torchrun, and what they exchange.
 
-Every process has a share of each step's clips. Gradients are averaged by DistributedDataParallel; everything else that
-must be known to all (the loss, a wish to stop, sums of metrics) is a handful of numbers added up once a step. A single
-process, started without torchrun, takes part in nothing and pays nothing.
+Every process has a share of each step's clips. Gradients are averaged by DistributedDataParallel. Everything else that
+all must know (the loss, a request to stop, sums of metrics) is a handful of numbers, added up once a step. A single
+process, started without torchrun, exchanges nothing and pays nothing.
 
     torchrun --nproc-per-node 2 -m vfz.cli train-temporal --core gmmix
 """
@@ -10,7 +10,7 @@ process, started without torchrun, takes part in nothing and pays nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -134,8 +134,3 @@ def _whole(name: str, default: int) -> int:
     if not text.isdecimal():
         raise UsageError(f"{name} is {text!r}; torchrun sets it to a number, unset it to train in one process")
     return int(text)
-
-
-def share_of(items: Sequence[ResultT], ranks: Ranks) -> Sequence[ResultT]:
-    """The items of this process: every `world_size`th, so that shares differ by one at most."""
-    return items[ranks.rank :: ranks.world_size]

@@ -1,10 +1,9 @@
-"""A model over a split: every metric of its task, and what it is a share of.
+"""A model over a split: on which clips, every metric of its task, and what the metrics are a share of.
 
-Videos are shared out over the processes and the sums behind the metrics are added up, so that any number of processes
-gives the same figures. Where a video has several clips (segments, views), a class is decided by the mean of their
-softmaxes; other tasks answer frames, and each clip's frames count on their own.
-
-Which clips a model is evaluated on, and which of the split's videos are not among them.
+`eval_clips_of` chooses the clips and counts the videos that are missing; `evaluate_clips` runs the model on them.
+Videos are shared out over the processes, and the sums behind the metrics are added up, so that any number of processes
+gives the same figures. Where a video has several clips (segments, views), its class is decided by the mean of their
+softmaxes. Other tasks answer frames, and each clip's frames count on their own.
 """
 
 from __future__ import annotations
@@ -79,10 +78,6 @@ class Evaluation:
         }
 
 
-def _shown(name: str, value: float) -> str:
-    return f"{100 * value:.1f}%" if name.startswith(_SHARES) else f"{value:.4g}"
-
-
 @torch.no_grad()
 def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: Progress) -> Evaluation:
     """Every metric of the model over the clips of all processes.
@@ -114,59 +109,6 @@ def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: 
         num_clips=int(ranks.sum(num_clips)),
         num_missing=clips.num_missing,
     )
-
-
-class _ClipSums:
-    """The sums of a task's metrics, clip by clip."""
-
-    def __init__(self, task: Task[Any]) -> None:
-        self._metrics = task.new_metrics()
-
-    def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
-        """The answers to some clips."""
-        self._metrics.update(outputs, batch)
-
-    def compute(self, ranks: Ranks) -> dict[str, float]:
-        """The metrics over all processes."""
-        self._metrics.load_state(ranks.sum(self._metrics.state()))
-        return self._metrics.compute()
-
-
-class _VideoSums:
-    """Sums of the softmaxes of each video's clips, V videos of K classes: 64 MB for 20,000 of 400."""
-
-    def __init__(self, num_videos: int, num_classes: int) -> None:
-        self._sums_VK = torch.zeros(num_videos, num_classes, dtype=torch.float64)
-        self._labels_V = torch.zeros(num_videos, dtype=torch.int64)
-
-    def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
-        """The logits of some clips."""
-        assert isinstance(outputs, Tensor)  # noqa: S101 - the readout of classes gives logits
-        self._sums_VK.index_add_(0, batch.indices_B, clip_logits(outputs).softmax(dim=-1).double().cpu())
-        self._labels_V[batch.indices_B] = batch.labels_B.cpu() + 1  # 0: this process has no clip of it
-
-    def compute(self, ranks: Ranks) -> dict[str, float]:
-        """The metrics, one answer a video; all clips of a video have its label."""
-        labels_RV = torch.stack(ranks.gather(self._labels_V))
-        videos = _Videos(labels_B=labels_RV.max(dim=0).values - 1)
-        metrics = ClassifyMetrics()
-        metrics.update(ranks.sum(self._sums_VK), videos)
-        return metrics.compute()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Videos:
-    """What `ClassifyMetrics` needs to know of whole videos."""
-
-    labels_B: Tensor
-
-    @property
-    def frame_mask_BT(self) -> Tensor:  # noqa: N802 - as `TargetBatch`
-        return torch.ones(len(self.labels_B), 1, dtype=torch.bool)
-
-    @property
-    def targets(self) -> dict[str, Tensor]:
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -260,3 +202,60 @@ def eval_clips_of(
         segments=segments,
         all_views=len(views) > 1,
     )
+
+
+class _ClipSums:
+    """The sums of a task's metrics, clip by clip."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self._metrics = task.new_metrics()
+
+    def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
+        """The answers to some clips."""
+        self._metrics.update(outputs, batch)
+
+    def compute(self, ranks: Ranks) -> dict[str, float]:
+        """The metrics over all processes."""
+        self._metrics.load_state(ranks.sum(self._metrics.state()))
+        return self._metrics.compute()
+
+
+class _VideoSums:
+    """Sums of the softmaxes of each video's clips, V videos of K classes: 64 MB for 20,000 of 400."""
+
+    def __init__(self, num_videos: int, num_classes: int) -> None:
+        self._sums_VK = torch.zeros(num_videos, num_classes, dtype=torch.float64)
+        self._labels_V = torch.zeros(num_videos, dtype=torch.int64)
+
+    def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
+        """The logits of some clips."""
+        assert isinstance(outputs, Tensor)  # noqa: S101 - the readout of classes gives logits
+        self._sums_VK.index_add_(0, batch.indices_B, clip_logits(outputs).softmax(dim=-1).double().cpu())
+        self._labels_V[batch.indices_B] = batch.labels_B.cpu() + 1  # 0: this process has no clip of it
+
+    def compute(self, ranks: Ranks) -> dict[str, float]:
+        """The metrics, one answer a video; all clips of a video have its label."""
+        labels_RV = torch.stack(ranks.gather(self._labels_V))
+        videos = _Videos(labels_B=labels_RV.max(dim=0).values - 1)
+        metrics = ClassifyMetrics()
+        metrics.update(ranks.sum(self._sums_VK), videos)
+        return metrics.compute()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Videos:
+    """What `ClassifyMetrics` needs to know of whole videos."""
+
+    labels_B: Tensor
+
+    @property
+    def frame_mask_BT(self) -> Tensor:  # noqa: N802 - as `TargetBatch`
+        return torch.ones(len(self.labels_B), 1, dtype=torch.bool)
+
+    @property
+    def targets(self) -> dict[str, Tensor]:
+        return {}
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{100 * value:.1f}%" if name.startswith(_SHARES) else f"{value:.4g}"

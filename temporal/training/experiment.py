@@ -1,11 +1,11 @@
-"""What a run is made of, its steps, and what its record says of it.
+"""From options to an `Experiment`: caches, clips, a task and a model that fit each other. Nothing is written.
 
-From options to an `Experiment`: caches, clips, a task and a model that fit each other; nothing is written.
+The experiment gives the steps of an epoch. It also gives what `run.json` says of the run, and tells from such a record
+whether another run may be continued as this one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,14 @@ from vfz.temporal.model import ModelConfig, TemporalModel
 from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.evaluation import EvalClips, eval_clips_of
-from vfz.temporal.training.options import TrainOptions
+from vfz.temporal.training.options import TrainOptions, option_values
 
 _MAY_DIFFER = frozenset(
     {"out", "name", "resume", "cache", "targets", "root", "weights", "device", "checkpointing", "tensorboard"}
     | {"checkpoint_seconds", "checkpoint_steps"}
 )
 """Options that change no number, so that a run may be resumed with others."""
+_DEPTH_SQUARE = 8  # depth maps are read out in squares of this side
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +88,7 @@ class Experiment:
     def record(self) -> dict[str, Any]:
         """What `run.json` says of the run before it is done."""
         return {
-            "options": _plain_options(self.options),
+            "options": option_values(self.options, without=_MAY_DIFFER),
             "model": self.model.config.to_dict(),
             "device_type": self.ranks.device.type,
             "num_processes": self.ranks.world_size,
@@ -109,45 +110,6 @@ class Experiment:
             if record[key] != ours[key]
         ]
         return made_otherwise(record, self.options, self.caches) + machine
-
-
-def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequence[FeatureCache]) -> list[str]:
-    """Which options and which tokens of the run that `record` is of are not these; empty where all are the same."""
-    found = [
-        f"{key} (run {record['options'].get(key)}, now {value})"
-        for key, value in _plain_options(options).items()
-        if record["options"].get(key) != value
-    ]
-    ours = cache_record(caches)
-    if record["cache"]["fingerprint"] != ours["fingerprint"]:
-        found.append("the cache's recipe")
-    elif record["cache"]["ledger_digest"] != ours["ledger_digest"]:
-        found.append("the cache's videos")
-    return found
-
-
-def cache_record(caches: Sequence[FeatureCache]) -> dict[str, Any]:
-    """Which caches a run was trained on, and what its weights owe to whom."""
-    digests = [cache.ledger_digest for cache in caches]
-    return {
-        "paths": [str(cache.path) for cache in caches],
-        "fingerprint": caches[0].fingerprint,
-        "ledger_digest": digests[0] if len(digests) == 1 else sha256_hex(canonical_json(digests)),
-        "recipe": caches[0].recipe,
-        "weights_license": caches[0].provenance.get("weights_license"),
-    }
-
-
-def _plain_options(options: TrainOptions) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {key: plain(value) for key, value in dataclasses.asdict(options).items() if key not in _MAY_DIFFER}
-
-
-_DEPTH_SQUARE = 8  # depth maps are read out in squares of this side
 
 
 def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
@@ -254,6 +216,33 @@ def targets_of(
     return FrameTargets(
         caches, task=config.task, device=device, targets=paths, output_size=config.readout.get("output_size")
     )
+
+
+def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequence[FeatureCache]) -> list[str]:
+    """Which options and which tokens of the run that `record` is of are not these; empty where all are the same."""
+    found = [
+        f"{key} (run {record['options'].get(key)}, now {value})"
+        for key, value in option_values(options, without=_MAY_DIFFER).items()
+        if record["options"].get(key) != value
+    ]
+    ours = cache_record(caches)
+    if record["cache"]["fingerprint"] != ours["fingerprint"]:
+        found.append("the cache's recipe")
+    elif record["cache"]["ledger_digest"] != ours["ledger_digest"]:
+        found.append("the cache's videos")
+    return found
+
+
+def cache_record(caches: Sequence[FeatureCache]) -> dict[str, Any]:
+    """Which caches a run was trained on, and what its weights owe to whom."""
+    digests = [cache.ledger_digest for cache in caches]
+    return {
+        "paths": [str(cache.path) for cache in caches],
+        "fingerprint": caches[0].fingerprint,
+        "ledger_digest": digests[0] if len(digests) == 1 else sha256_hex(canonical_json(digests)),
+        "recipe": caches[0].recipe,
+        "weights_license": caches[0].provenance.get("weights_license"),
+    }
 
 
 def _layers(options: TrainOptions, cache: FeatureCache) -> tuple[str, ...]:

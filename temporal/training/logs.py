@@ -1,16 +1,15 @@
-"""What a run says while it trains: `metrics.jsonl` for programs, TensorBoard events for people.
+"""What a run says while it trains: `metrics.jsonl` for programs, TensorBoard events and `curves.png` for people.
 
 A line has `kind`: `step` (loss, lr, grad_norm), `epoch` (train_loss, seconds) or `eval` (every metric and what it is a
-share of); a value that is not finite is null. Both logs can go back to where a checkpoint was written, so that steps
-done again after a kill are there once. TensorBoard takes 0.2 s to import, on the first line, and 0.1 ms a step.
+share of); a value that is not finite is null. Lines and events can be cut back to where a checkpoint was written, so
+that steps done again after a kill are there once.
 
-`curves.png`: a run at a glance. The loss of every step and its mean over an epoch, the metric, the learning rate.
+The picture is drawn once, at the end: the loss of every step and its mean over an epoch, the metric, the learning rate,
+over one axis of steps. An epoch's mean stands in the middle of its steps, an evaluation after the step it came after.
+Values that are not finite are gaps.
 
-All three have the same axis of steps. An epoch's mean stands in the middle of its steps, where it lies among their
-losses; an evaluation stands after the step that it came after. Values that are not finite are gaps.
-
-matplotlib takes half a second to import and the picture 0.2 s; both are paid once, at the end of a run. 300,000 steps
-take 3 s.
+Cost: TensorBoard takes 0.2 s to import, on the first line, and 0.1 ms a step. matplotlib takes half a second to import
+and the picture 0.2 s, of 300,000 steps 3 s.
 """
 
 from __future__ import annotations
@@ -35,7 +34,13 @@ if TYPE_CHECKING:
 
 
 EVENTS_FOLDER = "tensorboard"
+CURVES_FILE = "curves.png"
 _NOT_DRAWN = {"kind", "step", "epoch"}
+_TITLE_CHARACTERS = 140
+_MARKED_EPOCHS = 40
+"""Up to so many are marked one by one."""
+
+_Points = Sequence[tuple[float, float | None]]
 
 
 class RunLog:
@@ -131,24 +136,6 @@ def read_metrics(path: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in _lines(path / "metrics.jsonl") if line["kind"] == kind]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
-def _json_value(value: Any) -> Any:
-    """JSON has no number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-CURVES_FILE = "curves.png"
-_TITLE_CHARACTERS = 140
-_MARKED_EPOCHS = 40
-"""Up to so many are marked one by one."""
-
-Points = Sequence[tuple[float, float | None]]
-
-
 def draw_curves(path: Path, *, headline: str, higher_is_better: bool, title: str) -> None:
     """Draw the picture of a run from its metrics.jsonl.
 
@@ -177,17 +164,27 @@ def draw_curves(path: Path, *, headline: str, higher_is_better: bool, title: str
     write_file_atomic(path / CURVES_FILE, _png(figure))
 
 
-def epoch_means(epochs: Sequence[dict[str, Any]]) -> Points:
+def epoch_means(epochs: Sequence[dict[str, Any]]) -> _Points:
     """The mean loss of every epoch, at the middle of its steps; of lines of kind `epoch`, from the first one on."""
     first_steps = [1] + [line["step"] + 1 for line in epochs[:-1]]
     return [((first + line["step"]) / 2, line["train_loss"]) for first, line in zip(first_steps, epochs, strict=True)]
 
 
-def _by_step(lines: Iterable[dict[str, Any]], name: str) -> Points:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _by_step(lines: Iterable[dict[str, Any]], name: str) -> _Points:
     return [(line["step"], line[name]) for line in lines]
 
 
-def _line(axes: Axes, points: Points, *, marked: int = 1, **style: Any) -> None:
+def _line(axes: Axes, points: _Points, *, marked: int = 1, **style: Any) -> None:
     """A line whose points are marked where there are up to `marked`: a single one could not be seen otherwise."""
     values = [math.nan if value is None else value for _, value in points]
     axes.plot([step for step, _ in points], values, marker="." if len(points) <= marked else "", **style)

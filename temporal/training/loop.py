@@ -109,7 +109,7 @@ class Trainer:
         self._log.cut(metrics_bytes, step=self.position.step)
 
     def _epoch(self) -> Evaluation | None:
-        """What is left of the epoch in hand; evaluated where that is due, and always after the last one."""
+        """What is left of the current epoch; evaluated where that is due, and always after the last one."""
         number, position = self.position.epoch + 1, self.position
         self._epoch_started = time.perf_counter() - position.epoch_seconds
         self._progress.start(
@@ -214,7 +214,7 @@ class Trainer:
         raise RunError(f"{what} {where}any clip of {named}); lower --lr, or clip gradients by --clip-grad; {kept}")
 
     def _save(self) -> float:
-        """A checkpoint; returns how long the epoch in hand has taken until it."""
+        """A checkpoint; returns how long the current epoch has taken until it."""
         self._saved_at = time.monotonic()
         seconds = self.position.epoch_seconds = time.perf_counter() - self._epoch_started
         if self._ranks.is_first:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
@@ -137,3 +140,14 @@ class EvaluateOptions(Options):
     batch_size: int = option(16, help="Videos per batch.", minimum=1)
     dtype: str = option("auto", help=DTYPE_HELP, choices=DTYPES)
     device: str = option("auto", help=DEVICE_HELP)
+
+
+def option_values(options: Options, *, without: Collection[str]) -> dict[str, Any]:
+    """The options as JSON values, but for those named in `without`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: plain(value) for name, value in dataclasses.asdict(options).items() if name not in without}

@@ -6,18 +6,13 @@
                  metrics.jsonl       one JSON object a step, an epoch, an evaluation
                  tensorboard/        the same as TensorBoard events
                  curves.png          the same as a picture, once done
-                 checkpoint.pt       while training: everything needed to continue exactly; gone when done
+                 checkpoint.pt       while training: position, weights and their moving average, the task's own weights,
+                                     optimizer, length of metrics.jsonl; gone when done
 
-metrics.jsonl grows line by line and is synced before every checkpoint; the other files are replaced whole (written
-aside, synced, renamed), so that a kill leaves the last complete one.
-
-Where a run stands, and `checkpoint.pt`, which takes it there again exactly.
-
-    checkpoint.pt   position, weights and their moving average, the task's own weights, optimizer, length of metrics
-
-Random numbers need no place in it: order, positions and dropout follow from the seed, the epoch and the step. It is
-replaced whole (written aside, synced, renamed), so that a kill leaves the last complete one. Writing one costs about
-four times the size of the weights (six with a moving average).
+A run continued from its checkpoint gives the same numbers. Random numbers need no place in it: order, positions and
+dropout follow from the seed, the epoch and the step. Writing one costs about four times the size of the weights, six
+times with a moving average. metrics.jsonl grows line by line and is synced before every checkpoint; the other files are
+replaced whole (written aside, synced, renamed), so that a kill leaves the last complete one.
 """
 
 from __future__ import annotations
@@ -42,6 +37,7 @@ from vfz.pipeline.recipe import describe_difference
 from vfz.temporal.model import ModelConfig, TemporalModel
 
 FORMAT_VERSION = 2
+CHECKPOINT_FILE = "checkpoint.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +123,6 @@ def load_weights(model: TemporalModel, weights: Mapping[str, Tensor], *, where: 
     model.load_state_dict(weights)
 
 
-def _first(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
-
-
 def save_model(path: Path, model: TemporalModel) -> None:
     """Replace `model.safetensors`."""
     temporary = path / "model.safetensors.tmp"
@@ -154,9 +146,6 @@ def check_same_tokens(run: RunInfo, *, fingerprint: str, recipe: dict[str, Any],
         )
 
 
-CHECKPOINT_FILE = "checkpoint.pt"
-
-
 @dataclass(kw_only=True)
 class Position:
     """How far a run has come.
@@ -164,11 +153,11 @@ class Position:
     Attributes:
         epoch: whole epochs behind it.
         step: optimizer steps behind it, over all epochs.
-        epoch_step: those of the epoch in hand.
-        loss_sum: sum of the losses of the clips of the epoch in hand.
+        epoch_step: those of the current epoch.
+        loss_sum: sum of the losses of the clips of the current epoch.
         num_clips: how many clips that is.
         train_loss: mean of the last whole epoch.
-        epoch_seconds: time spent on the epoch in hand until the last checkpoint.
+        epoch_seconds: time spent on the current epoch until the last checkpoint.
     """
 
     epoch: int = 0
@@ -187,7 +176,7 @@ class Position:
         self.num_clips += num_clips
 
     def end_epoch(self) -> None:
-        """The epoch in hand is whole."""
+        """The current epoch is whole."""
         self.train_loss = self.loss_sum / self.num_clips
         self.epoch += 1
         self.epoch_step, self.loss_sum, self.num_clips, self.epoch_seconds = 0, 0.0, 0, 0.0
@@ -232,3 +221,7 @@ def restore(path: Path, parts: dict[str, Any]) -> tuple[Position, int] | None:
 def remove_checkpoint(path: Path) -> None:
     """Drop the checkpoint of a run that is done."""
     (path / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
