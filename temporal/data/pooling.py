@@ -8,7 +8,8 @@ last layer's patches; where no layer has a CLS token, the means of all of them. 
     last    the last one: what a causal module knows in the end
     frame   each on its own; the clip's answer is the mean of its frames' answers
 
-Shapes: B clips, T frames, N tokens, D channels, E width of a frame's vector, F frames that are seen (1 or T).
+Shapes: V videos, C clips of a video, B clips of a batch, T frames, N tokens, D channels, E width of a frame's vector,
+F frames that are seen (1 or T), M = V * C * F.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.temporal.data.features import ArrayFeatures, Features
 
 POOLS = ("all", "mean", "last", "frame")
 VECTOR_POOLS = ("mean", "last", "frame")
@@ -84,3 +86,24 @@ def clip_tokens(layers_BTND: Sequence[Tensor], pool: str) -> Tensor:
     if pool == "mean":
         return tokens_BTND.mean(dim=1, keepdim=True)
     return tokens_BTND[:, -1:] if pool == "last" else tokens_BTND
+
+
+def every_vector(features: Features, videos: Tensor, pool: str) -> Tensor:
+    """The vectors [M,E] of all clips of some videos, float32 on the CPU; M = V * C * F, in this order."""
+    if isinstance(features, ArrayFeatures) and features.tokens_VCTND.shape[3] == 1:
+        held_VCFE = features.tokens_VCTND[videos].squeeze(3).float()
+        if pool == "mean":
+            held_VCFE = held_VCFE.mean(dim=2, keepdim=True)
+        return (held_VCFE[:, :, -1:] if pool == "last" else held_VCFE).flatten(0, 2)
+    parts = [
+        clip_vectors(features.read_finite(videos_B, clips_B), features.num_prefix, pool).cpu()
+        for videos_B, clips_B in features.every_clip(videos, 64)
+    ]
+    num_clips = features.num_clips
+    by_clip = [torch.cat(parts[clip::num_clips]) for clip in range(num_clips)]
+    return torch.stack(by_clip, dim=1).flatten(0, 2)
+
+
+def labels_of_vectors(labels_V: Tensor, num_vectors: int) -> Tensor:
+    """The class [M] of each of `num_vectors` vectors: every video has as many, one video after the other."""
+    return labels_V.repeat_interleave(num_vectors // len(labels_V))

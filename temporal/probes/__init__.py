@@ -1,8 +1,12 @@
-"""Probes: how much of the classes can be read off tokens, or off what a temporal module makes of them.
+"""Probes: how much can be read off frozen tokens, or off what a temporal module makes of them.
 
-`fit_linear`, `fit_attentive` and `fit_knn` are for Python callers; `vfz.temporal.probes.run` is what `vfz probe` calls,
-`vfz.temporal.probes.fitters.PROBES` lists the kinds. All are imported on first use, so that this package does not
-import torch.
+    estimators                fit_linear, fit_attentive, fit_knn: for notebooks
+    run, dense                `vfz probe`: probes of classes; readouts of boxes, points, depth and pose
+    linear, attentive, knn    the three kinds of probe, by name in fitters
+    heads, selection          a grid of settings as heads of one pass; the choice among them on held-out videos
+    sources, record, saved    features as the options say; probe.json; a result that is found again
+
+All names below are imported on first use, so that this package does not import torch.
 """
 
 from __future__ import annotations

@@ -1,35 +1,22 @@
 """The attentive probe: a learned query attends to a clip's tokens (V-JEPA, arXiv 2404.08471; V-JEPA 2, 2506.09985).
 
-Depth 1 is the clip-protocol attention readout, with its time embedding, so unlike the linear probe it may see the
-order of frames. A grid of learning rates and weight decays is trained at once, as heads of one pass.
+Unlike the linear probe it may see the order of frames: a learned embedding of the frame is added to its tokens. A grid
+of learning rates and weight decays is trained at once, as heads of one pass over the data.
 
-Cost: no token is ever projected, and all heads share one normalised copy of the tokens. With n = (x - mean) / std of a
-token and LN(x) = w n + b, an attention head with query q scores
+Depth 1 is the clip-protocol attention readout. All heads are computed together, without projecting a token (see
+`AttentiveStack`): twenty heads cost a third of one head's explicit key and value projections.
 
-    q.(W_K (w n + b + p_t)) = (w * W_K^T q).n + (W_K^T q).(b + p_t)          p_t: the time embedding of its frame
+Depth 4 has three pre-norm self-attention blocks over all tokens of a clip in front. The heads are transformers of their
+own, trained one after the other on each batch: a grid costs as many times one head as it has heads. Give fewer rates
+and decays where that is too much.
 
-which is one product of n with a D-vector per attention head, and values are pooled before they are projected:
-
-    sum_s a_s W_V (w n_s + b + p_t) = W_V (w * sum_s a_s n_s + b + sum_t (sum_{s in t} a_s) p_t)
-
-That is exact. Twenty heads of A attention heads are two products with 20 A columns, which for D = 64 A is a third of
-one head's explicit key and value projections.
-
-Shapes: G heads of the grid, H attention heads, d = P / H, A = G * H; B clips, T frames, N tokens, S = T * N, D channels
-of the tokens, P width, K classes.
-
-The attentive probe of depth 4 (V-JEPA 2, arXiv 2506.09985).
-
-Three pre-norm self-attention blocks over all tokens of a clip, then a learned query that attends to them, with 16 heads
-of attention.
-
-Frozen image tokens know nothing of time, so a learned embedding of the frame is added in front. The heads of the grid
-are transformers of their own and are trained one after the other on each batch, which is read once for all of them:
-a sweep costs as many times one head as it has heads. Give fewer rates and decays where that is too much.
+Shapes: G heads of the grid, H attention heads, d = P / H, A = G * H; B clips, T frames, N tokens, S = T * N, R = B * T,
+D channels of the tokens, P width, K classes.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,12 +42,111 @@ from vfz.temporal.readouts import build_readout
 LEARNING_RATES = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
 WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
 HEAD_DIM = 64
+NUM_BLOCKS = 3
+ATTENTION_HEADS = 16
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentiveFitter:
+    """The grid of learning rates and weight decays at once.
+
+    Attributes:
+        pool: which frames are seen.
+        lrs, weight_decays: every pair of them is a head.
+    """
+
+    num_classes: int
+    schedule: Schedule
+    pool: str
+    lrs: tuple[float, ...] = LEARNING_RATES
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
+    refits: bool = False
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """Of each head."""
+        return [{"lr": lr, "weight_decay": decay} for lr in self.lrs for decay in self.weight_decays]
+
+    def fit_grid(
+        self, features: Features, labels_V: Tensor, videos: Tensor, watched: Tensor | None
+    ) -> tuple[HeadGrid, Curves]:
+        """Heads trained on some videos; `watched` ones are asked about after every epoch."""
+        heads = self.begin(features, num_steps=self.schedule.num_steps(len(videos)))
+        curves = train_heads(heads, features, labels_V, videos, schedule=self.schedule, watched=watched)
+        return heads.grid(), curves
+
+    def begin(self, features: Features, *, num_steps: int) -> TrainableHeads:
+        """Heads with fresh weights, all the same."""
+        return _StackInTraining(self, features, num_steps=num_steps)
+
+
+class DeepFitter(AttentiveFitter):
+    """As `AttentiveFitter`, of depth 4."""
+
+    def begin(self, features: Features, *, num_steps: int) -> TrainableHeads:
+        """See `AttentiveFitter`."""
+        return _DeepInTraining(self, features, num_steps=num_steps)
+
+
+class _TokenGrid(HeadGrid):
+    """Classifiers of a clip's tokens. With the pool `frame` each frame is asked about, and the answers are averaged."""
+
+    pool: str
+
+    @torch.no_grad()
+    def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:  # noqa: ARG002
+        """See `HeadGrid`."""
+        tokens_BTND = clip_tokens(layers_BTND, self.pool)
+        if self.pool != "frame":
+            return self.ask(tokens_BTND)
+        proba_GRK = self.ask(_frames_apart(tokens_BTND))
+        averaged_GBK: Tensor = proba_GRK.unflatten(1, tokens_BTND.shape[:2]).mean(dim=2)
+        return averaged_GBK
+
+    @abstractmethod
+    def ask(self, tokens_BTND: Tensor) -> Tensor:
+        """Class probabilities [G,B,K] of each head."""
+
+
+class AttentiveGrid(_TokenGrid):
+    """Attentive classifiers of depth 1.
+
+    Args:
+        stack: gives logits [G,B,K] of tokens [B,T,N,D].
+        settings: of each head.
+        pool: which frames are seen.
+    """
+
+    def __init__(self, stack: AttentiveStack, *, settings: Sequence[Mapping[str, float]], pool: str) -> None:
+        self.stack, self.settings, self.pool = stack, settings, pool
+        self.num_parameters = sum(parameter[0].numel() for parameter in stack.parameters())
+
+    def ask(self, tokens_BTND: Tensor) -> Tensor:
+        """Class probabilities [G,B,K] of each head."""
+        proba_GBK: Tensor = self.stack(tokens_BTND).softmax(dim=2)
+        return proba_GBK
+
+    def only(self, head: int) -> AttentiveGrid:
+        """See `HeadGrid`."""
+        return AttentiveGrid(self.stack.only(head), settings=self.settings[head : head + 1], pool=self.pool)
 
 
 class AttentiveStack(nn.Module):
     """G clip-protocol `classify` readouts, computed together.
 
     `weights` has the readout's parameters by name (with `_` for `.`), G in front. All heads begin with the same ones.
+
+    No token is projected, and all heads share one normalised copy of the tokens. With n = (x - mean) / std of a token
+    and LN(x) = w n + b, an attention head with query q scores
+
+        q.(W_K (w n + b + p_t)) = (w * W_K^T q).n + (W_K^T q).(b + p_t)        p_t: the time embedding of its frame
+
+    which is one product of n with a D-vector per attention head. Values are pooled before they are projected:
+
+        sum_s a_s W_V (w n_s + b + p_t) = W_V (w * sum_s a_s n_s + b + sum_t (sum_{s in t} a_s) p_t)
+
+    That is exact. G heads of H attention heads are two products with A columns.
 
     Args:
         num_heads: G.
@@ -150,108 +236,20 @@ class AttentiveStack(nn.Module):
         )
 
 
-class AttentiveGrid(HeadGrid):
-    """Attentive classifiers of a clip's tokens.
+class DeepGrid(_TokenGrid):
+    """Attentive classifiers of depth 4, each a module that gives logits [B,K]; other arguments as `AttentiveGrid`."""
 
-    Args:
-        stack: gives logits [G,B,K] of tokens [B,T,N,D].
-        settings: of each head.
-        pool: which frames are seen; `frame` asks for each and averages.
-    """
+    def __init__(self, heads: nn.ModuleList, *, settings: Sequence[Mapping[str, float]], pool: str) -> None:
+        self.heads, self.settings, self.pool = heads, settings, pool
+        self.num_parameters = sum(parameter.numel() for parameter in heads[0].parameters())
 
-    def __init__(self, stack: AttentiveStack, *, settings: Sequence[Mapping[str, float]], pool: str) -> None:
-        self.stack, self.settings, self.pool = stack, settings, pool
-        self.num_parameters = sum(parameter[0].numel() for parameter in stack.parameters())
+    def ask(self, tokens_BTND: Tensor) -> Tensor:
+        """Class probabilities [G,B,K] of each head."""
+        return torch.stack([head(tokens_BTND).softmax(dim=1) for head in self.heads])
 
-    @torch.no_grad()
-    def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:  # noqa: ARG002
+    def only(self, head: int) -> DeepGrid:
         """See `HeadGrid`."""
-        tokens_BTND = clip_tokens(layers_BTND, self.pool)
-        if self.pool != "frame":
-            return self.stack(tokens_BTND).softmax(dim=2)  # type: ignore[no-any-return]
-        proba_GRK = self.stack(tokens_BTND.flatten(0, 1).unsqueeze(1)).softmax(dim=2)
-        averaged: Tensor = proba_GRK.unflatten(1, tokens_BTND.shape[:2]).mean(dim=2)
-        return averaged
-
-    def only(self, head: int) -> AttentiveGrid:
-        """See `HeadGrid`."""
-        return AttentiveGrid(self.stack.only(head), settings=self.settings[head : head + 1], pool=self.pool)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentiveFitter:
-    """The grid of learning rates and weight decays at once.
-
-    Attributes:
-        pool: which frames are seen.
-        lrs, weight_decays: every pair of them is a head.
-    """
-
-    num_classes: int
-    schedule: Schedule
-    pool: str
-    lrs: tuple[float, ...] = LEARNING_RATES
-    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
-    refits: bool = False
-
-    @property
-    def settings(self) -> list[dict[str, float]]:
-        """Of each head."""
-        return [{"lr": lr, "weight_decay": decay} for lr in self.lrs for decay in self.weight_decays]
-
-    def fit_grid(
-        self, features: Features, labels_V: Tensor, videos: Tensor, watched: Tensor | None
-    ) -> tuple[HeadGrid, Curves]:
-        """Heads trained on some videos; `watched` ones are asked about after every epoch."""
-        heads = self.begin(features, num_steps=self.schedule.num_steps(len(videos)))
-        curves = train_heads(heads, features, labels_V, videos, schedule=self.schedule, watched=watched)
-        return heads.grid(), curves
-
-    def begin(self, features: Features, *, num_steps: int) -> TrainableHeads:
-        """Heads with fresh weights, all the same."""
-        return _StackInTraining(self, features, num_steps=num_steps)
-
-
-class _StackInTraining:
-    def __init__(self, fitter: AttentiveFitter, features: Features, *, num_steps: int) -> None:
-        num_frames, _, dim = features.frame_shapes()[0]
-        torch.manual_seed(fitter.schedule.seed)
-        self._stack = AttentiveStack(
-            len(fitter.settings),
-            dim=dim,
-            num_classes=fitter.num_classes,
-            num_frames=num_frames if fitter.pool == "all" else 1,
-        ).to(features.device)
-        self._grid = AttentiveGrid(self._stack, settings=fitter.settings, pool=fitter.pool)
-        self._optimizer = StackedOptimizer(self._stack.parameters(), fitter.settings, kind="adamw", num_steps=num_steps)
-
-    def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:  # noqa: ARG002
-        tokens_BTND = clip_tokens(layers_BTND, self._grid.pool)
-        if self._grid.pool == "frame":
-            labels_B = labels_B.repeat_interleave(tokens_BTND.shape[1])
-            tokens_BTND = tokens_BTND.flatten(0, 1).unsqueeze(1)
-        logits_GBK = self._stack(tokens_BTND)
-        losses_GB = F.cross_entropy(
-            logits_GBK.flatten(0, 1), labels_B.repeat(len(logits_GBK)), reduction="none"
-        ).unflatten(0, logits_GBK.shape[:2])
-        losses_G: Tensor = losses_GB.mean(dim=1)
-        self._optimizer.zero_grad()
-        losses_G.sum().backward()
-        self._optimizer.step()
-        return losses_G.detach()
-
-    def grid(self) -> HeadGrid:
-        return self._grid
-
-
-def _linear(x_GBI: Tensor, weight_GOI: Tensor, bias_GO: Tensor) -> Tensor:
-    """A linear layer of each head."""
-    return torch.baddbmm(bias_GO.unsqueeze(1), x_GBI, weight_GOI.mT)
-
-
-NUM_BLOCKS = 3
-ATTENTION_HEADS = 16
-_INIT_STD = 0.02
+        return DeepGrid(nn.ModuleList([self.heads[head]]), settings=self.settings[head : head + 1], pool=self.pool)
 
 
 class AttentiveBlocks(nn.Module):
@@ -274,35 +272,35 @@ class AttentiveBlocks(nn.Module):
         return logits_BK
 
 
-class DeepGrid(HeadGrid):
-    """Classifiers of a clip's tokens, each a module; arguments as `AttentiveGrid`."""
+class _StackInTraining:
+    def __init__(self, fitter: AttentiveFitter, features: Features, *, num_steps: int) -> None:
+        num_frames, _, dim = features.frame_shapes()[0]
+        torch.manual_seed(fitter.schedule.seed)
+        self._stack = AttentiveStack(
+            len(fitter.settings),
+            dim=dim,
+            num_classes=fitter.num_classes,
+            num_frames=num_frames if fitter.pool == "all" else 1,
+        ).to(features.device)
+        self._grid = AttentiveGrid(self._stack, settings=fitter.settings, pool=fitter.pool)
+        self._optimizer = StackedOptimizer(self._stack.parameters(), fitter.settings, kind="adamw", num_steps=num_steps)
 
-    def __init__(self, heads: nn.ModuleList, *, settings: Sequence[Mapping[str, float]], pool: str) -> None:
-        self.heads, self.settings, self.pool = heads, settings, pool
-        self.num_parameters = sum(parameter.numel() for parameter in heads[0].parameters())
+    def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:  # noqa: ARG002
+        tokens_BTND = clip_tokens(layers_BTND, self._grid.pool)
+        if self._grid.pool == "frame":
+            tokens_BTND, labels_B = _frames_apart(tokens_BTND), labels_B.repeat_interleave(tokens_BTND.shape[1])
+        logits_GBK = self._stack(tokens_BTND)
+        losses_GB = F.cross_entropy(
+            logits_GBK.flatten(0, 1), labels_B.repeat(len(logits_GBK)), reduction="none"
+        ).unflatten(0, logits_GBK.shape[:2])
+        losses_G: Tensor = losses_GB.mean(dim=1)
+        self._optimizer.zero_grad()
+        losses_G.sum().backward()
+        self._optimizer.step()
+        return losses_G.detach()
 
-    @torch.no_grad()
-    def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:  # noqa: ARG002
-        """See `HeadGrid`."""
-        tokens_BTND = clip_tokens(layers_BTND, self.pool)
-        if self.pool != "frame":
-            return torch.stack([head(tokens_BTND).softmax(dim=1) for head in self.heads])
-        rows_R1ND = tokens_BTND.flatten(0, 1).unsqueeze(1)
-        proba_GRK = torch.stack([head(rows_R1ND).softmax(dim=1) for head in self.heads])
-        averaged_GBK: Tensor = proba_GRK.unflatten(1, tokens_BTND.shape[:2]).mean(dim=2)
-        return averaged_GBK
-
-    def only(self, head: int) -> DeepGrid:
-        """See `HeadGrid`."""
-        return DeepGrid(nn.ModuleList([self.heads[head]]), settings=self.settings[head : head + 1], pool=self.pool)
-
-
-class DeepFitter(AttentiveFitter):
-    """As `AttentiveFitter`, of depth 4."""
-
-    def begin(self, features: Features, *, num_steps: int) -> TrainableHeads:
-        """See `AttentiveFitter`."""
-        return _DeepInTraining(self, features, num_steps=num_steps)
+    def grid(self) -> HeadGrid:
+        return self._grid
 
 
 class _DeepInTraining:
@@ -323,8 +321,7 @@ class _DeepInTraining:
     def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:  # noqa: ARG002
         tokens_BTND = clip_tokens(layers_BTND, self._pool)
         if self._pool == "frame":
-            labels_B = labels_B.repeat_interleave(tokens_BTND.shape[1])
-            tokens_BTND = tokens_BTND.flatten(0, 1).unsqueeze(1)
+            tokens_BTND, labels_B = _frames_apart(tokens_BTND), labels_B.repeat_interleave(tokens_BTND.shape[1])
         self._optimizer.zero_grad()
         losses = []
         for head in self._heads:  # backward at once: the activations of one head at a time
@@ -336,3 +333,13 @@ class _DeepInTraining:
 
     def grid(self) -> HeadGrid:
         return DeepGrid(self._heads, settings=self._settings, pool=self._pool)
+
+
+def _frames_apart(tokens_BTND: Tensor) -> Tensor:
+    """Every frame as a clip of its own: [R,1,N,D]."""
+    return tokens_BTND.flatten(0, 1).unsqueeze(1)
+
+
+def _linear(x_GBI: Tensor, weight_GOI: Tensor, bias_GO: Tensor) -> Tensor:
+    """A linear layer of each head."""
+    return torch.baddbmm(bias_GO.unsqueeze(1), x_GBI, weight_GOI.mT)

@@ -1,4 +1,4 @@
-"""Probes of what is dense in time or space: a task's own readout, trained on features that stay as they are.
+"""Probes of boxes, points, depth and pose: a task's own readout, trained on frozen features.
 
 `vfz probe --task depth` trains the readout of `vfz train-temporal --task depth` on a cache's tokens, or with
 `--temporal` on a run's outputs, which are streamed once into a derived cache. One readout for each learning rate sees
@@ -228,6 +228,40 @@ class _DenseJob:
             "headline_of_videos": per_video[best],
         }
 
+    def report(self, runs: Sequence[Mapping[str, Any]], *, result: str, seconds: float) -> DenseReport:
+        """The figures of all seeds together."""
+        options, sources, headline = self._options, self._sources, self._task.headline
+        values = [run["metrics"][headline] for run in runs]
+        per_video = np.array([run["headline_of_videos"] for run in runs], dtype=np.float64).mean(axis=0)
+        known = per_video[np.isfinite(per_video)]
+        interval = bootstrap_interval(known) if len(known) else None
+        num_videos, num_planned = len(self.eval_ids), sources.num_planned(sources.eval_split)
+        bests = [run["heads"][run["best_head"]][f"eval_{headline}"] for run in runs]
+        return DenseReport(
+            result=result,
+            probe="readout",
+            task=options.task,
+            protocol=options.protocol,
+            features=str(options.temporal) if options.temporal else "tokens",
+            layers=sources.layers,
+            headline=headline,
+            value=statistics.fmean(values),
+            metrics=runs[0]["metrics"],
+            low=interval.low if interval else None,
+            high=interval.high if interval else None,
+            deviation=statistics.stdev(values) if len(values) > 1 else None,
+            num_seeds=len(runs),
+            num_eval_clips=num_videos,
+            num_eval_missing=num_planned - num_videos,
+            num_eval_planned=num_planned,
+            eval_split=sources.eval_split,
+            best_head_on_validation=statistics.fmean(bests),
+            num_train=runs[0]["num_train"],
+            chosen=runs[0]["chosen"],
+            num_parameters=runs[0]["num_parameters"],
+            seconds=seconds,
+        )
+
     def _heads(self, seed: int) -> nn.ModuleList:
         options = self._options
         heads = []
@@ -305,40 +339,6 @@ class _DenseJob:
         if not finite:
             raise RunError(f"no learning rate of {', '.join(map(str, self._lrs))} ended finite; give smaller --lrs")
         return max(finite, key=lambda place: sign * figures[place])
-
-    def report(self, runs: Sequence[Mapping[str, Any]], *, result: str, seconds: float) -> DenseReport:
-        """The figures of all seeds together."""
-        options, sources, headline = self._options, self._sources, self._task.headline
-        values = [run["metrics"][headline] for run in runs]
-        per_video = np.array([run["headline_of_videos"] for run in runs], dtype=np.float64).mean(axis=0)
-        known = per_video[np.isfinite(per_video)]
-        interval = bootstrap_interval(known) if len(known) else None
-        num_videos, num_planned = len(self.eval_ids), sources.num_planned(sources.eval_split)
-        bests = [run["heads"][run["best_head"]][f"eval_{headline}"] for run in runs]
-        return DenseReport(
-            result=result,
-            probe="readout",
-            task=options.task,
-            protocol=options.protocol,
-            features=str(options.temporal) if options.temporal else "tokens",
-            layers=sources.layers,
-            headline=headline,
-            value=statistics.fmean(values),
-            metrics=runs[0]["metrics"],
-            low=interval.low if interval else None,
-            high=interval.high if interval else None,
-            deviation=statistics.stdev(values) if len(values) > 1 else None,
-            num_seeds=len(runs),
-            num_eval_clips=num_videos,
-            num_eval_missing=num_planned - num_videos,
-            num_eval_planned=num_planned,
-            eval_split=sources.eval_split,
-            best_head_on_validation=statistics.fmean(bests),
-            num_train=runs[0]["num_train"],
-            chosen=runs[0]["chosen"],
-            num_parameters=runs[0]["num_parameters"],
-            seconds=seconds,
-        )
 
 
 def _only(outputs: Tensor | dict[str, Tensor], place: int) -> Tensor | dict[str, Tensor]:

@@ -38,133 +38,6 @@ Data = FeatureCache | Features | Tensor | NDArray[Any]
 Labels = Sequence[Any] | Tensor | NDArray[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """What the `fit_` functions take besides the features, the labels and the probe's own settings.
-
-    Attributes:
-        split: of a cache, the videos to fit on.
-        layers: of a cache; default: the last one.
-        parts: of a cache: `all`, `patch` or `prefix` tokens.
-        clip_frames, clip_stride: of a cache, the frames of a clip.
-        segments, views: of a cache: clips along each video times crops of it; answers are averaged.
-        num_prefix: of arrays [V,T,N,D]: how many of the N tokens are prefix tokens.
-        device: `auto`, `cpu`, `cuda`.
-        num_classes: labels are then the numbers below it; default: the labels that occur.
-        held_out: share of every class that chooses the settings.
-        folds: cross-validation instead.
-        seed: decides the held-out videos, initial weights and order.
-        progress: told of what is done.
-    """
-
-    split: str = "train"
-    layers: Sequence[str | int] | None = None
-    parts: str = "all"
-    clip_frames: int = 16
-    clip_stride: int = 1
-    segments: int = 1
-    views: int = 1
-    num_prefix: int = 0
-    device: str = "auto"
-    num_classes: int | None = None
-    held_out: float = HELD_OUT_FRACTION
-    folds: int | None = None
-    seed: int = 0
-    progress: Progress = field(default_factory=SilentProgress)
-
-    def features(self, data: Data, *, split: str | None = None) -> Features:
-        """What is to be read of some data.
-
-        Raises:
-            UsageError: for data of another shape or kind, or a cache that has no such videos.
-        """
-        device = choose_device(self.device)
-        if isinstance(data, Features):
-            return data
-        if isinstance(data, FeatureCache):
-            layers = tuple(map(str, self.layers or list(data.layers)[-1:]))
-            check_layers(data, layers, self.parts)
-            split = split or choose_eval_split(data, None, layers=layers, parts=self.parts)
-            return CacheFeatures(
-                data,
-                rows_in_views(data, split, views=self.views, layers=layers, parts=self.parts),
-                layers=layers,
-                parts=self.parts,
-                rule=ClipRule(num_frames=self.clip_frames, stride=self.clip_stride),
-                num_segments=self.segments,
-                device=device,
-            )
-        tokens = data if isinstance(data, Tensor) else torch.from_numpy(np.ascontiguousarray(data))
-        if not tokens.is_floating_point() or tokens.ndim not in (2, 4, 5) or not tokens.numel():
-            raise UsageError(
-                f"features are {tuple(tokens.shape)} of {tokens.dtype}; give floats [videos, channels], "
-                "[videos, frames, tokens, channels] or [videos, clips, frames, tokens, channels]"
-            )
-        shape = tokens.shape[:1] + (1,) * (5 - tokens.ndim) + tokens.shape[1:]
-        return ArrayFeatures(tokens.reshape(shape), None, num_prefix=self.num_prefix, device=device)
-
-
-class FittedProbe:
-    """A probe, ready to be asked.
-
-    Attributes:
-        classes_: [K] the labels it knows, in the order of `predict_proba`'s columns.
-        chosen: the chosen settings and how right they were on held-out videos.
-        heads: the same of every setting that was tried.
-        curves: of the chosen one's training, by name.
-        num_parameters: of the probe.
-    """
-
-    def __init__(self, choice: Choice, classes: NDArray[Any], settings: FitSettings, *, batch_size: int) -> None:
-        self.classes_, self.chosen, self.heads = classes, choice.chosen, choice.heads
-        self.curves = choice.curves.of_head(choice.best)
-        self.num_parameters = choice.grid.num_parameters
-        self._choice, self._settings, self._batch_size = choice, settings, batch_size
-        self._grid = choice.grid.only(choice.best)
-
-    def predict_proba(self, features: Data, *, split: str | None = None) -> Any:
-        """Class probabilities [V,K]: a tensor for a tensor, else an array.
-
-        Args:
-            features: of the kind it was fitted on.
-            split: of a cache; default: `val`, else `test`.
-        """
-        read = self._settings.features(features, split=split)
-        every = torch.arange(len(read))
-        parts = [proba[0].cpu() for _, proba in probabilities(self._grid, read, every, batch_size=self._batch_size)]
-        proba_VK = torch.cat(parts)
-        return proba_VK if isinstance(features, Tensor) else proba_VK.numpy()
-
-    def predict(self, features: Data, *, split: str | None = None) -> Any:
-        """The likeliest class [V] of each video: a tensor for a tensor, else an array."""
-        proba_VK = self.predict_proba(features, split=split)
-        predicted_V = self.classes_[np.asarray(proba_VK.argmax(1))]
-        return torch.from_numpy(predicted_V) if isinstance(features, Tensor) else predicted_V
-
-    def score(self, features: Data, labels: Labels | None = None, *, split: str | None = None) -> float:
-        """Share of videos whose class is right; labels may be left out where the features know them."""
-        if labels is None:
-            known = self._settings.features(features, split=split).labels_V
-            if known is None:
-                raise UsageError("score needs the labels of these features; give them as the second argument")
-            labels = known
-        predicted = np.asarray(self.predict(features, split=split))
-        return float((predicted == as_labels(labels, len(predicted))).mean())
-
-    def best_head_score(self, features: Data, labels: Labels | None = None, *, split: str | None = None) -> float:
-        """The greatest share over all settings: what others publish as the best head on the validation set.
-
-        It is above what a user of the probe gets, since the reported videos chose the setting.
-        """
-        read = self._settings.features(features, split=split)
-        given = as_labels(labels if labels is not None else read.labels_V, len(read))  # type: ignore[arg-type]
-        places = {label: place for place, label in enumerate(self.classes_.tolist())}
-        positions_V = torch.tensor([places.get(label, -1) for label in given.tolist()])
-        known = (positions_V >= 0).nonzero().flatten()
-        asked = answer(self._choice.grid, read, known, positions_V, batch_size=self._batch_size)
-        return max(asked.top1) * len(known) / len(read)
-
-
 def fit_linear(
     features: Data,
     labels: Labels | None = None,
@@ -255,6 +128,133 @@ def fit_knn(
         UsageError: for features, labels or settings that cannot be fitted. RunError: for features that are not finite.
     """
     return _fit("knn", features, labels, settings, pool=pool, neighbours=_tuple(neighbours), temperature=temperature)
+
+
+class FittedProbe:
+    """A probe, ready to be asked.
+
+    Attributes:
+        classes_: [K] the labels it knows, in the order of `predict_proba`'s columns.
+        chosen: the chosen settings and how right they were on held-out videos.
+        heads: the same of every setting that was tried.
+        curves: of the chosen one's training, by name.
+        num_parameters: of the probe.
+    """
+
+    def __init__(self, choice: Choice, classes: NDArray[Any], settings: FitSettings, *, batch_size: int) -> None:
+        self.classes_, self.chosen, self.heads = classes, choice.chosen, choice.heads
+        self.curves = choice.curves.of_head(choice.best)
+        self.num_parameters = choice.grid.num_parameters
+        self._choice, self._settings, self._batch_size = choice, settings, batch_size
+        self._grid = choice.grid.only(choice.best)
+
+    def predict_proba(self, features: Data, *, split: str | None = None) -> Any:
+        """Class probabilities [V,K]: a tensor for a tensor, else an array.
+
+        Args:
+            features: of the kind it was fitted on.
+            split: of a cache; default: `val`, else `test`.
+        """
+        read = self._settings.features(features, split=split)
+        every = torch.arange(len(read))
+        parts = [proba[0].cpu() for _, proba in probabilities(self._grid, read, every, batch_size=self._batch_size)]
+        proba_VK = torch.cat(parts)
+        return proba_VK if isinstance(features, Tensor) else proba_VK.numpy()
+
+    def predict(self, features: Data, *, split: str | None = None) -> Any:
+        """The likeliest class [V] of each video: a tensor for a tensor, else an array."""
+        proba_VK = self.predict_proba(features, split=split)
+        predicted_V = self.classes_[np.asarray(proba_VK.argmax(1))]
+        return torch.from_numpy(predicted_V) if isinstance(features, Tensor) else predicted_V
+
+    def score(self, features: Data, labels: Labels | None = None, *, split: str | None = None) -> float:
+        """Share of videos whose class is right; labels may be left out where the features know them."""
+        if labels is None:
+            known = self._settings.features(features, split=split).labels_V
+            if known is None:
+                raise UsageError("score needs the labels of these features; give them as the second argument")
+            labels = known
+        predicted = np.asarray(self.predict(features, split=split))
+        return float((predicted == as_labels(labels, len(predicted))).mean())
+
+    def best_head_score(self, features: Data, labels: Labels | None = None, *, split: str | None = None) -> float:
+        """The greatest share over all settings: what others publish as the best head on the validation set.
+
+        It is above what a user of the probe gets, since the reported videos chose the setting.
+        """
+        read = self._settings.features(features, split=split)
+        given = as_labels(labels if labels is not None else read.labels_V, len(read))  # type: ignore[arg-type]
+        places = {label: place for place, label in enumerate(self.classes_.tolist())}
+        positions_V = torch.tensor([places.get(label, -1) for label in given.tolist()])
+        known = (positions_V >= 0).nonzero().flatten()
+        asked = answer(self._choice.grid, read, known, positions_V, batch_size=self._batch_size)
+        return max(asked.top1) * len(known) / len(read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What the `fit_` functions take besides the features, the labels and the probe's own settings.
+
+    Attributes:
+        split: of a cache, the videos to fit on.
+        layers: of a cache; default: the last one.
+        parts: of a cache: `all`, `patch` or `prefix` tokens.
+        clip_frames, clip_stride: of a cache, the frames of a clip.
+        segments, views: of a cache: clips along each video times crops of it; answers are averaged.
+        num_prefix: of arrays [V,T,N,D]: how many of the N tokens are prefix tokens.
+        device: `auto`, `cpu`, `cuda`.
+        num_classes: labels are then the numbers below it; default: the labels that occur.
+        held_out: share of every class that chooses the settings.
+        folds: cross-validation instead.
+        seed: decides the held-out videos, initial weights and order.
+        progress: told of what is done.
+    """
+
+    split: str = "train"
+    layers: Sequence[str | int] | None = None
+    parts: str = "all"
+    clip_frames: int = 16
+    clip_stride: int = 1
+    segments: int = 1
+    views: int = 1
+    num_prefix: int = 0
+    device: str = "auto"
+    num_classes: int | None = None
+    held_out: float = HELD_OUT_FRACTION
+    folds: int | None = None
+    seed: int = 0
+    progress: Progress = field(default_factory=SilentProgress)
+
+    def features(self, data: Data, *, split: str | None = None) -> Features:
+        """What is to be read of some data.
+
+        Raises:
+            UsageError: for data of another shape or kind, or a cache that has no such videos.
+        """
+        device = choose_device(self.device)
+        if isinstance(data, Features):
+            return data
+        if isinstance(data, FeatureCache):
+            layers = tuple(map(str, self.layers or list(data.layers)[-1:]))
+            check_layers(data, layers, self.parts)
+            split = split or choose_eval_split(data, None, layers=layers, parts=self.parts)
+            return CacheFeatures(
+                data,
+                rows_in_views(data, split, views=self.views, layers=layers, parts=self.parts),
+                layers=layers,
+                parts=self.parts,
+                rule=ClipRule(num_frames=self.clip_frames, stride=self.clip_stride),
+                num_segments=self.segments,
+                device=device,
+            )
+        tokens = data if isinstance(data, Tensor) else torch.from_numpy(np.ascontiguousarray(data))
+        if not tokens.is_floating_point() or tokens.ndim not in (2, 4, 5) or not tokens.numel():
+            raise UsageError(
+                f"features are {tuple(tokens.shape)} of {tokens.dtype}; give floats [videos, channels], "
+                "[videos, frames, tokens, channels] or [videos, clips, frames, tokens, channels]"
+            )
+        shape = tokens.shape[:1] + (1,) * (5 - tokens.ndim) + tokens.shape[1:]
+        return ArrayFeatures(tokens.reshape(shape), None, num_prefix=self.num_prefix, device=device)
 
 
 def _fit(name: str, data: Data, labels: Labels | None, values: dict[str, Any], **of_probe: Any) -> FittedProbe:

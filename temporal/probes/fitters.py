@@ -1,4 +1,7 @@
-"""Names to probes: which fitter stands for which request."""
+"""Names to probes: what is asked of a probe, and which fitter does it.
+
+A new kind of probe is one file with a `Fitter` and its `HeadGrid`, and one line in the registry at the end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from vfz.pipeline.registry import Registry
 from vfz.temporal.data.features import HELD_BYTES, ArrayFeatures, Features, hold
 from vfz.temporal.data.pooling import POOLS, VECTOR_POOLS, check_pool, clip_tokens, clip_vectors
 from vfz.temporal.probes import attentive, knn, linear
-from vfz.temporal.probes.attentive import DeepFitter
 from vfz.temporal.probes.heads import Schedule
 from vfz.temporal.probes.selection import Fitter
 
@@ -126,7 +128,7 @@ def _make_linear(spec: ProbeSpec, features: Features, num_classes: int, num_vide
 def _make_attentive(spec: ProbeSpec, features: Features, num_classes: int, num_videos: int) -> Fitter:  # noqa: ARG001
     if spec.depth not in DEPTHS:
         raise UsageError(f"--depth {spec.depth} is not allowed; choose from {', '.join(map(str, DEPTHS))}")
-    kind = attentive.AttentiveFitter if spec.depth == 1 else DeepFitter
+    kind = attentive.AttentiveFitter if spec.depth == 1 else attentive.DeepFitter
     return kind(
         num_classes=num_classes,
         schedule=spec.schedule,

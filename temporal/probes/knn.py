@@ -2,6 +2,8 @@
 
 Vectors are L2-normalised; the k most similar ones vote with weight softmax(similarity / 0.07). Cost: one product of
 every asked vector with every training vector.
+
+Shapes: B clips, F frames of a clip, M training vectors, E features, K classes.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfz.temporal.data.features import Features
-from vfz.temporal.data.pooling import clip_vectors
+from vfz.temporal.data.pooling import clip_vectors, every_vector, labels_of_vectors
 from vfz.temporal.probes.heads import Curves, HeadGrid
-from vfz.temporal.probes.linear import every_vector
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -99,9 +100,8 @@ class KnnFitter:
         watched: Tensor | None,  # noqa: ARG002
     ) -> tuple[HeadGrid, Curves]:
         """Keeps the vectors of some videos."""
-        vectors_VCFE = every_vector(features, videos, self.pool)
-        bank_ME = F.normalize(vectors_VCFE.flatten(0, 2), dim=1).to(features.device)
-        labels_M = labels_V[videos].repeat_interleave(vectors_VCFE[0].shape[:2].numel()).to(features.device)
+        bank_ME = F.normalize(every_vector(features, videos, self.pool), dim=1).to(features.device)
+        labels_M = labels_of_vectors(labels_V[videos], len(bank_ME)).to(features.device)
         grid = KnnGrid(
             bank_ME,
             labels_M,

@@ -1,17 +1,15 @@
 """The linear probe: softmax(W v + b) of one vector v a clip (or a frame; see `vfz.temporal.data.pooling`).
 
 Two solvers. `sgd` is DINOv2's protocol (arXiv 2304.07193): momentum 0.9, no weight decay, cosine to zero, thirteen
-learning rates (times batch / 256) as heads of one pass over the data; one product with stacked weights serves them
-all. `exact` is logistic regression at 45 strengths of the L2 penalty, each solved to its optimum from that of the one
-before, on standardised features; it needs all vectors in memory.
+learning rates (times batch / 256) as heads of one pass over the data.
 
-Multinomial logistic regression at several strengths of the penalty at once, solved to the optimum in float64.
+`exact` is logistic regression at 45 strengths of the L2 penalty, on standardised features, each solved to its optimum
+in float64; it needs all vectors in memory. The problems share their data, so one product with stacked weights serves
+all that are not solved yet; each has an L-BFGS memory and a line search of its own. Against `torch.optim.LBFGS`, one
+penalty after the other, that is some thirty times faster (45 penalties, 300 videos of 32 numbers, two CPU cores).
 
-The problems share their data, so that one product with stacked weights serves all that are still being solved; each
-has an L-BFGS memory and a line search of its own. Against `torch.optim.LBFGS`, one penalty after the other, that is
-some thirty times faster (45 penalties, 300 videos of 32 numbers, two CPU cores).
-
-Shapes: M samples, E features (and 1 for the bias), K classes, H problems, A of them not solved yet.
+Shapes: B clips, F frames of a clip, M vectors, E features (and 1 for the bias), K classes, H heads or problems, A of
+the problems not solved yet, P = K * (E + 1).
 """
 
 from __future__ import annotations
@@ -24,14 +22,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfz.temporal.data.features import ArrayFeatures, Features
-from vfz.temporal.data.pooling import clip_vectors
+from vfz.temporal.data.features import Features
+from vfz.temporal.data.pooling import clip_vectors, every_vector, labels_of_vectors
 from vfz.temporal.probes.heads import Curves, HeadGrid, HeadOptimizer, Schedule, train_heads
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 INVERSE_PENALTIES = tuple(10 ** (-6 + 11 * step / 44) for step in range(45))
 _REFERENCE_BATCH = 256
 _INIT_STD = 0.01
+
+# Of the solver of `exact`.
+_MEMORY = 20
+_MAX_ITERATIONS = 1000
+_MAX_HALVINGS = 40
+_TOLERANCE = 1e-8  # of the greatest component of the gradient of the mean loss
+_SUFFICIENT = 1e-4  # Armijo's condition
+_NUMBERS_AT_ONCE = 30_000_000  # logits of all problems together
+
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Points [A,P] and numbers of their problems [A] to values [A] and gradients [A,P]."""
 
 
 class LinearGrid(HeadGrid):
@@ -88,49 +97,6 @@ class SgdFitter:
         return heads.grid(), curves
 
 
-class _SgdHeads:
-    def __init__(self, fitter: SgdFitter, features: Features, videos: Tensor) -> None:
-        self._fitter = fitter
-        dim = clip_vectors(features.read(videos[:1], torch.zeros_like(videos[:1])), features.num_prefix, "mean").shape[
-            2
-        ]
-        self._mean_E, self._scale_E = torch.zeros(dim), torch.ones(dim)
-        if fitter.standardize:
-            self._mean_E, self._scale_E = _moments(every_vector(features, videos, fitter.pool).flatten(0, 2))
-        self._mean_E, self._scale_E = self._mean_E.to(features.device), self._scale_E.to(features.device)
-        generator = torch.Generator().manual_seed(fitter.schedule.seed)
-        first_KE = torch.randn(fitter.num_classes, dim, generator=generator) * _INIT_STD
-        num_heads = len(fitter.lrs)
-        self._weight_HKE = nn.Parameter(first_KE.to(features.device).expand(num_heads, -1, -1).clone())
-        self._bias_HK = nn.Parameter(torch.zeros(num_heads, fitter.num_classes, device=features.device))
-        factor = fitter.schedule.batch_size / _REFERENCE_BATCH
-        # Momentum is linear in the gradients, so a head's rate may scale its loss instead: one update serves them all.
-        self._lr_H = torch.tensor([lr * factor for lr in fitter.lrs], device=features.device)
-        self._optimizer = HeadOptimizer(
-            [[self._weight_HKE, self._bias_HK]],
-            [{"lr": 1.0}],
-            kind="sgd",
-            num_steps=fitter.schedule.num_steps(len(videos)),
-        )
-
-    def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:
-        vectors_BFE = clip_vectors(layers_BTND, num_prefix, self._fitter.pool)
-        logits_BFHK = _all_heads((vectors_BFE - self._mean_E) * self._scale_E, self._weight_HKE, self._bias_HK)
-        labels = labels_B.repeat_interleave(logits_BFHK.shape[1:3].numel())
-        losses_BFH = F.cross_entropy(logits_BFHK.flatten(0, 2), labels, reduction="none").view(logits_BFHK.shape[:3])
-        losses_H = losses_BFH.mean(dim=(0, 1))
-        self._optimizer.zero_grad()
-        (losses_H * self._lr_H).sum().backward()
-        self._optimizer.step()
-        return losses_H.detach()
-
-    def grid(self) -> HeadGrid:
-        weight_HKE = self._weight_HKE.detach() * self._scale_E
-        bias_HK = self._bias_HK.detach() - weight_HKE @ self._mean_E
-        settings = [{"lr": lr} for lr in self._fitter.lrs]
-        return LinearGrid(weight_HKE, bias_HK, settings=settings, pool=self._fitter.pool)
-
-
 @dataclass(kw_only=True)
 class ExactFitter:
     """Logistic regression at every strength of the penalty.
@@ -159,9 +125,8 @@ class ExactFitter:
         watched: Tensor | None,  # noqa: ARG002
     ) -> tuple[HeadGrid, Curves]:
         """One head per C. A second call, on other videos, begins where the first one ended."""
-        vectors_VCFE = every_vector(features, videos, self.pool).double()
-        labels_M = labels_V[videos].repeat_interleave(vectors_VCFE[0].shape[:2].numel()).to(features.device)
-        x_ME = vectors_VCFE.flatten(0, 2).to(features.device)
+        x_ME = every_vector(features, videos, self.pool).double().to(features.device)
+        labels_M = labels_of_vectors(labels_V[videos], len(x_ME)).to(features.device)
         mean_E, scale_E = _moments(x_ME) if self.standardize else (x_ME.new_zeros(()), x_ME.new_ones(()))
         x_ME = (x_ME - mean_E) * scale_E
         progress = self.schedule.progress
@@ -177,46 +142,6 @@ class ExactFitter:
         bias_HK = bias_HK - (weight_HKE * mean_E).sum(dim=2)
         settings = [{"inverse_penalty": value} for value in self.inverse_penalties]
         return LinearGrid(weight_HKE, bias_HK, settings=settings, pool=self.pool), Curves()
-
-
-def every_vector(features: Features, videos: Tensor, pool: str) -> Tensor:
-    """The vectors [V,C,F,E] of all clips of some videos, float32 on the CPU."""
-    if isinstance(features, ArrayFeatures) and features.tokens_VCTND.shape[3] == 1:
-        held_VCFE = features.tokens_VCTND[videos].squeeze(3).float()
-        if pool == "mean":
-            return held_VCFE.mean(dim=2, keepdim=True)
-        return held_VCFE[:, :, -1:] if pool == "last" else held_VCFE
-    parts = [
-        clip_vectors(features.read_finite(videos_B, clips_B), features.num_prefix, pool).cpu()
-        for videos_B, clips_B in features.every_clip(videos, 64)
-    ]
-    num_clips = features.num_clips
-    by_clip = [torch.cat(parts[clip::num_clips]) for clip in range(num_clips)]
-    return torch.stack(by_clip, dim=1)
-
-
-def _all_heads(vectors_BFE: Tensor, weight_HKE: Tensor, bias_HK: Tensor) -> Tensor:
-    """Logits [B,F,H,K] by one product."""
-    logits = F.linear(vectors_BFE, weight_HKE.flatten(0, 1), bias_HK.flatten())
-    logits_BFHK: Tensor = logits.unflatten(-1, bias_HK.shape)
-    return logits_BFHK
-
-
-def _moments(x_ME: Tensor) -> tuple[Tensor, Tensor]:
-    """Means, and one over the deviations; 1 where a feature is constant."""
-    std_E = x_ME.std(dim=0, correction=0)
-    return x_ME.mean(dim=0), torch.where(std_E > 0, 1 / std_E, 1.0)
-
-
-_MEMORY = 20
-_MAX_ITERATIONS = 1000
-_MAX_HALVINGS = 40
-_TOLERANCE = 1e-8  # of the greatest component of the gradient of the mean loss
-_SUFFICIENT = 1e-4  # Armijo's condition
-_NUMBERS_AT_ONCE = 30_000_000
-
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Points [A,P] and numbers of their problems [A] to values [A] and gradients [A,P]."""
 
 
 def fit_logistic(
@@ -260,26 +185,6 @@ def fit_logistic(
     return weight_HKE if span_ER is None else weight_HKE @ span_ER.T, bias_HK
 
 
-def _objective(x_ME: Tensor, labels_M: Tensor, penalty_H: Tensor, shape: tuple[int, int]) -> Objective:
-    labels_MA1 = labels_M[:, None, None]
-
-    def evaluate(theta_AP: Tensor, problems_A: Tensor) -> tuple[Tensor, Tensor]:
-        num_problems = len(theta_AP)
-        theta_AKE = theta_AP.unflatten(1, shape)
-        log_MAK = (x_ME @ theta_AKE.flatten(0, 1).T).unflatten(1, (num_problems, -1)).log_softmax(dim=2)
-        index_MA1 = labels_MA1.expand(-1, num_problems, -1)
-        loss_A = -log_MAK.gather(2, index_MA1).mean(dim=(0, 2))
-        error_MAK = log_MAK.exp_().scatter_add_(2, index_MA1, -torch.ones_like(index_MA1, dtype=log_MAK.dtype))
-        gradient_AKE = (error_MAK.flatten(1).T @ x_ME / len(x_ME)).unflatten(0, (num_problems, -1))
-        penalty_A11 = penalty_H[problems_A, None, None]
-        weight_AKE = theta_AKE[..., :-1]
-        loss_A = loss_A + 0.5 * (penalty_A11 * weight_AKE.square()).sum(dim=(1, 2))
-        gradient_AKE[..., :-1] += penalty_A11 * weight_AKE
-        return loss_A, gradient_AKE.flatten(1)
-
-    return evaluate
-
-
 def minimise(objective: Objective, start_HP: Tensor) -> Tensor:
     """L-BFGS (Nocedal and Wright, algorithm 7.5) with halving steps, on several smooth convex problems at once.
 
@@ -312,6 +217,81 @@ def minimise(objective: Objective, start_HP: Tensor) -> Tensor:
             pairs = [(step[left_A], change[left_A]) for step, change in pairs]
     solution_HP[problems_A] = point_AP
     return solution_HP
+
+
+class _SgdHeads:
+    def __init__(self, fitter: SgdFitter, features: Features, videos: Tensor) -> None:
+        self._fitter = fitter
+        first_clip = features.read(videos[:1], torch.zeros_like(videos[:1]))
+        dim = clip_vectors(first_clip, features.num_prefix, "mean").shape[2]
+        self._mean_E, self._scale_E = torch.zeros(dim), torch.ones(dim)
+        if fitter.standardize:
+            self._mean_E, self._scale_E = _moments(every_vector(features, videos, fitter.pool))
+        self._mean_E, self._scale_E = self._mean_E.to(features.device), self._scale_E.to(features.device)
+        generator = torch.Generator().manual_seed(fitter.schedule.seed)
+        first_KE = torch.randn(fitter.num_classes, dim, generator=generator) * _INIT_STD
+        num_heads = len(fitter.lrs)
+        self._weight_HKE = nn.Parameter(first_KE.to(features.device).expand(num_heads, -1, -1).clone())
+        self._bias_HK = nn.Parameter(torch.zeros(num_heads, fitter.num_classes, device=features.device))
+        factor = fitter.schedule.batch_size / _REFERENCE_BATCH
+        # Momentum is linear in the gradients, so a head's rate may scale its loss instead: one update serves them all.
+        self._lr_H = torch.tensor([lr * factor for lr in fitter.lrs], device=features.device)
+        self._optimizer = HeadOptimizer(
+            [[self._weight_HKE, self._bias_HK]],
+            [{"lr": 1.0}],
+            kind="sgd",
+            num_steps=fitter.schedule.num_steps(len(videos)),
+        )
+
+    def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:
+        vectors_BFE = clip_vectors(layers_BTND, num_prefix, self._fitter.pool)
+        logits_BFHK = _all_heads((vectors_BFE - self._mean_E) * self._scale_E, self._weight_HKE, self._bias_HK)
+        labels = labels_B.repeat_interleave(logits_BFHK.shape[1:3].numel())
+        losses_BFH = F.cross_entropy(logits_BFHK.flatten(0, 2), labels, reduction="none").view(logits_BFHK.shape[:3])
+        losses_H = losses_BFH.mean(dim=(0, 1))
+        self._optimizer.zero_grad()
+        (losses_H * self._lr_H).sum().backward()
+        self._optimizer.step()
+        return losses_H.detach()
+
+    def grid(self) -> HeadGrid:
+        weight_HKE = self._weight_HKE.detach() * self._scale_E
+        bias_HK = self._bias_HK.detach() - weight_HKE @ self._mean_E
+        settings = [{"lr": lr} for lr in self._fitter.lrs]
+        return LinearGrid(weight_HKE, bias_HK, settings=settings, pool=self._fitter.pool)
+
+
+def _all_heads(vectors_BFE: Tensor, weight_HKE: Tensor, bias_HK: Tensor) -> Tensor:
+    """Logits [B,F,H,K] by one product."""
+    logits = F.linear(vectors_BFE, weight_HKE.flatten(0, 1), bias_HK.flatten())
+    logits_BFHK: Tensor = logits.unflatten(-1, bias_HK.shape)
+    return logits_BFHK
+
+
+def _moments(x_ME: Tensor) -> tuple[Tensor, Tensor]:
+    """Means, and one over the deviations; 1 where a feature is constant."""
+    std_E = x_ME.std(dim=0, correction=0)
+    return x_ME.mean(dim=0), torch.where(std_E > 0, 1 / std_E, 1.0)
+
+
+def _objective(x_ME: Tensor, labels_M: Tensor, penalty_H: Tensor, shape: tuple[int, int]) -> Objective:
+    labels_MA1 = labels_M[:, None, None]
+
+    def evaluate(theta_AP: Tensor, problems_A: Tensor) -> tuple[Tensor, Tensor]:
+        num_problems = len(theta_AP)
+        theta_AKE = theta_AP.unflatten(1, shape)
+        log_MAK = (x_ME @ theta_AKE.flatten(0, 1).T).unflatten(1, (num_problems, -1)).log_softmax(dim=2)
+        index_MA1 = labels_MA1.expand(-1, num_problems, -1)
+        loss_A = -log_MAK.gather(2, index_MA1).mean(dim=(0, 2))
+        error_MAK = log_MAK.exp_().scatter_add_(2, index_MA1, -torch.ones_like(index_MA1, dtype=log_MAK.dtype))
+        gradient_AKE = (error_MAK.flatten(1).T @ x_ME / len(x_ME)).unflatten(0, (num_problems, -1))
+        penalty_A11 = penalty_H[problems_A, None, None]
+        weight_AKE = theta_AKE[..., :-1]
+        loss_A = loss_A + 0.5 * (penalty_A11 * weight_AKE.square()).sum(dim=(1, 2))
+        gradient_AKE[..., :-1] += penalty_A11 * weight_AKE
+        return loss_A, gradient_AKE.flatten(1)
+
+    return evaluate
 
 
 def _inverse_hessian_times(gradient_AP: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -1,7 +1,4 @@
-"""The options of `vfz probe` and `vfz demo`; those of training and evaluation stand in a file of their own.
-
-The options of `vfz probe compare`.
-"""
+"""The options of `vfz probe`, `vfz probe compare` and `vfz demo`: names, defaults, help and checks."""
 
 from __future__ import annotations
 
@@ -126,19 +123,6 @@ class ProbeOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions(Options):
-    """What `vfz demo` does: extract, train-temporal and probe on built-in videos."""
-
-    out: Path = option(
-        Path(".demo"), help="The folder for videos, cache, runs and summary.json; an earlier demo there is replaced."
-    )
-    num_videos: int = option(480, help="Synthetic videos; a quarter of them is held out.", minimum=24)
-    epochs: int = option(16, help="Training epochs per core.", minimum=1)
-    seed: int = option(0, help="Decides the videos and the training.", minimum=0)
-    device: str = option("auto", help=DEVICE_HELP)
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompareOptions(Options):
     """What `vfz probe compare` does: put probes side by side and write tables and a page."""
 
@@ -152,3 +136,16 @@ class CompareOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_folder_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Options):
+    """What `vfz demo` does: extract, train-temporal and probe on built-in videos."""
+
+    out: Path = option(
+        Path(".demo"), help="The folder for videos, cache, runs and summary.json; an earlier demo there is replaced."
+    )
+    num_videos: int = option(480, help="Synthetic videos; a quarter of them is held out.", minimum=24)
+    epochs: int = option(16, help="Training epochs per core.", minimum=1)
+    seed: int = option(0, help="Decides the videos and the training.", minimum=0)
+    device: str = option("auto", help=DEVICE_HELP)

@@ -1,13 +1,11 @@
-"""Which training videos choose a probe's settings: a held-out tenth, or every part in turn. The reported split never.
+"""Fits every setting of a probe and chooses one on held-out training videos: what all probes share.
 
-The setting that is right on most held-out videos is chosen; among equals the one with the least cross-entropy there,
-since a small held-out part has many ties.
+A `Fitter` fits its whole grid of settings to some videos. A tenth of each class is held out, or in cross-validation
+every part in turn; the reported split never chooses. The setting that is right on most held-out videos is chosen, among
+equals the one with the least cross-entropy there, since a small held-out part has many ties.
 
-Fit every setting, choose one on videos held out of training: what all probes share.
-
-A fitter fits its whole grid of settings to some videos. Probes that are trained keep the heads that the held-out part
-chose among; those that are solved (logistic regression, kNN) are fitted again on all training videos, as is every
-probe chosen by cross-validation.
+Probes that are trained keep the heads among which the held-out part has chosen. Those that are solved (logistic
+regression, kNN) are fitted again on all training videos, and so is every probe chosen by cross-validation.
 """
 
 from __future__ import annotations
@@ -27,124 +25,6 @@ from vfz.temporal.probes.heads import Answers, Curves, HeadGrid, answer
 HELD_OUT_FRACTION = 0.1
 
 
-def hold_out(labels_V: Tensor, *, seed: int, fraction: float = HELD_OUT_FRACTION) -> Tensor:
-    """Which training videos are held out: a mask [V] with a tenth of each class, at least one where it has two.
-
-    Raises:
-        UsageError: when fewer than two classes are left to fit, or nothing can be held out.
-    """
-    if not 0 < fraction < 1:
-        raise UsageError(f"a held-out part of {fraction} is no share; give a number between 0 and 1")
-    held_V = torch.zeros(len(labels_V), dtype=torch.bool)
-    for shuffled in _shuffled_classes(labels_V, seed):
-        if len(shuffled) > 1:
-            count = min(len(shuffled) - 1, max(1, round(fraction * len(shuffled))))
-            held_V[shuffled[:count]] = True
-    if not held_V.any():
-        raise UsageError(
-            "every class of the training split has one video only; a probe needs two to choose its settings: "
-            "give it more videos"
-        )
-    return held_V
-
-
-def fold_masks(labels_V: Tensor, *, seed: int, num_folds: int) -> list[Tensor]:
-    """Masks [V] of what is held out in each fold; every video in one of them, classes spread evenly.
-
-    Raises:
-        UsageError: when there are fewer than two folds or classes, or no class has a video for each of two folds.
-    """
-    classes = _shuffled_classes(labels_V, seed)
-    most = max(len(shuffled) for shuffled in classes)
-    if not 2 <= num_folds <= most:
-        raise UsageError(
-            f"{num_folds} folds of a training split whose largest class has {most} videos; give 2 to {most} folds"
-        )
-    fold_V = torch.empty(len(labels_V), dtype=torch.int64)
-    start = 0
-    for shuffled in classes:
-        fold_V[shuffled] = (torch.arange(len(shuffled)) + start) % num_folds
-        start += len(shuffled)  # so that classes smaller than the number of folds do not all lie in the first
-    return [fold_V == fold for fold in range(num_folds)]
-
-
-def held_out_parts(labels_V: Tensor, *, seed: int, fraction: float, num_folds: int | None) -> list[Tensor]:
-    """One mask from `hold_out`, or `num_folds` from `fold_masks`."""
-    if num_folds is None:
-        return [hold_out(labels_V, seed=seed, fraction=fraction)]
-    return fold_masks(labels_V, seed=seed, num_folds=num_folds)
-
-
-def best_setting(top1_H: Sequence[float], log_loss_H: Sequence[float]) -> int:
-    """The setting with the most right answers, and among those the least cross-entropy; the first of equals."""
-    return min(range(len(top1_H)), key=lambda head: (-top1_H[head], log_loss_H[head]))
-
-
-def few_videos(labels_V: Tensor, shots: str, *, seed: int) -> Tensor:
-    """Positions of a few training videos, a share or a number of each class, in ascending order.
-
-    Args:
-        labels_V: classes of all.
-        shots: `5%` of each class (at least one), or `5` of each class (all of a class that has fewer).
-        seed: decides which.
-
-    Raises:
-        UsageError: when `shots` is neither.
-    """
-    share, count = parse_shots(shots)
-    chosen = [
-        shuffled[: count if share is None else max(1, round(share * len(shuffled)))]
-        for shuffled in _shuffled_classes(labels_V, seed)
-    ]
-    return torch.cat(chosen).sort().values
-
-
-def parse_shots(shots: str) -> tuple[float | None, int]:
-    """A share of each class, or None and a number of videos.
-
-    Raises:
-        UsageError: when it is neither, or none at all.
-    """
-    text = shots.strip()
-    try:
-        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else None
-        count = 0 if share is not None else int(text)
-    except ValueError:
-        raise UsageError(f"--shots {shots!r} is neither a share such as 5% nor a number of videos a class") from None
-    if share is not None and not 0 < share <= 1:
-        raise UsageError(f"--shots {shots} is no share of the training split; give more than 0% and at most 100%")
-    if share is None and count < 1:
-        raise UsageError(f"--shots {shots} leaves no video; give 1 or more a class, or a share such as 5%")
-    return share, count
-
-
-def check_classes(labels_V: Tensor, num_classes: int) -> None:
-    """Refuse labels that no probe can be fitted on.
-
-    Raises:
-        UsageError: when a label is not among the classes, or fewer than two classes occur.
-    """
-    wrong_V = (labels_V < 0) | (labels_V >= num_classes)
-    if wrong_V.any():
-        raise UsageError(
-            f"label {int(labels_V[wrong_V][0])} is out of range: there are {num_classes} classes, "
-            f"0 to {num_classes - 1}"
-        )
-    present = labels_V.unique()
-    if len(present) < 2:
-        raise UsageError(f"the training split has {len(present)} class; a probe needs at least two")
-
-
-def _shuffled_classes(labels_V: Tensor, seed: int) -> list[Tensor]:
-    """Positions of the videos of each class, in an order that the seed decides."""
-    classes = labels_V.unique()
-    if len(classes) < 2:
-        raise UsageError(f"the training split has {len(classes)} class; a probe needs at least two")
-    generator = torch.Generator().manual_seed(seed)
-    members = [(labels_V == label).nonzero().flatten() for label in classes]
-    return [videos[torch.randperm(len(videos), generator=generator)] for videos in members]
-
-
 class Fitter(Protocol):
     """A kind of probe with its grid of settings."""
 
@@ -155,7 +35,7 @@ class Fitter(Protocol):
     def fit_grid(
         self, features: Features, labels_V: Tensor, videos: Tensor, watched: Tensor | None
     ) -> tuple[HeadGrid, Curves]:
-        """Heads fitted on some videos, and how they came along.
+        """Heads fitted on some videos, and their training curves.
 
         Args:
             features: where videos are read from.
@@ -246,6 +126,114 @@ def fit_and_choose(
     )
 
 
+def best_setting(top1_H: Sequence[float], log_loss_H: Sequence[float]) -> int:
+    """The setting with the most right answers, and among those the least cross-entropy; the first of equals."""
+    return min(range(len(top1_H)), key=lambda head: (-top1_H[head], log_loss_H[head]))
+
+
+def held_out_parts(labels_V: Tensor, *, seed: int, fraction: float, num_folds: int | None) -> list[Tensor]:
+    """One mask from `hold_out`, or `num_folds` from `fold_masks`."""
+    if num_folds is None:
+        return [hold_out(labels_V, seed=seed, fraction=fraction)]
+    return fold_masks(labels_V, seed=seed, num_folds=num_folds)
+
+
+def hold_out(labels_V: Tensor, *, seed: int, fraction: float = HELD_OUT_FRACTION) -> Tensor:
+    """Which training videos are held out: a mask [V] with a tenth of each class, at least one where it has two.
+
+    Raises:
+        UsageError: when fewer than two classes are left to fit, or nothing can be held out.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"a held-out part of {fraction} is no share; give a number between 0 and 1")
+    held_V = torch.zeros(len(labels_V), dtype=torch.bool)
+    for shuffled in _shuffled_classes(labels_V, seed):
+        if len(shuffled) > 1:
+            count = min(len(shuffled) - 1, max(1, round(fraction * len(shuffled))))
+            held_V[shuffled[:count]] = True
+    if not held_V.any():
+        raise UsageError(
+            "every class of the training split has one video only; a probe needs two to choose its settings: "
+            "give it more videos"
+        )
+    return held_V
+
+
+def fold_masks(labels_V: Tensor, *, seed: int, num_folds: int) -> list[Tensor]:
+    """Masks [V] of what is held out in each fold; every video in one of them, classes spread evenly.
+
+    Raises:
+        UsageError: when there are fewer than two folds or classes, or no class has a video for each of two folds.
+    """
+    classes = _shuffled_classes(labels_V, seed)
+    most = max(len(shuffled) for shuffled in classes)
+    if not 2 <= num_folds <= most:
+        raise UsageError(
+            f"{num_folds} folds of a training split whose largest class has {most} videos; give 2 to {most} folds"
+        )
+    fold_V = torch.empty(len(labels_V), dtype=torch.int64)
+    start = 0
+    for shuffled in classes:
+        fold_V[shuffled] = (torch.arange(len(shuffled)) + start) % num_folds
+        start += len(shuffled)  # so that classes smaller than the number of folds do not all lie in the first
+    return [fold_V == fold for fold in range(num_folds)]
+
+
+def few_videos(labels_V: Tensor, shots: str, *, seed: int) -> Tensor:
+    """Positions of a few training videos, a share or a number of each class, in ascending order.
+
+    Args:
+        labels_V: classes of all.
+        shots: `5%` of each class (at least one), or `5` of each class (all of a class that has fewer).
+        seed: decides which.
+
+    Raises:
+        UsageError: when `shots` is neither.
+    """
+    share, count = parse_shots(shots)
+    chosen = [
+        shuffled[: count if share is None else max(1, round(share * len(shuffled)))]
+        for shuffled in _shuffled_classes(labels_V, seed)
+    ]
+    return torch.cat(chosen).sort().values
+
+
+def parse_shots(shots: str) -> tuple[float | None, int]:
+    """A share of each class, or None and a number of videos.
+
+    Raises:
+        UsageError: when it is neither, or none at all.
+    """
+    text = shots.strip()
+    try:
+        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else None
+        count = 0 if share is not None else int(text)
+    except ValueError:
+        raise UsageError(f"--shots {shots!r} is neither a share such as 5% nor a number of videos a class") from None
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"--shots {shots} is no share of the training split; give more than 0% and at most 100%")
+    if share is None and count < 1:
+        raise UsageError(f"--shots {shots} leaves no video; give 1 or more a class, or a share such as 5%")
+    return share, count
+
+
+def check_classes(labels_V: Tensor, num_classes: int) -> None:
+    """Refuse labels that no probe can be fitted on.
+
+    Raises:
+        UsageError: when a label is not among the classes, or fewer than two classes occur.
+    """
+    wrong_V = (labels_V < 0) | (labels_V >= num_classes)
+    if wrong_V.any():
+        raise UsageError(
+            f"label {int(labels_V[wrong_V][0])} is out of range: there are {num_classes} classes, "
+            f"0 to {num_classes - 1}"
+        )
+    present = labels_V.unique()
+    if len(present) < 2:
+        raise UsageError(f"the training split has {len(present)} class; a probe needs at least two")
+
+
 def _scores(grid: HeadGrid, asked: Sequence[Answers]) -> list[dict[str, Any]]:
     right_HV = torch.cat([answers.label_rank_HV == 0 for answers in asked], dim=1)
     loss_HV = torch.cat([answers.log_loss_HV for answers in asked], dim=1)
@@ -257,3 +245,13 @@ def _scores(grid: HeadGrid, asked: Sequence[Answers]) -> list[dict[str, Any]]:
         }
         for head, settings in enumerate(grid.settings)
     ]
+
+
+def _shuffled_classes(labels_V: Tensor, seed: int) -> list[Tensor]:
+    """Positions of the videos of each class, in an order that the seed decides."""
+    classes = labels_V.unique()
+    if len(classes) < 2:
+        raise UsageError(f"the training split has {len(classes)} class; a probe needs at least two")
+    generator = torch.Generator().manual_seed(seed)
+    members = [(labels_V == label).nonzero().flatten() for label in classes]
+    return [videos[torch.randperm(len(videos), generator=generator)] for videos in members]

@@ -1,6 +1,6 @@
 """Where a probe's features come from, as the options of `vfz probe` say: a cache's tokens, or a run's outputs.
 
-Each split is read once for all probes of a sweep: what was held in memory stays on the shelf.
+Each split is read once for all probes of a sweep, where it fits into memory.
 """
 
 from __future__ import annotations
@@ -31,15 +31,6 @@ from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.training.runs import RunInfo, check_same_tokens, load_model
 
 DEFAULT_CLIP_FRAMES = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class MissingVideo:
-    """A video of the reported split that nothing can be said of."""
-
-    id: str
-    status: str
-    reason: str
 
 
 class Sources:
@@ -82,15 +73,15 @@ class Sources:
         self.segments, self.views = options.segments, options.views
         self.eval_split = choose_eval_split(cache, options.eval_split, layers=self.layers, parts=parts)
         self.derived: list[DerivedFeatures] = []
-        self._shelf: dict[tuple[str, str, bool], Features] = {}
+        self._in_memory: dict[tuple[str, str, bool], Features] = {}
 
     def held(self, split: str, kind: ProbeKind, pool: str) -> Features:
         """The features of a split as a probe sees them, read at most once where they fit into memory."""
         key = (split, pool, kind.sees_vectors)
-        if key not in self._shelf:
+        if key not in self._in_memory:
             features = self.features(split, frames_only=kind.sees_vectors)
-            self._shelf[key] = kind.held(features, pool, self._progress, f"reading the {split} split")
-        return self._shelf[key]
+            self._in_memory[key] = kind.held(features, pool, self._progress, f"reading the {split} split")
+        return self._in_memory[key]
 
     def features(self, split: str, *, frames_only: bool = False) -> Features:
         """The features of a split; of a run's outputs all tokens, or one or two for each frame."""
@@ -213,6 +204,15 @@ class Sources:
             "split": split,
             "kept": kept,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingVideo:
+    """A video of the reported split that has no tokens, and why."""
+
+    id: str
+    status: str
+    reason: str
 
 
 def open_run(path: Path, cache: FeatureCache, device: torch.device) -> tuple[TemporalModel, RunInfo, str]:
