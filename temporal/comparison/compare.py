@@ -1,12 +1,11 @@
 """Probes compared on the videos they share: intervals, paired tests, confusions, classes that changed.
 
-A difference between two probes means something only where both answered for the same videos. Each probe's own accuracy
-is over its own videos, with how many that are; tests against the baseline are over the videos that both have, and say
-how many those are.
+`load_result` reads a `probe.json`, of several seeds the first one's answers and the mean of the accuracies; `compare`
+puts results side by side. A difference between two probes means something only where both answered for the same videos.
+Each probe's own accuracy is over its own videos, and says how many those are; tests against the baseline are over the
+videos that both have, and say how many those are.
 
-Shapes: V videos, K classes.
-
-From `probe.json` to what is compared: of several seeds the first one's answers, and the mean of the accuracies.
+Shapes: K classes.
 """
 
 from __future__ import annotations
@@ -28,22 +27,48 @@ from vfz.temporal.statistics import Interval, McNemar, PairedBootstrap, mcnemar,
 NUM_WORST_PAIRS = 10
 EPOCHS = "epoch"
 """The `x_name` of curves that have a point an epoch."""
+_CONFIDENCE = 0.95
+_FIGURES_OF_HEADS = ("held_out_top1", "held_out_log_loss", "eval_top1")
+_CURVE_NAMES = {"train_loss": "training loss", "held_out_top1": "top-1 on held-out videos"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Figures that were measured in order, such as the loss of every epoch.
+def load_result(folder: Path) -> ProbeResult:
+    """The result that `vfz probe` has written into a folder, under the folder's name.
 
-    Attributes:
-        name: of the line.
-        x_name, y_name: what the axes are.
-        points: (x, y) pairs.
+    Raises:
+        UsageError: when the folder holds none, or one of another task than classes. RunError: when it is damaged or of
+        another version.
     """
+    record = read_record(folder)
+    if (task := record["report"].get("task", "classify")) != "classify":
+        raise UsageError(f"{folder} is a probe of task {task}; only probes of classes are compared")
+    try:
+        return _result(folder, record)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise RunError(
+            f"{folder}/probe.json lacks something or has it wrong ({type(error).__name__} {error}); "
+            "probe again with --force"
+        ) from None
 
-    name: str
-    x_name: str
-    y_name: str
-    points: tuple[tuple[float, float], ...]
+
+def compare(results: Sequence[ProbeResult], *, baseline: str | None = None) -> Comparison:
+    """Each probe against the baseline, the first where none is named.
+
+    Raises:
+        UsageError: when there are fewer than two, two of one name, no such baseline, or results that have no video in
+        common with the baseline, or another class for one of them.
+    """
+    names = [result.name for result in results]
+    if len(results) < 2:
+        raise UsageError(f"{len(results)} probe to compare; name two or more folders that vfz probe has written")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two of the probes are called {twice}; compare folders of different names")
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"--baseline {baseline} is none of the compared probes; choose from {', '.join(names)}")
+    chosen = results[names.index(baseline) if baseline else 0]
+    against = {result.name: _against(result, chosen) for result in results if result is not chosen}
+    return Comparison(results=tuple(results), baseline=chosen.name, against=against)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +145,34 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassChange:
-    """One class in two probes: accuracies over the videos that both have."""
+class Curve:
+    """Figures that were measured in order, such as the loss of every epoch.
+
+    Attributes:
+        name: of the line.
+        x_name, y_name: what the axes are.
+        points: (x, y) pairs.
+    """
 
     name: str
-    baseline: float
-    other: float
-    num_videos: int
+    x_name: str
+    y_name: str
+    points: tuple[tuple[float, float], ...]
 
-    @property
-    def change(self) -> float:
-        """Positive where the other is better than the baseline."""
-        return self.other - self.baseline
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All probes, and each of them against the baseline.
+
+    Attributes:
+        results: in the order they were named.
+        baseline: the name of one of them.
+        against: by name; the baseline has no entry.
+    """
+
+    results: tuple[ProbeResult, ...]
+    baseline: str
+    against: Mapping[str, Against]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,98 +193,18 @@ class Against:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """All probes, and each of them against the baseline.
+class ClassChange:
+    """One class in two probes: accuracies over the videos that both have."""
 
-    Attributes:
-        results: in the order they were named.
-        baseline: the name of one of them.
-        against: by name; the baseline has no entry.
-    """
+    name: str
+    baseline: float
+    other: float
+    num_videos: int
 
-    results: tuple[ProbeResult, ...]
-    baseline: str
-    against: Mapping[str, Against]
-
-
-def compare(results: Sequence[ProbeResult], *, baseline: str | None = None) -> Comparison:
-    """Each probe against the baseline, the first where none is named.
-
-    Raises:
-        UsageError: when there are fewer than two, two of one name, no such baseline, or results that have no video in
-        common with the baseline, or another class for one of them.
-    """
-    names = [result.name for result in results]
-    if len(results) < 2:
-        raise UsageError(f"{len(results)} probe to compare; name two or more folders that vfz probe has written")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"two of the probes are called {twice}; compare folders of different names")
-    if baseline is not None and baseline not in names:
-        raise UsageError(f"--baseline {baseline} is none of the compared probes; choose from {', '.join(names)}")
-    chosen = results[names.index(baseline) if baseline else 0]
-    against = {result.name: _against(result, chosen) for result in results if result is not chosen}
-    return Comparison(results=tuple(results), baseline=chosen.name, against=against)
-
-
-def _against(result: ProbeResult, baseline: ProbeResult) -> Against:
-    shared = [video for video in baseline.predictions if video in result.predictions]
-    if not shared or result.class_names != baseline.class_names:
-        what = "no video in common" if not shared else "other classes"
-        raise UsageError(f"{result.path} has {what} with {baseline.path}; compare probes of one dataset's split")
-    for video in shared:
-        if result.labels[video] != baseline.labels[video]:
-            raise UsageError(
-                f"video {video!r} is of class {result.class_names[result.labels[video]]} in {result.path} and of "
-                f"{baseline.class_names[baseline.labels[video]]} in {baseline.path}; compare probes of one dataset"
-            )
-    ours, theirs = [result.right[video] for video in shared], [baseline.right[video] for video in shared]
-    return Against(
-        num_videos=len(shared),
-        difference=paired_bootstrap(ours, theirs),
-        test=mcnemar(ours, theirs),
-        classes=_class_changes(result, baseline, shared),
-    )
-
-
-def _class_changes(result: ProbeResult, baseline: ProbeResult, shared: Sequence[str]) -> tuple[ClassChange, ...]:
-    by_class: dict[int, list[str]] = {}
-    for video in shared:
-        by_class.setdefault(baseline.labels[video], []).append(video)
-    changes = [
-        ClassChange(
-            name=baseline.class_names[label],
-            baseline=sum(baseline.right[video] for video in videos) / len(videos),
-            other=sum(result.right[video] for video in videos) / len(videos),
-            num_videos=len(videos),
-        )
-        for label, videos in sorted(by_class.items())
-    ]
-    return tuple(sorted(changes, key=lambda change: -abs(change.change)))
-
-
-_CONFIDENCE = 0.95
-_FIGURES_OF_HEADS = ("held_out_top1", "held_out_log_loss", "eval_top1")
-_CURVE_NAMES = {"train_loss": "training loss", "held_out_top1": "top-1 on held-out videos"}
-
-
-def load_result(folder: Path) -> ProbeResult:
-    """The result that `vfz probe` has written into a folder, under the folder's name.
-
-    Raises:
-        UsageError: when the folder holds none, or one of another task than classes. RunError: when it is damaged or of
-        another version.
-    """
-    record = read_record(folder)
-    if (task := record["report"].get("task", "classify")) != "classify":
-        raise UsageError(f"{folder} is a probe of task {task}; only probes of classes are compared")
-    try:
-        return _result(folder, record)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise RunError(
-            f"{folder}/probe.json lacks something or has it wrong ({type(error).__name__} {error}); "
-            "probe again with --force"
-        ) from None
+    @property
+    def change(self) -> float:
+        """Positive where the other is better than the baseline."""
+        return self.other - self.baseline
 
 
 def _result(folder: Path, record: Mapping[str, Any]) -> ProbeResult:
@@ -298,3 +259,39 @@ def _setting_curves(heads: list[Mapping[str, Any]]) -> list[Curve]:
         Curve(name=name, x_name=tried[0], y_name=_CURVE_NAMES["held_out_top1"], points=tuple(sorted(points)))
         for name, points in lines.items()
     ]
+
+
+def _against(result: ProbeResult, baseline: ProbeResult) -> Against:
+    shared = [video for video in baseline.predictions if video in result.predictions]
+    if not shared or result.class_names != baseline.class_names:
+        what = "no video in common" if not shared else "other classes"
+        raise UsageError(f"{result.path} has {what} with {baseline.path}; compare probes of one dataset's split")
+    for video in shared:
+        if result.labels[video] != baseline.labels[video]:
+            raise UsageError(
+                f"video {video!r} is of class {result.class_names[result.labels[video]]} in {result.path} and of "
+                f"{baseline.class_names[baseline.labels[video]]} in {baseline.path}; compare probes of one dataset"
+            )
+    ours, theirs = [result.right[video] for video in shared], [baseline.right[video] for video in shared]
+    return Against(
+        num_videos=len(shared),
+        difference=paired_bootstrap(ours, theirs),
+        test=mcnemar(ours, theirs),
+        classes=_class_changes(result, baseline, shared),
+    )
+
+
+def _class_changes(result: ProbeResult, baseline: ProbeResult, shared: Sequence[str]) -> tuple[ClassChange, ...]:
+    by_class: dict[int, list[str]] = {}
+    for video in shared:
+        by_class.setdefault(baseline.labels[video], []).append(video)
+    changes = [
+        ClassChange(
+            name=baseline.class_names[label],
+            baseline=sum(baseline.right[video] for video in videos) / len(videos),
+            other=sum(result.right[video] for video in videos) / len(videos),
+            num_videos=len(videos),
+        )
+        for label, videos in sorted(by_class.items())
+    ]
+    return tuple(sorted(changes, key=lambda change: -abs(change.change)))

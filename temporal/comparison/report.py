@@ -1,8 +1,8 @@
 """`vfz probe compare`: records in; a comparison, and its tables as CSV, JSON and one HTML page, out.
 
-A comparison's two tables as text, for the console, CSV and HTML alike.
-
-A comparison as one HTML file: tables, charts and a little script, all inside, nothing from the network.
+The console and the page show the same two tables: every probe, and every other probe against the baseline. The CSV has
+one row for every probe, with both. The page is one file: tables, charts and a small script are all inside, and nothing
+comes from the network.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from vfz.temporal.comparison.compare import Comparison, Curve, ProbeResult, comp
 from vfz.temporal.probes.options import CompareOptions
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareReport:
-    """What was compared, and where it is written.
-
-    Attributes:
-        comparison: the probes, and each against the baseline.
-        csv, json, html: the files.
-    """
-
-    comparison: Comparison
-    csv: str
-    json: str
-    html: str
+COLUMNS = (
+    "probe", "kind", "of", "encoder", "layers", "precision", "top-1", "95% interval", "best head on validation",
+    "videos", "parameters", "of the core", "time", "cache",
+)  # fmt: skip
+NUM_TEXT_COLUMNS = 6
+AGAINST_COLUMNS = (
+    "probe",
+    "videos",
+    "difference",
+    "95% interval",
+    "only it",
+    "only the baseline",
+    "McNemar p",
+    "bootstrap p",
+)
 
 
 def compare_probes(options: CompareOptions) -> CompareReport:
@@ -65,6 +65,21 @@ def compare_probes(options: CompareOptions) -> CompareReport:
     return CompareReport(comparison=comparison, **paths)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareReport:
+    """What was compared, and where it is written.
+
+    Attributes:
+        comparison: the probes, and each against the baseline.
+        csv, json, html: the files.
+    """
+
+    comparison: Comparison
+    csv: str
+    json: str
+    html: str
+
+
 def to_dict(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON values."""
     return {
@@ -75,6 +90,59 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "confusions": {result.name: result.confusion_matrix.tolist() for result in comparison.results},
         "class_names": list(comparison.results[0].class_names),
     }
+
+
+def render_page(comparison: Comparison, *, title: str = "vfz probe compare") -> str:
+    """The page as text. Names of others are escaped by the template."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(files("vfz.temporal.comparison").joinpath("report.html").read_text("utf-8"))
+    results = comparison.results
+    layers = layer_chart(results)
+    return template.render(
+        title=title,
+        comparison=comparison,
+        columns=COLUMNS,
+        num_text=NUM_TEXT_COLUMNS,
+        rows=result_rows(comparison),
+        accuracy=_chart(accuracy_chart(results)),
+        layers=_chart(layers) if layers else None,
+        against_columns=AGAINST_COLUMNS,
+        against_rows=against_rows(comparison),
+        changes=[(name, _chart(change_chart(comparison, name))) for name in comparison.against],
+        confusions=[(result, _chart(confusion_chart(result))) for result in results],
+        curves=[(name, _chart(curve_chart(curves))) for name, curves in _curves(results)],
+    )
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and what its column is sorted by."""
+
+    text: str
+    key: float | str
+
+
+def result_rows(comparison: Comparison) -> list[list[Cell]]:
+    """A row for every probe under `COLUMNS`."""
+    return [_row(result) for result in comparison.results]
+
+
+def against_rows(comparison: Comparison) -> list[list[Cell]]:
+    """A row for every probe but the baseline under `AGAINST_COLUMNS`."""
+    return [
+        [
+            Cell(name, name),
+            Cell(f"{against.num_videos}", against.num_videos),
+            Cell(f"{100 * against.difference.difference:+.1f} points", against.difference.difference),
+            Cell(
+                f"{100 * against.difference.low:+.1f} to {100 * against.difference.high:+.1f}", against.difference.low
+            ),
+            Cell(f"{against.test.num_only_first}", against.test.num_only_first),
+            Cell(f"{against.test.num_only_second}", against.test.num_only_second),
+            Cell(f"{against.test.p_value:.2g}", against.test.p_value),
+            Cell(f"{against.difference.p_value:.2g}", against.difference.p_value),
+        ]
+        for name, against in comparison.against.items()
+    ]
 
 
 def _figures(result: ProbeResult) -> dict[str, Any]:
@@ -118,35 +186,6 @@ def _csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-COLUMNS = (
-    "probe", "kind", "of", "encoder", "layers", "precision", "top-1", "95% interval", "best head on validation",
-    "videos", "parameters", "of the core", "time", "cache",
-)  # fmt: skip
-NUM_TEXT_COLUMNS = 6
-AGAINST_COLUMNS = (
-    "probe",
-    "videos",
-    "difference",
-    "95% interval",
-    "only it",
-    "only the baseline",
-    "McNemar p",
-    "bootstrap p",
-)
-
-
-class Cell(NamedTuple):
-    """What a cell shows, and what its column is sorted by."""
-
-    text: str
-    key: float | str
-
-
-def result_rows(comparison: Comparison) -> list[list[Cell]]:
-    """A row for every probe under `COLUMNS`."""
-    return [_row(result) for result in comparison.results]
-
-
 def _row(result: ProbeResult) -> list[Cell]:
     of = "tokens" if result.core is None else result.core
     names = [result.name, result.probe, of, result.encoder, ", ".join(result.layers), result.precision]
@@ -161,47 +200,6 @@ def _row(result: ProbeResult) -> list[Cell]:
         Cell(human_seconds(result.seconds), result.seconds),
         Cell(human_bytes(result.cache_bytes), result.cache_bytes),
     ]
-
-
-def against_rows(comparison: Comparison) -> list[list[Cell]]:
-    """A row for every probe but the baseline under `AGAINST_COLUMNS`."""
-    return [
-        [
-            Cell(name, name),
-            Cell(f"{against.num_videos}", against.num_videos),
-            Cell(f"{100 * against.difference.difference:+.1f} points", against.difference.difference),
-            Cell(
-                f"{100 * against.difference.low:+.1f} to {100 * against.difference.high:+.1f}", against.difference.low
-            ),
-            Cell(f"{against.test.num_only_first}", against.test.num_only_first),
-            Cell(f"{against.test.num_only_second}", against.test.num_only_second),
-            Cell(f"{against.test.p_value:.2g}", against.test.p_value),
-            Cell(f"{against.difference.p_value:.2g}", against.difference.p_value),
-        ]
-        for name, against in comparison.against.items()
-    ]
-
-
-def render_page(comparison: Comparison, *, title: str = "vfz probe compare") -> str:
-    """The page as text. Names of others are escaped by the template."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(files("vfz.temporal.comparison").joinpath("report.html").read_text("utf-8"))
-    results = comparison.results
-    layers = layer_chart(results)
-    return template.render(
-        title=title,
-        comparison=comparison,
-        columns=COLUMNS,
-        num_text=NUM_TEXT_COLUMNS,
-        rows=result_rows(comparison),
-        accuracy=_chart(accuracy_chart(results)),
-        layers=_chart(layers) if layers else None,
-        against_columns=AGAINST_COLUMNS,
-        against_rows=against_rows(comparison),
-        changes=[(name, _chart(change_chart(comparison, name))) for name in comparison.against],
-        confusions=[(result, _chart(confusion_chart(result))) for result in results],
-        curves=[(name, _chart(curve_chart(curves))) for name, curves in _curves(results)],
-    )
 
 
 def _curves(results: tuple[ProbeResult, ...]) -> list[tuple[str, list[Curve]]]:
