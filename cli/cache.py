@@ -1,12 +1,8 @@
-"""`vfz cache`: the group of commands about caches that are there. One file each.
+"""`vfz cache`: list, describe, verify, convert and repair caches that are there.
 
-`vfz cache ls` and `vfz cache info`: options in, tables out.
-
-`vfz cache verify`: options in, what was found out, exit code 1 where it is not what it should be.
-
-`vfz cache convert`: options in, `vfz.pipeline.maintenance.convert.convert`, table out.
-
-`vfz cache repair`: options in, the steps taken out; exit code 1 where damage is left.
+Each command parses its options, calls one function of `vfz.pipeline.maintenance` and shows what it returns: tables, or
+one JSON object. The functions that make a command's tables stand below it. The exit code is 1 where `verify` finds a
+cache that is not what it should be, and where `repair` leaves damage.
 """
 
 from __future__ import annotations
@@ -23,39 +19,34 @@ from vfz.pipeline.progress import counted, human_bytes
 
 if TYPE_CHECKING:
     from vfz.pipeline.maintenance.convert import ConvertReport
-    from vfz.pipeline.maintenance.info import CacheComparison, CacheInfo
+    from vfz.pipeline.maintenance.info import CacheComparison, CacheInfo, CacheSummary
+    from vfz.pipeline.maintenance.repair import RepairReport
     from vfz.pipeline.maintenance.verify.encoder import EncoderReport
     from vfz.pipeline.maintenance.verify.report import VerifyReport
-
 
 COMMANDS: Commands = {
     "ls": ("vfz.cli.cache", "ls_command", "One line for every cache in a folder."),
     "info": ("vfz.cli.cache", "info_command", "What a cache is, what it holds, and how to open it."),
     "verify": ("vfz.cli.cache", "verify_command", "Compare every byte of a cache with what was written."),
     "convert": ("vfz.cli.cache", "convert_command", "Another precision or store, without encoder or videos."),
-    "repair": (
-        "vfz.cli.cache",
-        "repair_command",
-        "Remove what is damaged or left over; extract makes it again.",
-    ),
+    "repair": ("vfz.cli.cache", "repair_command", "Remove what is damaged or left over; extract makes it again."),
 }
-EXAMPLES = ("vfz cache ls", "vfz cache info", "vfz cache verify caches/k400-vit_small-0123456789ab")
+_STATUSES = ("ok", "failed", "missing", "pending")
+_COLUMNS = ["layer", "part", "per frame", "codec", "payload", "scales", "size", "error", "ratio by codec"]
 
 cache_group = LazyGroup(
     "cache",
     commands=COMMANDS,
     help="List, describe, verify, convert and repair caches.",
-    epilog="\b\nExample:\n" + "\n".join(f"  {line}" for line in EXAMPLES),
+    epilog="\b\nExample:\n  vfz cache ls\n  vfz cache info\n  vfz cache verify caches/k400-vit_small-0123456789ab",
 )
-
-STATUSES = ("ok", "failed", "missing", "pending")
 
 
 @command(
     LsOptions,
     name="cache.ls",
-    example="vfz cache ls\nvfz cache ls /scratch/caches\nvfz cache ls caches/mine",
     argument="folder",
+    example="vfz cache ls\nvfz cache ls /scratch/caches\nvfz cache ls caches/mine",
 )
 def ls_command(options: LsOptions, session: Session) -> None:
     """One line for every cache in a folder, or for a cache itself; one that cannot be opened comes with its error."""
@@ -66,29 +57,30 @@ def ls_command(options: LsOptions, session: Session) -> None:
     if session.json:
         print_json({"caches": [dataclasses.asdict(cache) for cache in caches]})
         return
-    rows = [
-        (cache.name, f"cannot be opened: {cache.error}", *[""] * 6)
-        if cache.error
-        else (
-            cache.name,
-            cache.dataset,
-            cache.encoder + (" (RANDOM WEIGHTS)" if cache.random_weights else ""),
-            ",".join(cache.layers),
-            cache.precision,
-            cache.store,
-            _counts(cache.counts, num_lacking=cache.num_lacking),
-            human_bytes(cache.num_bytes),
-        )
-        for cache in caches
-    ]
-    columns = ["cache", "dataset", "encoder", "layers", "precision", "store", "videos", "size"]
-    if not rows:
+    if not caches:
         click.echo(printable(f"no cache in {options.folder}/; make one with vfz extract"))
         return
+    columns = ["cache", "dataset", "encoder", "layers", "precision", "store", "videos", "size"]
+    rows = [_cache_row(cache) for cache in caches]
     table(f"{len(rows)} cache{'' if len(rows) == 1 else 's'} in {options.folder}", columns, rows)
 
 
-@command(InfoOptions, name="cache.info", example="vfz cache info\nvfz cache info caches/mine --json", argument="cache")
+def _cache_row(cache: CacheSummary) -> tuple[object, ...]:
+    if cache.error:
+        return cache.name, f"cannot be opened: {cache.error}", *[""] * 6
+    return (
+        cache.name,
+        cache.dataset,
+        cache.encoder + (" (RANDOM WEIGHTS)" if cache.random_weights else ""),
+        ",".join(cache.layers),
+        cache.precision,
+        cache.store,
+        _counts(cache.counts, num_lacking=cache.num_lacking),
+        human_bytes(cache.num_bytes),
+    )
+
+
+@command(InfoOptions, name="cache.info", argument="cache", example="vfz cache info\nvfz cache info caches/mine --json")
 def info_command(options: InfoOptions, session: Session) -> None:
     """What a cache is, what it holds, what that costs, and how to open it in Python. Reads no tokens."""
     from vfz.cli.console import print_json, show, table
@@ -137,9 +129,6 @@ def _rule(frames: Mapping[str, Any]) -> str:
     return {"uniform": f"{count}, evenly spaced,", "centred": f"{count} at {rate}, centred,"}.get(rule, rate)
 
 
-_COLUMNS = ["layer", "part", "per frame", "codec", "payload", "scales", "size", "error", "ratio by codec"]
-
-
 def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
     return [
         (
@@ -159,24 +148,25 @@ def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
 
 def _counts(counts: Mapping[str, int], *, num_lacking: int = 0) -> str:
     lacking = {"ok": f" ({num_lacking} of them without a layer)"} if num_lacking else {}
-    return ", ".join(f"{counts.get(status, 0)} {status}{lacking.get(status, '')}" for status in STATUSES)
+    return ", ".join(f"{counts.get(status, 0)} {status}{lacking.get(status, '')}" for status in _STATUSES)
 
 
 def _provenance(info: CacheInfo) -> dict[str, object]:
-    """A line per entry; entries of their own on one line."""
+    """A line for every entry; an entry with entries of its own is one line, too."""
     return {
         name: ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
         for name, value in info.provenance.items()
     }
 
 
-EXAMPLE = """\
-vfz cache verify caches/k400-vit_small-0123456789ab
-vfz cache verify caches/mine --against caches/theirs
-vfz cache verify --encoder --root /data/k400"""
-
-
-@command(VerifyOptions, name="cache.verify", example=EXAMPLE, argument="cache")
+@command(
+    VerifyOptions,
+    name="cache.verify",
+    argument="cache",
+    example="vfz cache verify caches/k400-vit_small-0123456789ab\n"
+    "vfz cache verify caches/mine --against caches/theirs\n"
+    "vfz cache verify --encoder --root /data/k400",
+)
 def verify_command(options: VerifyOptions, session: Session) -> None:
     """Compare every byte of a cache with what was written, and list everything that differs.
 
@@ -274,12 +264,13 @@ def _show_encoder(report: EncoderReport) -> None:
     show("", rows)
 
 
-EXAMPLE = """\
-vfz cache convert caches/k400-vit_small-0123456789ab --out caches --precision int8
-vfz cache convert caches/mine --out /scratch/tars --store webdataset"""
-
-
-@command(ConvertOptions, name="cache.convert", example=EXAMPLE, argument="cache")
+@command(
+    ConvertOptions,
+    name="cache.convert",
+    argument="cache",
+    example="vfz cache convert caches/k400-vit_small-0123456789ab --out caches --precision int8\n"
+    "vfz cache convert caches/mine --out /scratch/tars --store webdataset",
+)
 def convert_command(options: ConvertOptions, session: Session) -> None:
     """Make a cache of another precision or store from one that is there, without encoder or videos.
 
@@ -322,12 +313,12 @@ def _show_conversion(report: ConvertReport) -> None:
     show("convert", rows)
 
 
-EXAMPLE = """\
-vfz cache repair --dry-run
-vfz cache repair caches/k400-vit_small-0123456789ab"""
-
-
-@command(RepairOptions, name="cache.repair", example=EXAMPLE, argument="cache")
+@command(
+    RepairOptions,
+    name="cache.repair",
+    argument="cache",
+    example="vfz cache repair --dry-run\nvfz cache repair caches/k400-vit_small-0123456789ab",
+)
 def repair_command(options: RepairOptions, session: Session) -> None:
     """Verify a cache, drop what is damaged and remove what stopped runs left; then extract again.
 
@@ -339,21 +330,24 @@ def repair_command(options: RepairOptions, session: Session) -> None:
     from vfz.pipeline.errors import CacheFormatError
     from vfz.pipeline.format.folder import find_cache
     from vfz.pipeline.maintenance.repair import repair_cache
-    from vfz.pipeline.progress import counted
 
     with progress() as shown:
         report = repair_cache(find_cache(options.cache, how="as CACHE"), dry_run=options.dry_run, progress=shown)
     if session.json:
         print_json(dataclasses.asdict(report))
     else:
-        rows: dict[str, object] = {"cache": report.cache}
-        for number, step in enumerate(report.steps, 1):
-            rows[f"{number}. {'would ' if options.dry_run else ''}{step.action}"] = f"{step.file}: {step.reason}"
-        rows |= {f"left alone {number}": problem for number, problem in enumerate(report.notes, 1)}
-        rows |= {f"not repaired {number}": problem for number, problem in enumerate(report.not_repaired, 1)}
-        rows["result"] = report.result
-        show("repair", rows)
+        show("repair", _repair_rows(report, dry_run=options.dry_run))
     if report.not_repaired:
         raise CacheFormatError(
             f"{report.cache}: {counted(len(report.not_repaired), 'problem')} cannot be repaired; see above"
         )
+
+
+def _repair_rows(report: RepairReport, *, dry_run: bool) -> dict[str, object]:
+    rows: dict[str, object] = {"cache": report.cache}
+    for number, step in enumerate(report.steps, 1):
+        rows[f"{number}. {'would ' if dry_run else ''}{step.action}"] = f"{step.file}: {step.reason}"
+    rows |= {f"left alone {number}": problem for number, problem in enumerate(report.notes, 1)}
+    rows |= {f"not repaired {number}": problem for number, problem in enumerate(report.not_repaired, 1)}
+    rows["result"] = report.result
+    return rows

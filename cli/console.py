@@ -32,8 +32,54 @@ from rich.text import Text
 from vfz.cli.options import printable
 
 PLAIN_INTERVAL_SECONDS = 5.0
-
 Figures = Mapping[str, float | str]
+
+
+@contextmanager
+def progress() -> Iterator[LiveProgress | PlainProgress]:
+    """The progress that fits where stderr goes."""
+    console = Console(stderr=True)
+    shown = LiveProgress(console) if console.is_terminal else PlainProgress()
+    try:
+        yield shown
+    finally:
+        shown.finish()
+
+
+def show(title: str, rows: Mapping[str, object]) -> None:
+    """A two-column table on stdout."""
+    table(title, ["", ""], [(name, value) for name, value in rows.items()], header=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: bool = True) -> None:
+    """A table on stdout; where that is no terminal, plain aligned lines as wide as they need to be."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        _plain_table(printable(title), [list(columns), *cells] if header else cells, numbers=header)
+        return
+    drawn = Table(
+        title=Text(printable(title)), title_justify="left", show_header=header, box=box.HEAVY_HEAD, pad_edge=True
+    )
+    for position, name in enumerate(columns):
+        drawn.add_column(name, justify="left" if position == 0 or not header else "right", overflow="fold")
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    Console().print(drawn)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout; what is not printable in its strings is escaped as JSON does it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    lines = (
+        line if line.isprintable() else "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
+        for line in text.split("\n")
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 91.7%."""
+    return f"{100 * share:.1f}%"
 
 
 class LiveProgress:
@@ -124,38 +170,6 @@ def _figures_text(figures: Figures) -> str:
     )
 
 
-@contextmanager
-def progress() -> Iterator[LiveProgress | PlainProgress]:
-    """The progress that fits where stderr goes."""
-    console = Console(stderr=True)
-    shown = LiveProgress(console) if console.is_terminal else PlainProgress()
-    try:
-        yield shown
-    finally:
-        shown.finish()
-
-
-def show(title: str, rows: Mapping[str, object]) -> None:
-    """A two-column table on stdout."""
-    table(title, ["", ""], [(name, value) for name, value in rows.items()], header=False)
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: bool = True) -> None:
-    """A table on stdout; where that is no terminal, plain aligned lines as wide as they need to be."""
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        _plain_table(printable(title), [list(columns), *cells] if header else cells, numbers=header)
-        return
-    drawn = Table(
-        title=Text(printable(title)), title_justify="left", show_header=header, box=box.HEAVY_HEAD, pad_edge=True
-    )
-    for position, name in enumerate(columns):
-        drawn.add_column(name, justify="left" if position == 0 or not header else "right", overflow="fold")
-    for row in cells:
-        drawn.add_row(*map(Text, row))
-    Console().print(drawn)
-
-
 def _plain_table(title: str, lines: Sequence[Sequence[str]], *, numbers: bool) -> None:
     """Two spaces between columns; all but the first end at the same place where they are `numbers`."""
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
@@ -168,18 +182,3 @@ def _plain_table(title: str, lines: Sequence[Sequence[str]], *, numbers: bool) -
             for place, (cell, pad) in enumerate(zip(line, padding, strict=True))
         ]
         sys.stdout.write("  ".join(shown).rstrip() + "\n")
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on stdout; what is not printable in its strings is escaped as JSON does it."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    lines = (
-        line if line.isprintable() else "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
-        for line in text.split("\n")
-    )
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def percent(share: float) -> str:
-    """A share as people read it: 91.7%."""
-    return f"{100 * share:.1f}%"

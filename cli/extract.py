@@ -1,6 +1,6 @@
-"""`vfz extract`: options in, `vfz.pipeline.extraction.extract.extract`, table out.
+"""`vfz extract`: options in, one call, tables out.
 
-`vfz extract --dry-run`: `vfz.pipeline.extraction.dry_run.DryRun` as tables.
+The call is `vfz.pipeline.extraction.extract.extract`, with `--dry-run` `vfz.pipeline.extraction.dry_run.dry_run`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from vfz.pipeline.extraction.extract import ExtractReport
 
 
-EXAMPLE = """\
-vfz extract --dataset synthetic --encoder demo --layers 3
-vfz extract --dataset folder --root my-videos --encoder vit_large_patch16_dinov3.lvd1689m --autocast bfloat16"""
-
-
-@command(ExtractOptions, name="extract", example=EXAMPLE)
+@command(
+    ExtractOptions,
+    name="extract",
+    example="vfz extract --dataset synthetic --encoder demo --layers 3\n"
+    "vfz extract --dataset folder --root my-videos --encoder vit_large_patch16_dinov3.lvd1689m --autocast bfloat16",
+)
 def extract_command(options: ExtractOptions, session: Session) -> None:
     """Run a frozen encoder over the videos of a dataset and cache the tokens of every frame.
 
@@ -36,7 +36,7 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
 
         with progress() as shown:
             plan = dry_run(options, progress=shown)
-        show_dry_run(plan, as_json=session.json)
+        _show_dry_run(plan, as_json=session.json)
         return
     from vfz.pipeline.extraction.extract import extract
 
@@ -100,7 +100,7 @@ def _stages(report: ExtractReport) -> list[tuple[object, ...]]:
     ]
 
 
-def show_dry_run(found: DryRun, *, as_json: bool) -> None:
+def _show_dry_run(found: DryRun, *, as_json: bool) -> None:
     """Prints what an extraction would do."""
     from vfz.cli.console import print_json, show, table
 

@@ -1,14 +1,13 @@
-"""From an `Options` dataclass to click options and back: flags, `--config`, `--json` and `-v` for every command.
+"""What every command shares: options out of a dataclass, groups that import a command when it is run, printable text.
 
-A flag that is not given is None here, so that the order is always: command line, then config file, then the default in
-the dataclass. The checks live in the dataclass.
+`command` makes click options of an `Options` dataclass and adds `--config`, `--json` and `-v`. A flag that is not given
+is None here, so that the order is always: command line, then config file, then the default in the dataclass. The checks
+live in the dataclass.
 
-A group of commands that imports one only when it is run, so that `vfz --help` costs little more than click.
+`LazyGroup` knows its commands by name only, so that `vfz --help` costs little more than click.
 
-Text from outside (ids, reasons, paths, messages) as it may go to a terminal. Imports nothing.
-
-File names on Linux hold any byte but `/`: a newline would break a table, an escape sequence colour or clear the screen,
-a byte that is no UTF-8 fail to be written.
+`printable` is for text from outside (ids, reasons, paths, messages). File names on Linux hold any byte but `/`: a
+newline would break a table, an escape sequence colour or clear the screen, a byte that is no UTF-8 fail to be written.
 """
 
 from __future__ import annotations
@@ -27,6 +26,11 @@ from vfz.pipeline.errors import UsageError, nearest_names
 
 VERBOSE_HELP = "-v: show every option's value. -vv: also tracebacks of errors."
 OptionsType = TypeVar("OptionsType", bound=Options)
+
+Commands = Mapping[str, tuple[str, str, str]]
+"""name -> (module, command in it, help in the list of commands), in the order a user needs them."""
+
+_METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
 
 
 @dataclass
@@ -95,57 +99,6 @@ def command(
     return decorate
 
 
-def _check_argument(options_type: type[Options], argument: str | None, flags: dict[str, Any]) -> None:
-    """Says what a command's argument is where it was left out: it has no flag that a message could name."""
-    for field in options_type.option_fields():
-        if field.name == argument and field.required and flags[argument] is None:
-            raise UsageError(f"{argument.upper()} is missing: {field.info.help}")
-
-
-def _click_argument(field: OptionField) -> click.Parameter:
-    if field.many:
-        return click.Argument([field.name], nargs=-1, required=False, type=str, metavar=f"[{field.name.upper()}]...")
-    return click.Argument([field.name], required=False, type=str, metavar=f"[{field.name.upper()}]")
-
-
-def _click_option(field: OptionField) -> click.Parameter:
-    default = None if field.required or field.default is None or field.default is False else field.default
-    text = field.info.help
-    if field.required:
-        text = f"{text} [required]"
-    elif default is not None:
-        text = f"{text} [default: {_shown(default)}]"
-    if field.kind is bool:
-        return click.Option([f"{field.flag}/--no-{field.flag[2:]}"], default=None, help=text)
-    metavar = "|".join(field.info.choices) if field.info.choices else _METAVARS[field.kind]
-    # click hands the text on as it is; the dataclass parses and checks it, as it does for TOML and Python. Several
-    # values stand in one text with commas, or the flag is given several times, or both.
-    shown = f"{metavar},…" if field.many else metavar
-    return click.Option([field.flag], default=None, type=str, metavar=shown, help=text, multiple=field.many)
-
-
-_METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
-
-
-def _shown(default: Any) -> str:
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def _common() -> list[click.Parameter]:
-    return [
-        click.Option(
-            ["--config"], type=click.Path(path_type=Path), metavar="TOML",
-            help="Read options from a TOML file; its keys are the flags' names, and flags win.",
-        ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on stdout, and only that."),
-        click.Option(["-v", "--verbose"], count=True, help=VERBOSE_HELP),
-    ]  # fmt: skip
-
-
-Commands = Mapping[str, tuple[str, str, str]]
-"""name -> (module, command in it, help in the list of commands), in the order a user needs them."""
-
-
 class LazyGroup(click.Group):
     """A group whose commands are known by name until they are run."""
 
@@ -189,3 +142,47 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _check_argument(options_type: type[Options], argument: str | None, flags: dict[str, Any]) -> None:
+    """Says what a command's argument is where it was left out: it has no flag that a message could name."""
+    for field in options_type.option_fields():
+        if field.name == argument and field.required and flags[argument] is None:
+            raise UsageError(f"{argument.upper()} is missing: {field.info.help}")
+
+
+def _click_argument(field: OptionField) -> click.Parameter:
+    if field.many:
+        return click.Argument([field.name], nargs=-1, required=False, type=str, metavar=f"[{field.name.upper()}]...")
+    return click.Argument([field.name], required=False, type=str, metavar=f"[{field.name.upper()}]")
+
+
+def _click_option(field: OptionField) -> click.Parameter:
+    default = None if field.required or field.default is None or field.default is False else field.default
+    text = field.info.help
+    if field.required:
+        text = f"{text} [required]"
+    elif default is not None:
+        text = f"{text} [default: {_shown(default)}]"
+    if field.kind is bool:
+        return click.Option([f"{field.flag}/--no-{field.flag[2:]}"], default=None, help=text)
+    metavar = "|".join(field.info.choices) if field.info.choices else _METAVARS[field.kind]
+    # click hands the text on as it is; the dataclass parses and checks it, as it does for TOML and Python. Several
+    # values stand in one text with commas, or the flag is given several times, or both.
+    shown = f"{metavar},…" if field.many else metavar
+    return click.Option([field.flag], default=None, type=str, metavar=shown, help=text, multiple=field.many)
+
+
+def _shown(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _common() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--config"], type=click.Path(path_type=Path), metavar="TOML",
+            help="Read options from a TOML file; its keys are the flags' names, and flags win.",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on stdout, and only that."),
+        click.Option(["-v", "--verbose"], count=True, help=VERBOSE_HELP),
+    ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""`vfz probe`: options in, `vfz.temporal.probes.run`, table out.
+"""`vfz probe` and `vfz probe compare`: options in, one call, tables out.
 
-`vfz probe compare`: options in, `vfz.temporal.comparison.report.compare_probes`, tables out.
+The calls are `vfz.temporal.probes.run.probe_all` and `vfz.temporal.comparison.report.compare_probes`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from vfz.temporal.probes.dense import DenseReport
     from vfz.temporal.probes.record import ProbeReport
 
-
-EXAMPLE = """\
-vfz probe --probe linear
-vfz probe --probe attentive --temporal runs/my-run
-vfz probe --probe linear --layers 2,5,8,11 --sweep
-vfz probe --probe knn --shots 1%,5%,10% --seeds 3
-vfz probe --task depth --temporal runs/my-run
-vfz probe compare runs/*-probe-*"""
-
-
 COMMANDS: Commands = {
     "compare": ("vfz.cli.probe", "compare_command", "Put probes side by side: tables, tests, one HTML page."),
 }
 
 
-@command(ProbeOptions, name="probe", example=EXAMPLE, commands=COMMANDS)
+@command(
+    ProbeOptions,
+    name="probe",
+    commands=COMMANDS,
+    example="vfz probe --probe linear\n"
+    "vfz probe --probe attentive --temporal runs/my-run\n"
+    "vfz probe --probe linear --layers 2,5,8,11 --sweep\n"
+    "vfz probe --probe knn --shots 1%,5%,10% --seeds 3\n"
+    "vfz probe --task depth --temporal runs/my-run\n"
+    "vfz probe compare runs/*-probe-*",
+)
 def probe_command(options: ProbeOptions, session: Session) -> None:
     """Fit a probe on cached tokens, or on what a trained temporal module makes of them.
 
@@ -56,6 +56,41 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
         _show_one(found[0])
     elif found:
         _show_several(found)
+
+
+@command(
+    CompareOptions,
+    name="probe.compare",
+    argument="runs",
+    example="vfz probe compare runs/tokens-linear-probe runs/gmmix-linear-probe\n"
+    "vfz probe compare runs/*-probe --baseline tokens-linear-probe --name layers",
+)
+def compare_command(options: CompareOptions, session: Session) -> None:
+    """Put probes side by side: accuracies with intervals, paired tests against a baseline, confusions, classes.
+
+    Prints the tables and writes them as CSV, JSON and one HTML page that needs no network.
+    """
+    from vfz.cli.console import print_json, show, table
+    from vfz.temporal.comparison.report import (
+        AGAINST_COLUMNS,
+        COLUMNS,
+        against_rows,
+        compare_probes,
+        result_rows,
+        to_dict,
+    )
+
+    report = compare_probes(options)
+    if session.json:
+        files = {"csv": report.csv, "json": report.json, "html": report.html}
+        print_json(to_dict(report.comparison) | {"files": files})
+        return
+    for title, columns, rows in (
+        ("probes", COLUMNS, result_rows(report.comparison)),
+        (f"against {report.comparison.baseline}", AGAINST_COLUMNS, against_rows(report.comparison)),
+    ):
+        table(title, columns, [[cell.text for cell in row] for row in rows])
+    show("written", {"page": report.html, "tables": f"{report.csv}, {report.json}"})
 
 
 def _show_one(report: ProbeReport) -> None:
@@ -124,37 +159,3 @@ def _top1(report: ProbeReport) -> str:
 
 def _frames(pool: str) -> str:
     return {"mean": "mean over frames", "last": "last frame", "frame": "each frame", "all": "all frames"}[pool]
-
-
-EXAMPLE = """\
-vfz probe compare runs/tokens-linear-probe runs/gmmix-linear-probe
-vfz probe compare runs/*-probe --baseline tokens-linear-probe --name layers"""
-
-
-@command(CompareOptions, name="probe.compare", example=EXAMPLE, argument="runs")
-def compare_command(options: CompareOptions, session: Session) -> None:
-    """Put probes side by side: accuracies with intervals, paired tests against a baseline, confusions, classes.
-
-    Prints the tables and writes them as CSV, JSON and one HTML page that needs no network.
-    """
-    from vfz.cli.console import print_json, show, table
-    from vfz.temporal.comparison.report import (
-        AGAINST_COLUMNS,
-        COLUMNS,
-        against_rows,
-        compare_probes,
-        result_rows,
-        to_dict,
-    )
-
-    report = compare_probes(options)
-    if session.json:
-        files = {"csv": report.csv, "json": report.json, "html": report.html}
-        print_json(to_dict(report.comparison) | {"files": files})
-        return
-    for title, columns, rows in (
-        ("probes", COLUMNS, result_rows(report.comparison)),
-        (f"against {report.comparison.baseline}", AGAINST_COLUMNS, against_rows(report.comparison)),
-    ):
-        table(title, columns, [[cell.text for cell in row] for row in rows])
-    show("written", {"page": report.html, "tables": f"{report.csv}, {report.json}"})

@@ -1,6 +1,6 @@
-"""`vfz train-temporal`: options in, `vfz.temporal.training.train.train_temporal`, table out.
+"""`vfz train-temporal` and `vfz evaluate`: options in, one call, table out.
 
-`vfz evaluate`: options in, `vfz.temporal.training.evaluate.evaluate`, table out.
+The calls are `vfz.temporal.training.train.train_temporal` and `vfz.temporal.training.evaluate.evaluate`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 from vfz.cli.options import Session, command
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
 
-EXAMPLE = """\
-vfz train-temporal --core gmmix --epochs 20
-vfz train-temporal --task boxes --core rvm_rnn --layers 2,5,8,11 --mixer mean
-vfz train-temporal --cache caches/k400-vit_large_patch16_dinov3-0123456789ab --core rvm_rnn --resume
-torchrun --nproc-per-node 8 -m vfz.cli train-temporal --batch-size 512"""
 
-
-@command(TrainOptions, name="train-temporal", example=EXAMPLE)
+@command(
+    TrainOptions,
+    name="train-temporal",
+    example="vfz train-temporal --core gmmix --epochs 20\n"
+    "vfz train-temporal --task boxes --core rvm_rnn --layers 2,5,8,11 --mixer mean\n"
+    "vfz train-temporal --cache caches/k400-vit_large_patch16_dinov3-0123456789ab --core rvm_rnn --resume\n"
+    "torchrun --nproc-per-node 8 -m vfz.cli train-temporal --batch-size 512",
+)
 def train_temporal_command(options: TrainOptions, session: Session) -> None:
     """Train a temporal module and its readout from a cache, and evaluate it.
 
@@ -43,12 +44,13 @@ def train_temporal_command(options: TrainOptions, session: Session) -> None:
     )
 
 
-EXAMPLE = """\
-vfz evaluate runs/my-run
-vfz evaluate runs/my-run --cache caches/k400-vit_large_patch16_dinov3-0123456789ab --split val --segments 4"""
-
-
-@command(EvaluateOptions, name="evaluate", example=EXAMPLE, argument="run")
+@command(
+    EvaluateOptions,
+    name="evaluate",
+    argument="run",
+    example="vfz evaluate runs/my-run\n"
+    "vfz evaluate runs/my-run --cache caches/k400-vit_large_patch16_dinov3-0123456789ab --split val --segments 4",
+)
 def evaluate_command(options: EvaluateOptions, session: Session) -> None:
     """Evaluate a run of vfz train-temporal on a split of a cache of the same recipe."""
     from vfz.cli.console import print_json, progress, show
