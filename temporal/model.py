@@ -21,7 +21,7 @@ from vfz.temporal.readouts import build_readout
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What it takes to build the model again.
+    """Everything that is needed to build the model again.
 
     Attributes:
         encoder_dim: D, channels of the cached tokens.

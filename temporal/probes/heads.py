@@ -140,7 +140,7 @@ def train_heads(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """What each head says of labelled videos.
+    """The answers of each head about labelled videos.
 
     Attributes:
         predicted_HV: class of the greatest probability.

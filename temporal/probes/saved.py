@@ -1,4 +1,8 @@
-"""A result folder: found again when the same is asked for, never replaced by something else unless told to."""
+"""A result folder: found again when the same is asked for, and never replaced by another result without `--force`.
+
+A result is decided by the options that decide numbers, the cache, its videos and labels, and the run. Their digests
+stand in `probe.json`, and in the folder's name where no `--name` is given.
+"""
 
 from __future__ import annotations
 

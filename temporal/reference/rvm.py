@@ -1,8 +1,8 @@
 """The recurrent core of the original RVM checkpoints (arXiv 2512.13684), JAX arrays in an .npz, as core `rvm_rnn`.
 
-Which implementation it follows: that of arXiv 2605.19137, which is this library's `rvm_rnn`, and not RVM's own. The
-weights are the same; RVM's own code has the tanh form of GELU, 1e-4 as eps of `state_layer_norm`, and no norm on the
-output. Outputs thus agree with RVM's closely, not to the last digits, and the output norm is a fresh one.
+The weights are RVM's, the computation is that of arXiv 2605.19137, which is this library's `rvm_rnn`. RVM's own code
+has the tanh form of GELU, 1e-4 as eps of `state_layer_norm`, and no norm on the output. So outputs agree with RVM's
+closely, but not to the last digits, and the output norm is a fresh one.
 
 Shapes there: dense kernels [in, out]; kernels of query, key and value [in, heads, d], of attention's output
 [heads, d, out].

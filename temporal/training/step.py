@@ -1,4 +1,4 @@
-"""One training step as a module: clips in, loss out, so that DistributedDataParallel can stand around it.
+"""One training step as a module: clips in, loss out, so that DistributedDataParallel can wrap it.
 
 A step's clips may come in several parts: micro-batches of one process (`--accumulate`) and shares of several processes.
 A part's loss is a mean over what is valid in it, so parts are weighted by how much that is (`Task.num_valid`) and their
@@ -40,7 +40,7 @@ class ClipLoss(nn.Module):
         return loss
 
     def answer(self, batch: ClipBatch) -> Tensor | dict[str, Tensor]:
-        """What the model says of the clips, in float32."""
+        """The model's outputs for the clips, in float32."""
         inputs = self.task.readout_inputs(batch, training=self.training)
         device_type = batch.layers_BTND[0].device.type
         with torch.autocast(device_type, dtype=self._autocast, enabled=self._autocast is not None):
@@ -56,7 +56,10 @@ class ClipLoss(nn.Module):
 
 
 def autocast_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
-    """`auto` is bfloat16 on a GPU only: at widths that suit a few CPU cores the casts cost more than they save."""
+    """The number format of `--dtype`; None for float32.
+
+    `auto` is bfloat16 on a GPU only: at widths that suit a few CPU cores the casts cost more than they save.
+    """
     if wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda"):
         return torch.bfloat16
     return None
