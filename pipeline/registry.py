@@ -2,19 +2,30 @@
 
 Nothing is found by scanning folders or by subclass hooks: what can be built is what a registry's file lists. A
 duplicate is a programming error and raises at import; an unknown name is the user's and names its neighbours.
+
+Where names must be known without the libraries that their classes need (`vfz train-temporal --help` without torch), a
+registry is told where a class stands, and imports it when it is first asked for.
 """
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+import importlib
+from collections.abc import Iterator
+from typing import Generic, TypeVar, cast
 
 from vfz.pipeline.errors import UnknownNameError
 
 EntryT = TypeVar("EntryT")
 
 
+class _Place(str):
+    """Where an entry stands that has not been imported yet, as `module:name`."""
+
+    __slots__ = ()
+
+
 class Registry(Generic[EntryT]):
-    """Names of one kind of part, each standing for one entry (a class).
+    """Names of one kind of part, each standing for one entry (a class); iterated over in the order of their lines.
 
     Attributes:
         kind: what the entries are, as messages call it: `core`, `readout`, `mixer`.
@@ -22,7 +33,7 @@ class Registry(Generic[EntryT]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._entries: dict[str, EntryT] = {}
+        self._entries: dict[str, EntryT | _Place] = {}
 
     def register(self, name: str, entry: EntryT) -> None:
         """Adds `entry` under `name`.
@@ -30,6 +41,17 @@ class Registry(Generic[EntryT]):
         Raises:
             ValueError: when the name is taken.
         """
+        self._add(name, entry)
+
+    def register_place(self, name: str, place: str) -> None:
+        """Adds the entry at `place` (`package.module:Class`) under `name`; it is imported when it is first asked for.
+
+        Raises:
+            ValueError: when the name is taken.
+        """
+        self._add(name, _Place(place))
+
+    def _add(self, name: str, entry: EntryT | _Place) -> None:
         if name in self._entries:
             raise ValueError(
                 f"{self.kind} {name!r} is already registered as {self._entries[name]!r}; choose another name"
@@ -44,8 +66,16 @@ class Registry(Generic[EntryT]):
         """
         if name not in self._entries:
             raise UnknownNameError(self.kind, name, self._entries)
-        return self._entries[name]
+        entry = self._entries[name]
+        if isinstance(entry, _Place):
+            module, _, attribute = entry.partition(":")
+            entry = cast("EntryT", getattr(importlib.import_module(module), attribute))
+            self._entries[name] = entry
+        return entry
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
         return tuple(sorted(self._entries))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,26 @@ def test_names_are_listed_in_order_and_unknown_ones_are_refused():
     assert registry.names() == ("a", "b")
     with pytest.raises(UnknownNameError, match="unknown core"):
         registry.get("c")
+
+
+def test_an_entry_known_by_its_place_is_imported_when_it_is_asked_for():
+    registry = Registry("core")
+    registry.register_place("absent", "no.such.module:Core")
+    registry.register_place("path", "pathlib:Path")
+    assert registry.get("path") is registry.get("path") is Path
+    assert registry.names() == ("absent", "path")
+    with pytest.raises(ModuleNotFoundError):
+        registry.get("absent")
+    with pytest.raises(ValueError, match=r"core 'absent' is already registered as 'no\.such\.module:Core'"):
+        registry.register("absent", int)
+
+
+def test_a_registry_gives_its_names_in_the_order_of_its_lines():
+    registry = Registry("core")
+    registry.register("b", int)
+    registry.register_place("a", "pathlib:Path")
+    assert tuple(registry) == ("b", "a")
+    assert "a" in registry
 
 
 def test_importing_the_package_does_not_import_torch():
