@@ -9,6 +9,8 @@ from vfz.pipeline.errors import UsageError
 from vfz.temporal.readouts import READOUTS, build_readout
 
 NUM_VIDEOS, NUM_FRAMES, NUM_TOKENS, DIM = 2, 6, 5, 16
+# A bias on the keys adds the same to every score of a head, and softmax does not see it.
+UNSEEN_BY_SOFTMAX = ("key_proj.bias",)
 
 
 def subset(values, rows):
@@ -187,3 +189,12 @@ class ClipReadoutContract(ReadoutContract):
         else:
             with pytest.raises(UsageError, match=r"got 12 frames and was built for clips of 6; [^\n]*$"):
                 self.run(clip, longer)
+
+
+class CoordinatesContract:
+    """For readouts that answer with coordinates, beside the contract: half precision is too coarse for those."""
+
+    def test_coordinates_keep_float32_under_autocast(self, streaming, tokens):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = self.run(streaming, tokens)
+        assert {value.dtype for value in outputs.values()} == {torch.float32}

@@ -1,0 +1,18 @@
+"""Readout `classify` keeps the contract."""
+
+from typing import ClassVar
+
+import torch
+from contracts.readout_contract import NUM_FRAMES, NUM_VIDEOS, UNSEEN_BY_SOFTMAX, ClipReadoutContract
+
+
+class TestClassify(ClipReadoutContract):
+    task = "classify"
+    kwargs: ClassVar[dict] = {"num_classes": 3, "readout_dim": 24, "num_heads": 4, "num_frames": NUM_FRAMES}
+    zero_gradients = UNSEEN_BY_SOFTMAX
+
+    def shapes(self, batch_and_time, protocol):
+        return {None: (*batch_and_time, 3) if protocol == "streaming" else (NUM_VIDEOS, 3)}
+
+    def test_a_clip_readout_tells_the_order_of_frames(self, clip, tokens):
+        assert not torch.allclose(clip(tokens), clip(tokens.flip(1)), atol=1e-6)
