@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 
 from vfz.pipeline.cache.request import is_whole, shown
 from vfz.pipeline.errors import UsageError
+from vfz.temporal.tasks import TASKS
 
-PLACE_TASKS = ("boxes", "points", "depth")
-"""Tasks that ask about places in the picture, whose tokens may have been dropped."""
 _ROUNDING = 1e-6  # of a step: times from containers and from k / fps differ in their last digits
 _DROPOUT_STREAM = 1  # keeps these draws apart from those of the order
 
@@ -180,10 +179,11 @@ class Augmentation:
         Raises:
             UsageError: says which tasks they are.
         """
-        if self.token_dropout and task in PLACE_TASKS:
+        if self.token_dropout and TASKS.get(task).asks_about_places:
+            asking = [name for name in TASKS if TASKS.get(name).asks_about_places]
             raise UsageError(
                 f"token dropout {self.token_dropout} with task {task}: it asks about places whose tokens may be gone; "
-                f"set it to 0 for {', '.join(PLACE_TASKS)}"
+                f"set it to 0 for {', '.join(asking)}"
             )
 
     def kept_tokens(self, num_tokens: int, num_prefix: int, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -34,13 +34,12 @@ from vfz.temporal.probes.saved import StoredResult
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.readouts import build_readout
 from vfz.temporal.statistics import bootstrap_interval
-from vfz.temporal.tasks import Task, build_task
+from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.step import one_clip
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 WEIGHT_DECAY = 0.05
 MAX_NORM = 1.0
-_DEPTH_SQUARE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +175,9 @@ class _DenseJob:
             "num_frames": num_frames if options.protocol == "clip" else None,
         }
         self._sizes = {name: size for name, size in sizes.items() if size is not None}
-        if options.task == "depth":
-            image_size = int(sources.cache.recipe["encoder"]["image_size"])
-            default = max(_DEPTH_SQUARE, image_size // _DEPTH_SQUARE * _DEPTH_SQUARE)
-            self._sizes["output_size"] = options.depth_size or default
+        self._sizes |= TASKS.get(options.task).default_sizes(int(sources.cache.recipe["encoder"]["image_size"]))
+        if "output_size" in self._sizes and options.depth_size is not None:
+            self._sizes["output_size"] = options.depth_size
         self._targets = FrameTargets(
             sources.cache,
             task=options.task,

@@ -8,12 +8,12 @@ from pathlib import Path
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import DEVICE_HELP
+from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.options import (
     CACHE_HELP,
     PARTS,
     PARTS_HELP,
     TARGETS_HELP,
-    TASK_NAMES,
 )
 
 
@@ -25,7 +25,7 @@ class ProbeOptions(Options):
     task: str = option(
         "classify",
         help="classify: --probe reads classes off frozen features; else the task's readout is trained on them.",
-        choices=TASK_NAMES,
+        choices=tuple(TASKS),
     )
     probe: str = option(
         "linear",

@@ -1,29 +1,28 @@
 """Tasks: one file each, from a readout's outputs and a batch's targets to a loss and to metrics.
 
-A new task is one file with a `Task`, one line below, one subclass of `TaskContract` in the tests, and the readout of
-its name.
+A new task is one file here with a `Task`, the readout of its name in `vfz.temporal.readouts`, one line in each registry
+(`TASKS` below, `READOUTS` there), and one subclass of each contract in the tests (`TaskContract`, `ReadoutContract`).
+
+The options of `vfz` list the names, so importing this package imports no task, and no torch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.registry import Registry
-from vfz.temporal.tasks.base import Task
-from vfz.temporal.tasks.boxes import BoxesTask
-from vfz.temporal.tasks.classify import ClassifyTask
-from vfz.temporal.tasks.depth import DepthTask
-from vfz.temporal.tasks.points import PointsTask
-from vfz.temporal.tasks.pose import PoseTask
 
-__all__ = ["TASKS", "Task", "build_task"]
+if TYPE_CHECKING:
+    from vfz.temporal.tasks.base import Metrics, TargetBatch, Task
+
+__all__ = ["TASKS", "Metrics", "TargetBatch", "Task", "build_task"]
 
 TASKS: Registry[type[Task[Any]]] = Registry("task")
-TASKS.register("classify", ClassifyTask)
-TASKS.register("boxes", BoxesTask)
-TASKS.register("points", PointsTask)
-TASKS.register("depth", DepthTask)
-TASKS.register("pose", PoseTask)
+TASKS.register_place("classify", "vfz.temporal.tasks.classify:ClassifyTask")
+TASKS.register_place("boxes", "vfz.temporal.tasks.boxes:BoxesTask")
+TASKS.register_place("points", "vfz.temporal.tasks.points:PointsTask")
+TASKS.register_place("depth", "vfz.temporal.tasks.depth:DepthTask")
+TASKS.register_place("pose", "vfz.temporal.tasks.pose:PoseTask")
 
 
 def build_task(name: str, *, protocol: str = "streaming", **kwargs: Any) -> Task[Any]:
@@ -40,3 +39,12 @@ def build_task(name: str, *, protocol: str = "streaming", **kwargs: Any) -> Task
     task_class: Any = TASKS.get(name)
     task: Task[Any] = task_class(protocol=protocol, **kwargs)
     return task
+
+
+def __getattr__(name: str) -> object:
+    """The contract's classes, imported on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vfz.temporal.tasks import base
+
+    return getattr(base, name)

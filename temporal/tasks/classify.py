@@ -1,17 +1,25 @@
-"""Task `classify`: which class a clip shows. Streaming: the answer at the last frame, when all of it has been seen."""
+"""Task `classify`: which class a clip shows.
+
+Streaming: the answer is that at the last frame, when all of the clip has been seen. Clip: there is one answer. Trained
+by cross-entropy, optionally smoothed; measured by top-1 and top-5 accuracy (arXiv 2605.19137). A clip counts where its
+video has a label; labels come with the cache, and nothing is taken from `targets.npz`.
+
+    outputs   logits [B, T, K] (streaming) or [B, K] (clip)
+    targets   TargetBatch.labels_B [B], -1 where a clip has no class
+
+Shape suffixes: B clips, T frames, K classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.metrics import ClassifyMetrics, clip_logits
-from vfz.temporal.objectives import classification_loss
-from vfz.temporal.target_batch import TargetBatch, valid_labels
-from vfz.temporal.tasks.base import Task
+from vfz.temporal.tasks.base import Metrics, TargetBatch, Task, exact, mean_or_zero
 
 
 class ClassifyTask(Task[Tensor]):
@@ -28,6 +36,7 @@ class ClassifyTask(Task[Tensor]):
 
     name = "classify"
     headline = "top1"
+    shares = ("top1", "top5")
     needs_targets = False
 
     def __init__(self, *, protocol: str = "streaming", num_classes: int, label_smoothing: float = 0.0) -> None:
@@ -60,3 +69,47 @@ class ClassifyTask(Task[Tensor]):
             return logits_K.to(batch.labels_B.device).expand(*shape, -1)
 
         return predict
+
+
+def valid_labels(batch: TargetBatch) -> Tensor:
+    """Clips [B] that have a class."""
+    return batch.labels_B >= 0
+
+
+def clip_logits(logits: Tensor) -> Tensor:
+    """The logits [B, K] that decide a clip's class: of [B, T, K] those of the last frame, when all has been seen."""
+    return logits[:, -1] if logits.dim() == 3 else logits
+
+
+def classification_loss(logits_BK: Tensor, labels_B: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy over the clips that have a class (label >= 0).
+
+    Args:
+        logits_BK: of the clips.
+        labels_B: class indices (int64), -1 where a clip has none.
+        label_smoothing: share of the truth that is spread over all classes.
+    """
+    labelled = labels_B >= 0
+    losses = F.cross_entropy(
+        exact(logits_BK)[labelled], labels_B[labelled], label_smoothing=label_smoothing, reduction="none"
+    )
+    return mean_or_zero(losses)
+
+
+class ClassifyMetrics(Metrics[Tensor]):
+    """Share of labelled clips whose class is the first (`top1`) or among the first five answers (`top5`)."""
+
+    sum_names = ("top1", "top5", "num_clips")
+
+    def _sums(self, outputs: Tensor, batch: TargetBatch) -> Mapping[str, Tensor]:
+        """`outputs`: logits [B, T, K] of frames, the last of which counts, or [B, K] of clips."""
+        labelled = valid_labels(batch)
+        labels, logits = batch.labels_B[labelled], clip_logits(outputs)[labelled]
+        best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+        right = best == labels.unsqueeze(-1)
+        return {"top1": right[:, 0].sum(), "top5": right.sum(), "num_clips": labelled.sum()}
+
+    def compute(self) -> dict[str, float]:
+        """`top1`, `top5`, `num_clips`."""
+        shares = {name: self._mean(name, "num_clips") for name in ("top1", "top5")}
+        return shares | {"num_clips": self._total("num_clips")}

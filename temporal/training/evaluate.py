@@ -19,7 +19,7 @@ from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.tokens import CachedTokens
 from vfz.temporal.data.videos import common_class_names
 from vfz.temporal.model import TemporalModel
-from vfz.temporal.tasks import Task, build_task
+from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.evaluation import Evaluation, eval_clips_of, evaluate_clips
 from vfz.temporal.training.experiment import targets_of
@@ -92,7 +92,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> E
 
 def _task_of(model: TemporalModel, run: RunInfo, caches: Sequence[FeatureCache]) -> Task[Any]:
     config = model.config
-    if config.task != "classify":
+    if TASKS.get(config.task).needs_targets:
         return build_task(config.task, protocol=config.protocol)
     names = list(common_class_names(caches))
     if names != run.values["class_names"]:
@@ -100,4 +100,4 @@ def _task_of(model: TemporalModel, run: RunInfo, caches: Sequence[FeatureCache])
             f"{caches[0].path} has {len(names)} classes, {run.path} was trained on {len(run.values['class_names'])}, "
             "or they are called otherwise; evaluate it on a cache with its own classes"
         )
-    return build_task("classify", protocol=config.protocol, num_classes=len(names))
+    return build_task(config.task, protocol=config.protocol, num_classes=len(names))

@@ -23,16 +23,13 @@ from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import TokenSource
 from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, first_eval_split
-from vfz.temporal.metrics import ClassifyMetrics, clip_logits
 from vfz.temporal.model import ModelConfig
 from vfz.temporal.tasks import TASKS, Task
-from vfz.temporal.tasks.classify import ClassifyTask
+from vfz.temporal.tasks.classify import ClassifyMetrics, ClassifyTask, clip_logits
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.step import ClipLoss
 
 COUNT_PREFIX = "num_"
-_SHARES = ("top1", "top5", "miou", "delta1", "average_", "occlusion_", "jaccard_", "pts_within_")
-"""How the names of metrics that are shares of 1 begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +43,7 @@ class Evaluation:
         num_videos: videos evaluated.
         num_clips: clips of them.
         num_missing: videos of the split that are not in the cache (or without label), which count in nothing.
+        shares: how the names of metrics begin that are shares of 1.
     """
 
     headline: str
@@ -54,6 +52,7 @@ class Evaluation:
     num_videos: int
     num_clips: int
     num_missing: int
+    shares: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:
@@ -68,7 +67,7 @@ class Evaluation:
     def lines(self) -> dict[str, str]:
         """For people: every metric, then what it was measured on."""
         counts = {name: value for name, value in self.metrics.items() if name.startswith(COUNT_PREFIX)}
-        shown = {name: _shown(name, value) for name, value in self.metrics.items() if name not in counts}
+        shown = {name: self._shown(name, value) for name, value in self.metrics.items() if name not in counts}
         missing = f"; {self.num_missing} more are not in the cache" if self.num_missing else ""
         measured = ", ".join(f"{value:,.0f} {name.removeprefix(COUNT_PREFIX)}" for name, value in counts.items())
         return {
@@ -76,6 +75,9 @@ class Evaluation:
             **shown,
             "measured on": f"{measured} of {self.num_videos} videos of {self.split}{missing}",
         }
+
+    def _shown(self, name: str, value: float) -> str:
+        return f"{100 * value:.1f}%" if name.startswith(self.shares) else f"{value:.4g}"
 
 
 @torch.no_grad()
@@ -108,6 +110,7 @@ def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: 
         num_videos=clips.num_videos,
         num_clips=int(ranks.sum(num_clips)),
         num_missing=clips.num_missing,
+        shares=loss.task.shares,
     )
 
 
@@ -255,7 +258,3 @@ class _Videos:
     @property
     def targets(self) -> dict[str, Tensor]:
         return {}
-
-
-def _shown(name: str, value: float) -> str:
-    return f"{100 * value:.1f}%" if name.startswith(_SHARES) else f"{value:.4g}"

@@ -18,7 +18,6 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
 from vfz.pipeline.format.folder import find_caches
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
-from vfz.temporal.data.online import LiveTokens
 from vfz.temporal.data.sampling import Augmentation, ClipRule
 from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
@@ -34,7 +33,6 @@ _MAY_DIFFER = frozenset(
     | {"checkpoint_seconds", "checkpoint_steps"}
 )
 """Options that change no number, so that a run may be resumed with others."""
-_DEPTH_SQUARE = 8  # depth maps are read out in squares of this side
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,17 +178,20 @@ def task_of(options: TrainOptions, caches: Sequence[FeatureCache]) -> Task[Any]:
     Raises:
         UsageError: when it needs classes and the caches have none, or options belong to another task.
     """
-    if options.task != "classify":
+    if TASKS.get(options.task).needs_targets:
         if options.label_smoothing:
             raise UsageError(f"--label-smoothing belongs to --task classify, this is {options.task}; leave it out")
         return build_task(options.task, protocol=options.protocol)
     if options.targets:
-        raise UsageError("--targets is for boxes, points, depth and pose; classify takes the labels of the cache")
+        *takers, last = (name for name in TASKS if TASKS.get(name).needs_targets)
+        raise UsageError(
+            f"--targets is for {', '.join(takers)} and {last}; {options.task} takes the labels of the cache"
+        )
     class_names = common_class_names(caches)
     if not class_names:
-        raise UsageError(f"{caches[0].path} has no class labels; --task classify needs them")
+        raise UsageError(f"{caches[0].path} has no class labels; --task {options.task} needs them")
     return build_task(
-        "classify", protocol=options.protocol, num_classes=len(class_names), label_smoothing=options.label_smoothing
+        options.task, protocol=options.protocol, num_classes=len(class_names), label_smoothing=options.label_smoothing
     )
 
 
@@ -264,6 +265,8 @@ def _source(
         return CachedTokens(caches, layers=layers, parts=options.parts)
     if len(caches) > 1:
         raise UsageError(f"--online encodes the videos of one cache, {len(caches)} were given; give one of them")
+    from vfz.temporal.data.online import LiveTokens  # and with it timm, which `vfz evaluate` has no need of
+
     return LiveTokens(
         caches[0], layers=layers, parts=options.parts, device=device, root=options.root, weights=options.weights
     )
@@ -280,11 +283,11 @@ def _model_config(
         "num_frames": options.clip_frames if options.protocol == "clip" else None,
     }
     readout = {name: size for name, size in asked.items() if size is not None}
-    if options.task == "classify":
+    task = TASKS.get(options.task)
+    if not task.needs_targets:
         readout["num_classes"] = len(caches[0].class_names)
-    if options.task == "depth" and options.depth_size is None:
-        image_size = int(caches[0].recipe["encoder"]["image_size"])
-        readout["output_size"] = max(_DEPTH_SQUARE, image_size // _DEPTH_SQUARE * _DEPTH_SQUARE)
+    for name, size in task.default_sizes(int(caches[0].recipe["encoder"]["image_size"])).items():
+        readout.setdefault(name, size)
     core = {"dropout": options.dropout, "drop_path": options.drop_path, "window": options.window}
     return ModelConfig(
         encoder_dim=encoder_dim,

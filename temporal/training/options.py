@@ -11,13 +11,13 @@ from typing import Any
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import DEVICE_HELP
+from vfz.temporal.tasks import TASKS
 
 CACHE_HELP = "The cache; may be left out when caches/ holds just one."
 CACHES_HELP = "The cache, or several of one recipe (given again, or by commas); may be left out when there is just one."
 TARGETS_HELP = "The targets.npz of each cache; default: the one in the root that the cache was made from."
 PARTS_HELP = "Which tokens: `all` (prefix in front of patch), `patch` or `prefix`."
 PARTS = ("all", "patch", "prefix")
-TASK_NAMES = ("classify", "boxes", "points", "depth", "pose")
 _CORES = "gmmix, mmix, m, rvm_rnn, gru, mingru, attention or identity (no memory)"
 DTYPES = ("auto", "float32", "bfloat16")
 DTYPE_HELP = "Autocast: auto takes bfloat16 on a GPU; scans and losses stay float32."
@@ -28,7 +28,7 @@ class TrainOptions(Options):
     """What `vfz train-temporal` does: train a temporal module and its readout on cached tokens."""
 
     cache: tuple[Path, ...] | None = option(None, help=CACHES_HELP)
-    task: str = option("classify", help="What the readout predicts.", choices=TASK_NAMES)
+    task: str = option("classify", help="What the readout predicts.", choices=tuple(TASKS))
     targets: tuple[Path, ...] | None = option(None, help=f"{TARGETS_HELP} classify takes the cache's labels.")
     core: str = option("gmmix", help=f"The temporal core: {_CORES}.")
     core_dim: int | None = option(

@@ -1,90 +1,70 @@
 """What every task must do. Subclass `TaskContract`, set its attributes, and all of it is tested."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
+from helpers.task_batches import NUM_CLIPS, NUM_FRAMES, part
 
+from vfz.temporal.cores import build_core
+from vfz.temporal.data.loader import ClipLoader
+from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.tokens import CachedTokens
+from vfz.temporal.data.videos import clip_videos
 from vfz.temporal.readouts import READOUTS, build_readout
 from vfz.temporal.tasks import TASKS, build_task
 
-NUM_CLIPS, NUM_FRAMES, NUM_THINGS = 6, 6, 3
 GARBAGE = 77.0
 NUM_TOKENS, DIM = 4, 24
+LONG_FRAMES = 8  # of clips of `synthetic_cache`, whose videos have 6 frames: two are padding
+
+# Sizes of readouts small enough for tests.
+ATTENTION = {"readout_dim": 32, "num_heads": 4, "num_frames": NUM_FRAMES}
+DECODER = {"readout_dim": 32, "num_heads": 4, "mlp_hidden": 32}
+# A bias on the keys adds the same to every score of a head, and softmax does not see it.
+UNSEEN_BY_SOFTMAX = ("key_proj.bias",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Truth:
-    """A `TargetBatch` made by hand. Labels are all there, and no frame is padding, unless they are given."""
-
-    labels_B: torch.Tensor  # noqa: N815
-    frame_mask_BT: torch.Tensor  # noqa: N815
-    targets: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-
-def truth(*, num_clips=NUM_CLIPS, num_frames=NUM_FRAMES, labels=None, frame_mask=None, **targets):
-    return Truth(
-        labels_B=torch.zeros(num_clips, dtype=torch.int64) if labels is None else torch.as_tensor(labels),
-        frame_mask_BT=torch.ones(num_clips, num_frames, dtype=torch.bool) if frame_mask is None else frame_mask,
-        targets=targets,
-    )
-
-
-def some(*shape, seed=0):
-    """True for about two thirds of a shape."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.67
-
-
-def uniform(*shape, low=0.0, high=1.0, seed=0):
-    return low + (high - low) * torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def padded(num_clips=NUM_CLIPS, num_frames=NUM_FRAMES):
-    """The last frame of every other clip is padding."""
-    mask = torch.ones(num_clips, num_frames, dtype=torch.bool)
-    mask[::2, -1] = False
-    return mask
-
-
-def mapped(outputs, function):
+def each(outputs, function):
     """A function of a tensor, or of each tensor of a mapping."""
     if isinstance(outputs, torch.Tensor):
         return function(outputs)
     return {name: function(value) for name, value in outputs.items()}
 
 
-def part(batch, rows):
-    return Truth(
-        labels_B=batch.labels_B[rows],
-        frame_mask_BT=batch.frame_mask_BT[rows],
-        targets={name: value[rows] for name, value in batch.targets.items()},
-    )
+def measure(metrics, *updates):
+    """What metrics say of some outputs and batches."""
+    for outputs, batch in updates:
+        metrics.update(outputs, batch)
+    return metrics.compute()
 
 
 class TaskContract:
-    """Reusable tests of a `Task`.
+    """Reusable tests of a `Task`, in every protocol that it has.
 
     Attributes:
         task: the registered name.
         kwargs: of `build_task`, besides `protocol`.
         readout_sizes: of `build_readout`, for a readout small enough to learn a batch by heart in a second.
         unused: parameters of the readout that no gradient can reach.
-        protocols: those the task is tested in.
         perfect_metrics: what `compute()` says of perfect outputs, counts aside.
         minimum: the loss of perfect outputs; None where it is only known to be the least.
         masks: the targets that say what is valid.
+        counted: a count that its metrics report, and how much a clip with six real frames adds to it.
     """
 
     task: str
     kwargs: ClassVar[dict] = {}
     readout_sizes: ClassVar[dict]
     unused: ClassVar[tuple] = ()
-    protocols: ClassVar[tuple] = ("streaming",)
     perfect_metrics: ClassVar[dict]
     minimum: float | None = 0.0
     masks: ClassVar[tuple] = ()
+    counted: ClassVar[tuple] = ("num_clips", 1)
 
     def batch(self):
         """A batch with something valid and something not."""
@@ -103,9 +83,9 @@ class TaskContract:
         targets = {n: torch.zeros_like(v) if n in self.masks else v for n, v in batch.targets.items()}
         return replace(batch, labels_B=torch.full_like(batch.labels_B, -1), targets=targets)
 
-    @pytest.fixture
-    def protocol(self):
-        return self.protocols[0]
+    def pytest_generate_tests(self, metafunc):
+        if "protocol" in metafunc.fixturenames:
+            metafunc.parametrize("protocol", TASKS.get(self.task).protocols)
 
     @pytest.fixture
     def built(self, protocol):
@@ -114,7 +94,7 @@ class TaskContract:
     def wrong(self, batch, protocol, seed=3):
         """Outputs some way off the truth, that take gradients."""
         generator = torch.Generator().manual_seed(seed)
-        return mapped(
+        return each(
             self.perfect(batch, protocol),
             lambda t: (t + 0.3 * torch.randn(t.shape, generator=generator)).requires_grad_(),
         )
@@ -126,12 +106,10 @@ class TaskContract:
             mask = invalid.reshape(*invalid.shape, *[1] * (t.dim() - invalid.dim()))
             return torch.where(mask, value, t.detach()).requires_grad_()
 
-        return mapped(outputs, put)
+        return each(outputs, put)
 
     def metrics_of(self, task, outputs, batch):
-        metrics = task.new_metrics()
-        metrics.update(outputs, batch)
-        return metrics.compute()
+        return measure(task.new_metrics(), (outputs, batch))
 
     def test_perfect_outputs_have_the_least_loss(self, built, protocol):
         batch = self.batch()
@@ -167,7 +145,7 @@ class TaskContract:
         assert loss.shape == ()
         loss.backward()
         assert loss.isfinite()
-        mapped(outputs, lambda t: self._check_gradient(t.grad))
+        each(outputs, lambda t: self._check_gradient(t.grad))
         for parameter in built.parameters():
             assert parameter.grad.isfinite().all()
             assert parameter.grad.abs().sum() > 0
@@ -179,11 +157,11 @@ class TaskContract:
     def test_outputs_of_any_size_have_a_finite_loss_and_gradient(self, built, protocol):
         batch = self.batch()
         for scale in (0.0, -1e4, 1e4):
-            outputs = mapped(self.perfect(batch, protocol), lambda t, s=scale: (t.detach() * s).requires_grad_())
+            outputs = each(self.perfect(batch, protocol), lambda t, s=scale: (t.detach() * s).requires_grad_())
             loss = built.loss(outputs, batch)
             loss.backward()
             assert loss.isfinite()
-            mapped(outputs, lambda t: self._check_finite(t.grad))
+            each(outputs, lambda t: self._check_finite(t.grad))
 
     def _check_finite(self, gradient):
         assert gradient.isfinite().all()
@@ -198,7 +176,7 @@ class TaskContract:
         assert float(same.detach()) == float(loss.detach())
         invalid = self.invalid(batch, protocol)
         assert invalid.any()
-        mapped(spoiled, lambda t: self._check_zero(t.grad[invalid]))
+        each(spoiled, lambda t: self._check_zero(t.grad[invalid]))
         assert self.metrics_of(built, spoiled, batch) == self.metrics_of(built, outputs, batch)
 
     def _check_zero(self, gradient):
@@ -211,7 +189,7 @@ class TaskContract:
         loss.backward()
         assert float(loss.detach()) == 0
         assert int(built.num_valid(batch)) == 0
-        mapped(outputs, lambda t: self._check_zero(t.grad))
+        each(outputs, lambda t: self._check_zero(t.grad))
         for parameter in built.parameters():
             assert (parameter.grad == 0).all()
 
@@ -226,7 +204,7 @@ class TaskContract:
         total = 0.0
         for rows in (slice(0, 1), slice(1, None)):
             weight = float(built.num_valid(part(batch, rows)))
-            total += weight * float(built.loss(mapped(outputs, lambda t, r=rows: t[r]), part(batch, rows)).detach())
+            total += weight * float(built.loss(each(outputs, lambda t, r=rows: t[r]), part(batch, rows)).detach())
         whole = float(built.loss(outputs, batch).detach())
         assert total / float(built.num_valid(batch)) == pytest.approx(whole, rel=1e-5)
 
@@ -236,7 +214,7 @@ class TaskContract:
         state = 0.0
         for rows in (slice(0, 2), slice(2, None)):
             metrics = built.new_metrics()
-            metrics.update(mapped(outputs, lambda t, r=rows: t[r]), part(batch, rows))
+            metrics.update(each(outputs, lambda t, r=rows: t[r]), part(batch, rows))
             state = state + metrics.state()
         merged = built.new_metrics()
         merged.load_state(state)
@@ -250,7 +228,7 @@ class TaskContract:
     def test_half_precision_outputs_are_taken(self, built, protocol):
         batch = self.batch()
         outputs = self.wrong(batch, protocol)
-        rough = mapped(outputs, lambda t: t.detach().bfloat16())
+        rough = each(outputs, lambda t: t.detach().bfloat16())
         loss = built.loss(rough, batch)
         assert loss.dtype == torch.float32
         exact = float(built.loss(outputs, batch).detach())
@@ -318,3 +296,60 @@ class TaskContract:
         constant = self.metrics_of(built, built.constant_predictor([batch])(batch), batch)[built.headline]
         assert losses[-1] < losses[0]
         assert learned > constant if built.higher_is_better else learned < constant
+
+    @pytest.fixture
+    def clips(self, synthetic_cache):
+        """Batches of 16 clips of a real cache with their targets, of 8 frames where the videos have 6."""
+        targets = None
+        if TASKS.get(self.task).needs_targets:
+            size = self.readout_sizes.get("output_size")
+            targets = FrameTargets(synthetic_cache, task=self.task, output_size=size)
+        loader = ClipLoader(
+            CachedTokens(synthetic_cache, layers=("3",), parts="all"),
+            clip_videos(synthetic_cache, "train"),
+            rule=ClipRule(num_frames=LONG_FRAMES),
+            batch_size=16,
+            device=torch.device("cpu"),
+            targets=targets,
+        )
+        return list(loader.in_order())
+
+    def fitted(self, sizes, cache):
+        """The same sizes and arguments for clips of a cache."""
+        fitting = {"num_frames": LONG_FRAMES, "num_classes": len(cache.class_names)}
+        return sizes | {name: value for name, value in fitting.items() if name in sizes}
+
+    def test_a_core_and_a_readout_are_trained_and_measured_on_clips(self, protocol, clips, synthetic_cache):
+        torch.manual_seed(0)
+        task = build_task(self.task, protocol=protocol, **self.fitted(self.kwargs, synthetic_cache))
+        dim = clips[0].layers_BTND[0].shape[-1]
+        core = build_core("gru", dim=dim, num_layers=1)
+        sizes = self.fitted(self.readout_sizes, synthetic_cache)
+        readout = build_readout(self.task, dim=dim, protocol=protocol, **sizes)
+
+        def answer(batch):
+            features, _ = core(batch.layers_BTND[0])
+            return readout(features, **task.readout_inputs(batch))
+
+        parameters = [*core.parameters(), *readout.parameters(), *task.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=2e-3)
+        losses = []
+        for _ in range(4):
+            for batch in clips:
+                optimizer.zero_grad()
+                loss = task.loss(answer(batch), batch)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        assert all(math.isfinite(loss) for loss in losses)
+        assert sum(losses[-len(clips) :]) < sum(losses[: len(clips)])
+        metrics = measure(task.new_metrics(), *((answer(batch), batch) for batch in clips))
+        assert all(math.isfinite(value) for value in metrics.values())
+
+    def test_what_is_counted_are_the_real_frames_of_all_clips(self, protocol, clips, synthetic_cache):
+        task = build_task(self.task, protocol=protocol, **self.fitted(self.kwargs, synthetic_cache))
+        predict = task.constant_predictor(clips)
+        metrics = measure(task.new_metrics(), *((predict(batch), batch) for batch in clips))
+        name, of_a_clip = self.counted
+        assert metrics[name] == of_a_clip * sum(len(batch.video_ids) for batch in clips)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou as torchvision_iou
 
-from vfz.temporal.geometry import box_corners, box_iou, chordal_distance, rotation_angle, rotation_from_6d
+from vfz.temporal.tasks.geometry import box_corners, box_iou, chordal_distance, rotation_angle, rotation_from_6d
 
 
 def about_z(degrees):
