@@ -1,9 +1,8 @@
 """What a dataset is to vfz: a list of videos with ids, splits and labels. Nothing here opens a video file.
 
-Which videos of a dataset have their files: copies of Kinetics lack some per cent, and a run should say so first.
-
-Cost: one listing of each folder that holds videos, not a question to the file system for each video; links are followed
-one by one.
+Copies of datasets are seldom complete: those of Kinetics lack some per cent, and a run should say so first.
+`present_ids` tells which files are there. Cost: one listing of each folder that holds videos, not a question to the
+file system for each video; links are followed one by one.
 """
 
 from __future__ import annotations
@@ -19,17 +18,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 if TYPE_CHECKING:
     from vfz.pipeline.decoding.base import VideoSource
 
-
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".wmv", ".flv"}
 )  # fmt: skip
-
-
-def safe_name(root: Path) -> str:
-    """The base name of `root` with only [A-Za-z0-9_.-], never empty and never starting with a dot."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", root.resolve().name).lstrip(".").strip("-") or "folder"
-
-
 OnProgress = Callable[[int, int], None]
 """Called as `on_progress(done, total)` while a dataset makes or looks through its files."""
 
@@ -101,10 +92,6 @@ class VideoDataset(ABC):
         """
 
 
-FEW_FILES = 16
-"""Up to so many files of a folder are asked for by name: the folder may hold a million others."""
-
-
 def present_ids(records: Iterable[VideoRecord]) -> frozenset[str]:
     """Ids of the videos whose file, or the tar they are in, is there, as `VideoSource.exists` has it."""
     wanted: dict[str, set[str]] = {}
@@ -115,6 +102,10 @@ def present_ids(records: Iterable[VideoRecord]) -> frozenset[str]:
         places.append((record.id, folder, name))
     there = {folder: _present_names(folder, names) for folder, names in wanted.items()}
     return frozenset(video_id for video_id, folder, name in places if name in there[folder])
+
+
+FEW_FILES = 16
+"""Up to so many files of a folder are asked for by name: the folder may hold a million others."""
 
 
 def _present_names(folder: str, names: set[str]) -> set[str]:
@@ -141,3 +132,17 @@ def describe_missing(dataset: str, *, num_listed: int, num_missing: int) -> str:
     return (
         f"{dataset}: {num_listed} videos listed, {num_missing} of them missing ({100 * num_missing / num_listed:.1f}%)"
     )
+
+
+def safe_name(root: Path) -> str:
+    """The base name of `root` with only [A-Za-z0-9_.-], never empty and never starting with a dot."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", root.resolve().name).lstrip(".").strip("-") or "folder"
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8, which file names on Linux need not be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from vfz.pipeline.datasets.base import VIDEO_SUFFIXES, VideoDataset, VideoRecord, safe_name
+from vfz.pipeline.datasets.base import VIDEO_SUFFIXES, VideoDataset, VideoRecord, is_text, safe_name
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
 
@@ -47,7 +47,7 @@ class FolderDataset(VideoDataset):
                 raise DatasetError(
                     f"two videos have the id {video_id!r}: {both} in {path.parent}; rename or remove one"
                 )
-            if not _is_text(video_id):
+            if not is_text(video_id):
                 raise DatasetError(f"the name {video_id!a} under {root} is not valid UTF-8; rename it")
             split, class_name = path.relative_to(root).parts[:2]
             records[video_id] = VideoRecord(
@@ -107,11 +107,3 @@ def _refuse_videos_in(folder: Path, root: Path) -> None:
     if videos := _videos_in(folder):
         shown = videos[0].relative_to(root)
         raise DatasetError(f"{shown} is not where a video is expected under {root}; the layout is {LAYOUT}")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,16 +1,14 @@
-"""From a synthetic scene to pixels: textures, rasterising, and mp4 files whose frames know nothing of each other.
+"""The files of a synthetic dataset, from seeds: targets, and mp4 files whose frames know nothing of each other.
 
-Every plane (background, sprites) is cast ray by ray: pixel -> point on the plane -> nearest texel of a texture with
-at least two texels a pixel. That is exact for any camera pose, so targets and pixels cannot disagree. On one core a
-frame of 96 px costs about 1.5 ms: two thirds for drawing (textures included), one third for encoding.
+Every plane (background, sprites) is cast ray by ray: pixel -> point on the plane -> nearest texel of a texture with at
+least two texels a pixel. That is exact for any camera pose, so targets and pixels cannot disagree. The distinct frames
+of a clip are rendered once, in the order of `GESTURES`; the class only says in which order they are written. So by
+construction no frame knows the class.
 
-Shapes: K distinct frames, S sprites, H = W = size.
+Shapes: K distinct frames and T frames of a clip, S sprites, P points, H = W = size.
 
-The clips of a synthetic dataset, from seeds to mp4 files and `targets.npz`.
-
-The distinct frames of a clip are rendered once, in the order of `GESTURES`; the class only says in which order they are
-written. That a frame does not know the class is thereby true by construction. Memory: twice the depth maps of the whole
-dataset as float16 (106 MB for 5,760 frames at 96 px).
+Cost: about 1.5 ms a frame of 96 px on one core, two thirds for drawing (textures included), one third for encoding.
+Memory: twice the depth maps of the whole dataset as float16 (106 MB for 5,760 frames at 96 px).
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vfz.pipeline.datasets.synthetic import CLASS_NAMES, FRAMES_PER_SECOND, GESTURES, SyntheticParameters
+from vfz.pipeline.datasets.synthetic.parameters import CLASS_NAMES, FRAMES_PER_SECOND, GESTURES, SyntheticParameters
 from vfz.pipeline.datasets.synthetic.scene import FOCAL, Geometry, Scene, Sprite, draw_scene, outline_radius, place
 from vfz.pipeline.datasets.targets import Targets
 
@@ -35,13 +33,12 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.datasets.base import OnProgress, VideoRecord
 
-
 Bytes = NDArray[np.uint8]
 Singles = NDArray[np.float32]
-
 BACKGROUND = 0
 SPRITE_MARGIN = 1.1  # a sprite's texture reaches this many radii, so that its border is transparent
 BACKGROUND_TILE_FRAMES = 1.25  # the background's texture repeats after this many frame widths
+MINIMAL_VISIBLE_SHARE = 0.1  # of an object's pixels in the frame; below it, its box is marked invisible
 QUANTISER = 18
 # All-intra with one fixed quantiser: a predicted frame or a rate-controlled one would depend on the frames before it.
 X264_OPTIONS = {
@@ -49,6 +46,79 @@ X264_OPTIONS = {
     "qp": str(QUANTISER),
     "x264-params": "keyint=1:min-keyint=1:scenecut=0:bframes=0:aq-mode=0:mbtree=0:rc-lookahead=0:threads=1",
 }
+
+
+def write_clips(
+    folder: Path,
+    records: Sequence[VideoRecord],
+    parameters: SyntheticParameters,
+    *,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Render every record's video to its path, and `targets.npz` into `folder`.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    per_frame: dict[str, list[NDArray[Any]]] = {}
+    for index, record in enumerate(records):
+        assert record.label is not None  # noqa: S101 - every clip of this dataset has a class
+        frames, targets = render_clip(index, record.label, parameters)
+        record.source.path.parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(record.source.path, frames, frames_per_second=FRAMES_PER_SECOND)
+        for name, array in targets.items():
+            per_frame.setdefault(name, []).append(array)
+        if on_progress is not None:
+            on_progress(index + 1, len(records))
+    Targets(
+        video_ids=np.array([record.id for record in records]),
+        frame_offsets=np.arange(len(records) + 1, dtype=np.int64) * parameters.num_frames,
+        times_seconds=np.tile(np.arange(parameters.num_frames) / FRAMES_PER_SECOND, len(records)),
+        labels=np.array([record.label for record in records], np.int64),
+        intrinsics=np.tile(np.array([FOCAL, FOCAL, 0.5, 0.5], np.float32), (len(records), 1)),
+        frame_sizes=np.full((len(records), 2), parameters.size, np.int64),
+        **{name: np.concatenate(arrays) for name, arrays in per_frame.items()},
+    ).save(folder / "targets.npz")
+
+
+def render_clip(
+    index: int, label: int, parameters: SyntheticParameters
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+    """Frames [T, H, W, 3] of a clip, and its targets by name [T, ...], in the order that the class says.
+
+    Everything but the order comes from (seed, index): clips of one index and several labels hold the same frames.
+    """
+    num_phases = parameters.num_frames // len(GESTURES)
+    scene = draw_scene(np.random.default_rng([parameters.seed, index]))
+    geometry = place(scene, num_phases)
+    rasters = rasterise(scene, geometry, parameters.size)
+    gestures = [GESTURES.index(gesture) for gesture in CLASS_NAMES[label].split("_")]
+    order = np.concatenate([gesture * num_phases + np.arange(num_phases) for gesture in gestures])
+    targets = _targets(geometry, rasters)
+    return rasters.frames[order], {name: array[order] for name, array in targets.items()}
+
+
+def _targets(geometry: Geometry, rasters: Rasters) -> dict[str, NDArray[Any]]:
+    corners = np.clip(geometry.boxes_xyxy, 0, 1)
+    low, high = corners[..., :2], corners[..., 2:]
+    return {
+        "boxes_cxcywh": np.concatenate([(low + high) / 2, high - low], axis=-1).astype(np.float32),
+        "boxes_visible": (rasters.visible_shares >= MINIMAL_VISIBLE_SHARE) & (high > low).all(axis=-1),
+        "points_xy": geometry.points_xy.astype(np.float32),
+        "points_visible": _points_visible(geometry, rasters.owners),
+        "depth_metres": rasters.depth_metres,
+        "world_from_camera": geometry.world_from_camera.astype(np.float32),
+    }
+
+
+def _points_visible(geometry: Geometry, owners: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """[K, P]: in the frame, and the pixel that the point falls into shows the thing that it sits on."""
+    num_frames, size = owners.shape[:2]
+    pixels = np.floor(geometry.points_xy * size).astype(int)
+    inside: NDArray[np.bool_] = ((pixels >= 0) & (pixels < size)).all(axis=-1)
+    columns, rows = np.clip(pixels, 0, size - 1).transpose(2, 0, 1)
+    seen: NDArray[np.bool_] = owners[np.arange(num_frames)[:, None], rows, columns] == geometry.point_owners
+    return inside & seen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,79 +309,3 @@ def write_mp4(path: Path, frames: Bytes, *, frames_per_second: int) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     path.write_bytes(file.getvalue())
-
-
-MINIMAL_VISIBLE_SHARE = 0.1  # of an object's pixels in the frame; below it, its box is marked invisible
-
-
-def write_clips(
-    folder: Path,
-    records: Sequence[VideoRecord],
-    parameters: SyntheticParameters,
-    *,
-    on_progress: OnProgress | None = None,
-) -> None:
-    """Render every record's video to its path, and `targets.npz` into `folder`.
-
-    Raises:
-        OSError: a file could not be written.
-    """
-    per_frame: dict[str, list[NDArray[Any]]] = {}
-    for index, record in enumerate(records):
-        assert record.label is not None  # noqa: S101 - every clip of this dataset has a class
-        frames, targets = render_clip(index, record.label, parameters)
-        record.source.path.parent.mkdir(parents=True, exist_ok=True)
-        write_mp4(record.source.path, frames, frames_per_second=FRAMES_PER_SECOND)
-        for name, array in targets.items():
-            per_frame.setdefault(name, []).append(array)
-        if on_progress is not None:
-            on_progress(index + 1, len(records))
-    Targets(
-        video_ids=np.array([record.id for record in records]),
-        frame_offsets=np.arange(len(records) + 1, dtype=np.int64) * parameters.num_frames,
-        times_seconds=np.tile(np.arange(parameters.num_frames) / FRAMES_PER_SECOND, len(records)),
-        labels=np.array([record.label for record in records], np.int64),
-        intrinsics=np.tile(np.array([FOCAL, FOCAL, 0.5, 0.5], np.float32), (len(records), 1)),
-        frame_sizes=np.full((len(records), 2), parameters.size, np.int64),
-        **{name: np.concatenate(arrays) for name, arrays in per_frame.items()},
-    ).save(folder / "targets.npz")
-
-
-def render_clip(
-    index: int, label: int, parameters: SyntheticParameters
-) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
-    """Frames [T, H, W, 3] of a clip, and its targets by name [T, ...], in the order that the class says.
-
-    Everything but the order comes from (seed, index): clips of one index and several labels hold the same frames.
-    """
-    num_phases = parameters.num_frames // len(GESTURES)
-    scene = draw_scene(np.random.default_rng([parameters.seed, index]))
-    geometry = place(scene, num_phases)
-    rasters = rasterise(scene, geometry, parameters.size)
-    gestures = [GESTURES.index(gesture) for gesture in CLASS_NAMES[label].split("_")]
-    order = np.concatenate([gesture * num_phases + np.arange(num_phases) for gesture in gestures])
-    targets = _targets(geometry, rasters)
-    return rasters.frames[order], {name: array[order] for name, array in targets.items()}
-
-
-def _targets(geometry: Geometry, rasters: Rasters) -> dict[str, NDArray[Any]]:
-    corners = np.clip(geometry.boxes_xyxy, 0, 1)
-    low, high = corners[..., :2], corners[..., 2:]
-    return {
-        "boxes_cxcywh": np.concatenate([(low + high) / 2, high - low], axis=-1).astype(np.float32),
-        "boxes_visible": (rasters.visible_shares >= MINIMAL_VISIBLE_SHARE) & (high > low).all(axis=-1),
-        "points_xy": geometry.points_xy.astype(np.float32),
-        "points_visible": _points_visible(geometry, rasters.owners),
-        "depth_metres": rasters.depth_metres,
-        "world_from_camera": geometry.world_from_camera.astype(np.float32),
-    }
-
-
-def _points_visible(geometry: Geometry, owners: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """[K, P]: in the frame, and the pixel that the point falls into shows the thing that it sits on."""
-    num_frames, size = owners.shape[:2]
-    pixels = np.floor(geometry.points_xy * size).astype(int)
-    inside: NDArray[np.bool_] = ((pixels >= 0) & (pixels < size)).all(axis=-1)
-    columns, rows = np.clip(pixels, 0, size - 1).transpose(2, 0, 1)
-    seen: NDArray[np.bool_] = owners[np.arange(num_frames)[:, None], rows, columns] == geometry.point_owners
-    return inside & seen
