@@ -132,7 +132,7 @@ class FrozenEncoder:
         if compile_model:  # the method that is called, not `forward`; and not for the one frame that was just tried out
             untyped.forward_intermediates = torch.compile(untyped.forward_intermediates)
 
-    def reading(self, layers: Sequence[str]) -> FrozenEncoder:
+    def with_layers(self, layers: Sequence[str]) -> FrozenEncoder:
         """The same encoder, on the same weights, that gives these layers.
 
         Raises:

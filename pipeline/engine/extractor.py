@@ -73,7 +73,7 @@ class ShardExtractor:
                 f"that {job.cache.path} is made with ({self._recipe.encoder.weights_sha256[:12]}…); "
                 "give every process the same ones"
             )
-        self._readings = {self._encoder.layers: self._encoder}
+        self._encoders = {self._encoder.layers: self._encoder}
         self._copier = HostCopier(self._encoder.device)
         self._batch_size = job.encoder.batch_size  # as was told last
         self._told = False  # that it is going to stop
@@ -153,7 +153,7 @@ class ShardExtractor:
                 if isinstance(message, ShardInProgress):
                     meter.begin(message)
                 if isinstance(message, FrameBatch):
-                    lanes.put(partial(self._encode, message, self._reading(layers_of(message.shard.task.columns))))
+                    lanes.put(partial(self._encode, message, self._encoder_of(layers_of(message.shard.task.columns))))
                 elif message is not None:
                     lanes.put_done(message)
                     brings_more = not isinstance(message, AllEnd)
@@ -203,8 +203,8 @@ class ShardExtractor:
         if isinstance(message, EncodedBatch | ShardEnd):
             self._progress.advance(message.num_videos, figures=meter.figures())
 
-    def _reading(self, layers: tuple[str, ...]) -> FrozenEncoder:
+    def _encoder_of(self, layers: tuple[str, ...]) -> FrozenEncoder:
         """The encoder that gives these layers; commits of one run may be of different ones."""
-        if layers not in self._readings:
-            self._readings[layers] = self._encoder.reading(layers)
-        return self._readings[layers]
+        if layers not in self._encoders:
+            self._encoders[layers] = self._encoder.with_layers(layers)
+        return self._encoders[layers]

@@ -80,7 +80,7 @@ def extend_cache(
     Raises:
         TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
     """
-    reader = encoder.reading(layers_of(columns))
+    reader = encoder.with_layers(layers_of(columns))
     tokens = reader.encode(_sample(records, encoder, recipe, time_limit_seconds).pixels_MCHW)
     calibrated = _calibrate(cache.path, columns, tokens, compression=compression, store=contents.store)
     pixels_GCHW = torch.from_numpy(cache.golden(contents).pixels_GCHW)

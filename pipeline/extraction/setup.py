@@ -147,7 +147,7 @@ def open_or_create(
             recipe=recipe,
             time_limit_seconds=options.video_timeout,
         )
-    return Destination(cache=cache, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
+    return Destination(cache=cache, contents=contents, encoder=encoder.with_layers(layers_of(contents.columns)))
 
 
 def find_destination(
@@ -174,7 +174,7 @@ def find_destination(
             calibrations={},
             golden={},
         )
-    return Destination(cache=cache, contents=contents, encoder=encoder.reading(layers_of(contents.columns)))
+    return Destination(cache=cache, contents=contents, encoder=encoder.with_layers(layers_of(contents.columns)))
 
 
 def _cache(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe) -> CacheFolder:
@@ -193,7 +193,7 @@ def _new_columns(
     if options.layers is None and options.parts is None:
         return []
     if options.layers is None:  # parts alone: of the layers that the cache has
-        own = encoder.reading(layers_of(contents.columns))
+        own = encoder.with_layers(layers_of(contents.columns))
         wanted = columns_of(own.shapes, options.precision, parts=options.parts)
     if options.parts is None:  # layers alone: a layer that is there is not given parts it was made without
         known = set(contents.layers)
