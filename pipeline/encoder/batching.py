@@ -1,15 +1,14 @@
-"""Decoded frames become batches for the encoder: resized, cropped, on the encoder's device.
+"""From decoded frames to batches for the encoder: resized, cropped, on the encoder's device.
 
 The CPU takes each frame as it comes. A GPU takes them by the run: frames of one size that follow each other are laid
 side by side in page-locked memory, and are sent and resized together, on a stream of their own, while the encoder works
 on the batch before. One at a time, the dozen small kernels of a resize would keep a large GPU from a tenth of its work.
+`prepared_frames` does without batches: the frames of one video, one after the other, on the CPU.
 
 Cost: on the CPU some 0.3 ms a frame of 256 x 256 pixels. On a GPU one copy of it here; `RUN_BYTES` of page-locked
 memory, and as much again for each change of the frames' size within a batch; some five times as much on the GPU.
 
 Shapes: B frames, C = 3 channels, H x W pixels of the source, S the side of the square.
-
-A video file to the frames the encoder is given: decoded, sampled in time, resized and cropped.
 """
 
 from __future__ import annotations
@@ -34,6 +33,16 @@ RUN_BYTES = 32 * 1024**2
 """Of pixels that are sent to a GPU at a time, unless a single frame has more."""
 
 
+def frame_gatherer(preprocess: Preprocess, device: torch.device) -> FrameGatherer:
+    """What gathers frames for an encoder on that device.
+
+    Args:
+        preprocess: the encoder's.
+        device: the encoder's.
+    """
+    return GpuGatherer(preprocess, device) if device.type == "cuda" else CpuGatherer(preprocess, device)
+
+
 class FrameGatherer(Protocol):
     """Takes frames one by one, gives them as a batch; used by one thread."""
 
@@ -47,16 +56,6 @@ class FrameGatherer(Protocol):
 
     def take(self) -> Tensor:
         """The frames added since the last call, at least one: uint8 [B, 3, S, S] on the device."""
-
-
-def frame_gatherer(preprocess: Preprocess, device: torch.device) -> FrameGatherer:
-    """What gathers frames for an encoder on that device.
-
-    Args:
-        preprocess: the encoder's.
-        device: the encoder's.
-    """
-    return GpuGatherer(preprocess, device) if device.type == "cuda" else CpuGatherer(preprocess, device)
 
 
 class CpuGatherer:
@@ -144,14 +143,6 @@ def _stream_of(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedFrame:
-    """One frame as the encoder takes it: uint8 pixels [3,S,S] and its time from the first frame."""
-
-    pixels_CHW: Tensor
-    pts_seconds: float
-
-
 def prepared_frames(
     source: VideoSource, frames: FrameSpec, preprocess: Preprocess, cropper: ViewCropper | None = None
 ) -> Iterator[PreparedFrame]:
@@ -173,6 +164,14 @@ def prepared_frames(
 def prepare_frame(frame: VideoFrame, preprocess: Preprocess, cropper: ViewCropper | None = None) -> PreparedFrame:
     """A decoded frame, resized and cropped on the CPU."""
     return PreparedFrame(pixels_CHW=square_of(frame.pixels_HWC, preprocess, cropper), pts_seconds=frame.pts_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedFrame:
+    """One frame as the encoder takes it: uint8 pixels [3,S,S] and its time from the first frame."""
+
+    pixels_CHW: Tensor
+    pts_seconds: float
 
 
 def square_of(pixels_HWC: NDArray[np.uint8], preprocess: Preprocess, cropper: ViewCropper | None) -> Tensor:

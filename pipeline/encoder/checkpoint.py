@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-
 CHECKPOINT_KEYS = ("state_dict", "model", "model_state_dict")
 COMMON_PREFIXES = ("module.", "model.", "backbone.")
 HEAD_PREFIXES = ("head.", "classifier.", "fc.", "head_dist.")
-
 StateDict = dict[str, torch.Tensor]
 
 
@@ -86,11 +84,11 @@ def describe_mismatch(error: Exception) -> str:
     return ", ".join(clauses) or f"{type(error).__name__}: {first_line(error)}"
 
 
-def _count_and_name(keys: Iterable[str]) -> str:
-    names = list(keys)
-    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _count_and_name(keys: Iterable[str]) -> str:
+    names = list(keys)
+    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

@@ -19,7 +19,7 @@ import torch
 from timm.models import PretrainedCfg
 
 from vfz.pipeline.devices import choose_device
-from vfz.pipeline.encoder.layers import LayerShape, LayerTokens, make_reader
+from vfz.pipeline.encoder.layers import LayerTokens, make_reader
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.encoder.weights import (
     DEMO_ALIAS,
@@ -40,49 +40,73 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.encoder.transforms import Interpolation
 
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderRequest:
-    """What it takes to build the encoder, as `load_encoder` takes it; the same in any process.
-
-    Attributes:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; settled by the process that does the work.
-    """
-
-    name: str
-    layers: tuple[str, ...] | None = None
-    image_size: int | None = None
-    weights: Path | None = None
-    random_weights: bool = False
-    seed: int = 0
-    device: str = "auto"
-    autocast: str = "float32"
-    batch_size: int = 32
-    channels_last: bool = False
-    compile: bool = False
-
-    def load(self) -> FrozenEncoder:
-        """Builds the encoder; see `load_encoder` for what is raised."""
-        from vfz.pipeline.encoder.model import load_encoder
-
-        return load_encoder(
-            self.name,
-            layers=self.layers,
-            image_size=self.image_size,
-            weights=self.weights,
-            random_weights=self.random_weights,
-            seed=self.seed,
-            device=choose_device(self.device),
-            autocast=self.autocast,
-            batch_size=self.batch_size,
-            channels_last=self.channels_last,
-            compile_model=self.compile,
-        )
-
-
-__all__ = ["FrozenEncoder", "LayerShape", "LayerTokens", "load_encoder"]
-
 AUTOCAST_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_encoder(
+    name: str,
+    *,
+    layers: Sequence[str] | None = None,
+    image_size: int | None = None,
+    weights: Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    autocast: str = "float32",
+    batch_size: int = 32,
+    channels_last: bool = False,
+    compile_model: bool = False,
+    crop_fraction: float = 1.0,
+    interpolation: str | None = None,
+) -> FrozenEncoder:
+    """Build and load a frozen encoder.
+
+    Weights come from `weights`, else from `seed` with `random_weights`, else from the demo package for `demo`, else
+    from timm's hub. Input size, filter, mean and std are the model's own as timm's data config says. The crop fraction
+    is not: the whole short side is kept (as in the paper), where timm's classification recipes cut the border off.
+
+    Args:
+        name: a timm model name, with or without a pretrained tag, or `demo`.
+        layers: see `vfz.pipeline.encoder.layers`; None means four blocks spread evenly of a ViT (as in the paper), the
+            last stage of a CNN.
+        image_size: side of the input in pixels, if not the model's own; position embeddings are resampled.
+        weights: a .safetensors, .pth, .pt or .bin file.
+        random_weights: seeded noise, for tests.
+        seed: of the random weights.
+        device: a torch device.
+        autocast: `float32` (none), `bfloat16` or `float16`.
+        batch_size: frames per forward pass.
+        channels_last: keep channels last in memory; changes tokens by rounding only.
+        compile_model: `torch.compile` it; likewise.
+        crop_fraction: part of the short side that is kept.
+        interpolation: `bilinear` or `bicubic`, if not the model's own.
+
+    Raises:
+        UnknownNameError: timm has no such model, or no such pretrained tag of it.
+        UsageError: a layer, image size or option that this model does not have.
+        EncoderError: the weights cannot be had, or are not this model's.
+    """
+    if autocast not in AUTOCAST_DTYPES:
+        raise UsageError(f"autocast {autocast!r} is not offered; give one of {', '.join(AUTOCAST_DTYPES)}")
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size} is not a number of frames; give 1 or more")
+    timm_name = _timm_name(name)
+    check_encoder_name(timm_name)
+    own_size, preprocess = _model_preprocess(timm_name, image_size, crop_fraction, interpolation)
+    # Left out at the model's own size, so that this is the very model timm builds.
+    options = {} if preprocess.image_size == own_size else input_options(timm_name, preprocess.image_size)
+    loaded = _load_weights(name, weights=weights, random_weights=random_weights, seed=seed, options=options)
+    return FrozenEncoder(
+        loaded,
+        name=timm_name,
+        layers=layers,
+        preprocess=preprocess,
+        device=device,
+        autocast=autocast,
+        batch_size=batch_size,
+        channels_last=channels_last,
+        compile_model=compile_model,
+    )
 
 
 class FrozenEncoder:
@@ -159,13 +183,13 @@ class FrozenEncoder:
         this a frame's tokens would differ in their last bits with the number of frames that happen to be beside it,
         and the same video would give other bytes in another shard.
 
+        Where the device has too little memory, `batch_size` is halved, for good.
+
         Args:
             frames_BCHW: uint8 [B, 3, S, S] on any device, as `Preprocess.resize_crop` makes them; B may be 0.
 
         Returns:
             per layer float32 tokens on `device`, constants for autograd.
-
-        Where the device has too little memory, `batch_size` is halved, for good.
 
         Raises:
             UsageError: frames of another dtype or shape.
@@ -236,70 +260,41 @@ class FrozenEncoder:
             return self._reader.read(images_BCHW)
 
 
-def load_encoder(
-    name: str,
-    *,
-    layers: Sequence[str] | None = None,
-    image_size: int | None = None,
-    weights: Path | None = None,
-    random_weights: bool = False,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    autocast: str = "float32",
-    batch_size: int = 32,
-    channels_last: bool = False,
-    compile_model: bool = False,
-    crop_fraction: float = 1.0,
-    interpolation: str | None = None,
-) -> FrozenEncoder:
-    """Build and load a frozen encoder.
+@dataclass(frozen=True, kw_only=True)
+class EncoderRequest:
+    """The arguments of `load_encoder` as a record that may be pickled, so that any process can build the same encoder.
 
-    Weights come from `weights`, else from `seed` with `random_weights`, else from the demo package for `demo`, else
-    from timm's hub. Input size, filter, mean and std are the model's own as timm's data config says. The crop fraction
-    is not: the whole short side is kept (as in the paper), where timm's classification recipes cut the border off.
-
-    Args:
-        name: a timm model name, with or without a pretrained tag, or `demo`.
-        layers: see `vfz.pipeline.encoder.layers`; None means four blocks spread evenly of a ViT (as in the paper), the
-            last stage of a CNN.
-        image_size: side of the input in pixels, if not the model's own; position embeddings are resampled.
-        weights: a .safetensors, .pth, .pt or .bin file.
-        random_weights: seeded noise, for tests.
-        seed: of the random weights.
-        device: a torch device.
-        autocast: `float32` (none), `bfloat16` or `float16`.
-        batch_size: frames per forward pass.
-        channels_last: keep channels last in memory; changes tokens by rounding only.
-        compile_model: `torch.compile` it; likewise.
-        crop_fraction: part of the short side that is kept.
-        interpolation: `bilinear` or `bicubic`, if not the model's own.
-
-    Raises:
-        UnknownNameError: timm has no such model, or no such pretrained tag of it.
-        UsageError: a layer, image size or option that this model does not have.
-        EncoderError: the weights cannot be had, or are not this model's.
+    Attributes:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; chosen by the process that does the work.
     """
-    if autocast not in AUTOCAST_DTYPES:
-        raise UsageError(f"autocast {autocast!r} is not offered; give one of {', '.join(AUTOCAST_DTYPES)}")
-    if batch_size < 1:
-        raise UsageError(f"batch size {batch_size} is not a number of frames; give 1 or more")
-    timm_name = _timm_name(name)
-    check_encoder_name(timm_name)
-    own_size, preprocess = _model_preprocess(timm_name, image_size, crop_fraction, interpolation)
-    # Left out at the model's own size, so that this is the very model timm builds.
-    options = {} if preprocess.image_size == own_size else input_options(timm_name, preprocess.image_size)
-    loaded = _load_weights(name, weights=weights, random_weights=random_weights, seed=seed, options=options)
-    return FrozenEncoder(
-        loaded,
-        name=timm_name,
-        layers=layers,
-        preprocess=preprocess,
-        device=device,
-        autocast=autocast,
-        batch_size=batch_size,
-        channels_last=channels_last,
-        compile_model=compile_model,
-    )
+
+    name: str
+    layers: tuple[str, ...] | None = None
+    image_size: int | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    seed: int = 0
+    device: str = "auto"
+    autocast: str = "float32"
+    batch_size: int = 32
+    channels_last: bool = False
+    compile: bool = False
+
+    def load(self) -> FrozenEncoder:
+        """Builds the encoder; see `load_encoder` for what is raised."""
+        return load_encoder(
+            self.name,
+            layers=self.layers,
+            image_size=self.image_size,
+            weights=self.weights,
+            random_weights=self.random_weights,
+            seed=self.seed,
+            device=choose_device(self.device),
+            autocast=self.autocast,
+            batch_size=self.batch_size,
+            channels_last=self.channels_last,
+            compile_model=self.compile,
+        )
 
 
 def _load_weights(
@@ -316,17 +311,6 @@ def _load_weights(
     if name == DEMO_ALIAS:
         return build_demo(model_options=options)
     return build_from_hub(timm_name, model_options=options)
-
-
-def _allow_no_tf32() -> None:
-    """Float32 is float32 in this process from now on.
-
-    TF32, which keeps three digits, is allowed by torch to convolutions on a GPU unasked, and by callers to matrix
-    products. The switches are the process's, not a thread's: set and reset around every pass, they would change under
-    a training that runs beside it.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _timm_name(name: str) -> str:
@@ -352,3 +336,14 @@ def _model_preprocess(
         std=cast("tuple[float, float, float]", tuple(config.std)),
     )
     return own_size, preprocess
+
+
+def _allow_no_tf32() -> None:
+    """Float32 is float32 in this process from now on.
+
+    TF32, which keeps three digits, is allowed by torch to convolutions on a GPU unasked, and by callers to matrix
+    products. The switches are the process's, not a thread's: set and reset around every pass, they would change under
+    a training that runs beside it.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

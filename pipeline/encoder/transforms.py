@@ -1,27 +1,19 @@
-"""From a decoded frame to the encoder's square input.
+"""From a decoded frame to the encoder's square input: which part of it, resized how, and where coordinates come to lie.
 
-Two steps: `resize_crop` takes frames of any size and keeps uint8, so that what is compared, drawn and kept as golden
-frames is what an image is; `normalise` takes batches of squares. Both run on the device.
+Two steps: `Preprocess.resize_crop` takes frames of any size and keeps uint8, so that what is compared, drawn and kept
+as golden frames is what an image is; `normalise` takes batches of squares. Both run on the device.
+
+View 0 is the centre square of the frame resized by its short side. Every later view is a random part of it, perhaps
+mirrored, the same for all frames of a video: the random resized crop of Inception (Szegedy et al., arXiv 1409.4842), a
+random area and aspect ratio, tried ten times. It follows from the recipe's seed, the video's id and the view's number
+alone, so every process and every machine cuts the same one.
 
 Resizing on the CPU is torch's antialiased uint8 kernel: the same filters as PIL's, within one grey level of it, and
 some 4 times faster. Other devices have the filter for floats only; its result is rounded, and is within one grey level
 of the CPU's. An image smaller than the target is enlarged with the same filter, unscaled.
 
-Shapes: B frames, C = 3 channels (RGB), H x W pixels of the source, S the side of the square.
-
-The part of a frame that the encoder saw, and what becomes of coordinates there.
-
-View 0 is the centre square of the frame resized by its short side (`Preprocess.crop_box`); every later view is a random
-part of it, perhaps mirrored (`ViewCropper`). All of it follows from the recipe, the video's id, the view's number and
-the size of the frames.
-
-Coordinates are normalised: (0, 0) is the outer corner of the top left pixel, (1, 1) that of the bottom right one.
-
-The crops of a video: view 0 is the centre crop, every later view a random resized crop of its own.
-
-A crop follows from the recipe's seed, the video's id and the view's number alone, so every process and every machine
-cuts the same one, and it is the same for all frames of a video. Random resized crops are those of Inception
-(Szegedy et al., arXiv 1409.4842): a random area and aspect ratio, tried ten times.
+Shapes: B frames, C = 3 channels (RGB), H x W pixels of the source, S the side of the square. Coordinates are
+normalised: (0, 0) is the outer corner of the top left pixel, (1, 1) that of the bottom right one.
 """
 
 from __future__ import annotations
@@ -41,7 +33,7 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.recipe import EncoderSpec, Recipe, ViewSpec
 
 PREPROCESS_VERSION = 1
-
+"""Part of every recipe: raise it when a frame comes out otherwise."""
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -171,6 +163,20 @@ class Preprocess:
         return (resized_height - self.image_size) // 2, (resized_width - self.image_size) // 2
 
 
+def preprocess_of(spec: EncoderSpec) -> Preprocess:
+    """The resize, crop and normalise of a recipe."""
+    interpolation: Interpolation = "bilinear" if spec.interpolation == "bilinear" else "bicubic"
+    red, green, blue = spec.mean
+    of_red, of_green, of_blue = spec.std
+    return Preprocess(
+        image_size=spec.image_size,
+        crop_fraction=spec.crop_fraction,
+        interpolation=interpolation,
+        mean=(red, green, blue),
+        std=(of_red, of_green, of_blue),
+    )
+
+
 def resize_frames(frames_BCHW: torch.Tensor, height: int, width: int, *, interpolation: Interpolation) -> torch.Tensor:
     """Antialiased resize.
 
@@ -205,76 +211,12 @@ def _channel_values(values: tuple[float, ...], device: torch.device) -> torch.Te
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeenCrop:
-    """A part of a frame, from (x0, y0) to (x1, y1) normalised to the frame, and whether the encoder saw it mirrored."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    mirrored: bool = False
-
-    def from_frame(self, xy: NDArray[Any]) -> NDArray[np.float64]:
-        """Points [..., 2] normalised to the frame as normalised to the crop; outside of it they leave 0 .. 1."""
-        origin, size = np.array([self.x0, self.y0]), np.array([self.x1 - self.x0, self.y1 - self.y0])
-        inside: NDArray[np.float64] = (np.asarray(xy, np.float64) - origin) / size
-        if self.mirrored:
-            inside[..., 0] = 1 - inside[..., 0]
-        return inside
-
-    def to_frame(self, xy: NDArray[Any]) -> NDArray[np.float64]:
-        """The inverse of `from_frame`."""
-        inside = np.array(xy, np.float64)
-        if self.mirrored:
-            inside[..., 0] = 1 - inside[..., 0]
-        origin, size = np.array([self.x0, self.y0]), np.array([self.x1 - self.x0, self.y1 - self.y0])
-        whole: NDArray[np.float64] = origin + inside * size
-        return whole
-
-
-def seen_crop(recipe: Recipe, video_id: str, view: int, *, height: int, width: int) -> SeenCrop:
-    """What the encoder saw of the `height` x `width` frames of a video in one view."""
-    cropper = cropper_of(recipe.views, video_id, view)
-    if cropper is None:
-        x0, y0, x1, y1 = preprocess_of(recipe.encoder).crop_box(height, width)
-        return SeenCrop(x0=x0, y0=y0, x1=x1, y1=y1)
-    crop = cropper.crop(height, width)
-    return SeenCrop(
-        x0=crop.left / width,
-        y0=crop.top / height,
-        x1=(crop.left + crop.width) / width,
-        y1=(crop.top + crop.height) / height,
-        mirrored=crop.mirrored,
-    )
-
-
-def preprocess_of(spec: EncoderSpec) -> Preprocess:
-    """The resize, crop and normalise of a recipe."""
-    interpolation: Interpolation = "bilinear" if spec.interpolation == "bilinear" else "bicubic"
-    red, green, blue = spec.mean
-    of_red, of_green, of_blue = spec.std
-    return Preprocess(
-        image_size=spec.image_size,
-        crop_fraction=spec.crop_fraction,
-        interpolation=interpolation,
-        mean=(red, green, blue),
-        std=(of_red, of_green, of_blue),
-    )
+def cropper_of(spec: ViewSpec, video_id: str, view: int) -> ViewCropper | None:
+    """What cuts that view; None for the centre crop."""
+    return ViewCropper(spec, video_id, view) if view else None
 
 
 _TRIES = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewCrop:
-    """A part of a frame in pixels, and whether it is mirrored."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    mirrored: bool
 
 
 class ViewCropper:
@@ -320,6 +262,56 @@ class ViewCropper:
         )
 
 
-def cropper_of(spec: ViewSpec, video_id: str, view: int) -> ViewCropper | None:
-    """What cuts that view; None for the centre crop."""
-    return ViewCropper(spec, video_id, view) if view else None
+@dataclass(frozen=True, kw_only=True)
+class ViewCrop:
+    """A part of a frame in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def seen_crop(recipe: Recipe, video_id: str, view: int, *, height: int, width: int) -> SeenCrop:
+    """What the encoder saw of the `height` x `width` frames of a video in one view."""
+    cropper = cropper_of(recipe.views, video_id, view)
+    if cropper is None:
+        x0, y0, x1, y1 = preprocess_of(recipe.encoder).crop_box(height, width)
+        return SeenCrop(x0=x0, y0=y0, x1=x1, y1=y1)
+    crop = cropper.crop(height, width)
+    return SeenCrop(
+        x0=crop.left / width,
+        y0=crop.top / height,
+        x1=(crop.left + crop.width) / width,
+        y1=(crop.top + crop.height) / height,
+        mirrored=crop.mirrored,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenCrop:
+    """A part of a frame, from (x0, y0) to (x1, y1) normalised to the frame, and whether the encoder saw it mirrored."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    mirrored: bool = False
+
+    def from_frame(self, xy: NDArray[Any]) -> NDArray[np.float64]:
+        """Points [..., 2] normalised to the frame as normalised to the crop; outside of it they leave 0 .. 1."""
+        origin, size = np.array([self.x0, self.y0]), np.array([self.x1 - self.x0, self.y1 - self.y0])
+        inside: NDArray[np.float64] = (np.asarray(xy, np.float64) - origin) / size
+        if self.mirrored:
+            inside[..., 0] = 1 - inside[..., 0]
+        return inside
+
+    def to_frame(self, xy: NDArray[Any]) -> NDArray[np.float64]:
+        """The inverse of `from_frame`."""
+        inside = np.array(xy, np.float64)
+        if self.mirrored:
+            inside[..., 0] = 1 - inside[..., 0]
+        origin, size = np.array([self.x0, self.y0]), np.array([self.x1 - self.x0, self.y1 - self.y0])
+        whole: NDArray[np.float64] = origin + inside * size
+        return whole

@@ -21,7 +21,8 @@ import torch
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.encoder.batching import prepare_frame
-from vfz.pipeline.encoder.model import FrozenEncoder, LayerTokens
+from vfz.pipeline.encoder.layers import LayerTokens
+from vfz.pipeline.encoder.model import FrozenEncoder
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.engine.columns import layers_of, stored_arrays, tokens_of
 from vfz.pipeline.errors import DecodeError, TooManyFailuresError

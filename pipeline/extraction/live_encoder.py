@@ -12,7 +12,8 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.decoding import get_decoder
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.encoder.batching import frame_gatherer
-from vfz.pipeline.encoder.model import FrozenEncoder, LayerTokens, load_encoder
+from vfz.pipeline.encoder.layers import LayerTokens
+from vfz.pipeline.encoder.model import FrozenEncoder, load_encoder
 from vfz.pipeline.encoder.transforms import cropper_of
 from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
 from vfz.pipeline.format.ledger import LedgerRow

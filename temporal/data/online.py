@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.encoder.model import LayerTokens
+from vfz.pipeline.encoder.layers import LayerTokens
 from vfz.pipeline.extraction.live_encoder import LiveEncoder
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.temporal.data.tokens import ClipRequest, ClipTokens, num_prefix_of

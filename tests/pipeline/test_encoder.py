@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfz.pipeline.encoder.model import LayerShape, load_encoder
+from vfz.pipeline.encoder.layers import LayerShape
+from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.errors import UnknownNameError, UsageError
 
 VIT = "vit_tiny_patch16_224"

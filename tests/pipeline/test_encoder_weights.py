@@ -10,7 +10,8 @@ import torch
 from video_files import VIDEOS, decode_frames
 
 from vfz.pipeline.encoder.checkpoint import read_state_dict
-from vfz.pipeline.encoder.model import LayerShape, load_encoder
+from vfz.pipeline.encoder.layers import LayerShape
+from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.errors import EncoderError, UsageError
 
 VIT = "vit_tiny_patch16_224"
