@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.format.calibration import Calibration
     from vfz.pipeline.format.header import Contents
+    from vfz.pipeline.format.ledger import VideoKey
     from vfz.pipeline.format.ledger_table import VideoLookup
     from vfz.pipeline.stores import ShardData
     from vfz.pipeline.stores.base import Copy, FrameNumbers
@@ -73,7 +74,7 @@ class _LocatedClip(NamedTuple):
     """
 
     position: int
-    video: tuple[str, int]
+    video: VideoKey
     frames: FrameNumbers
 
 
@@ -286,7 +287,7 @@ class _Commit:
 
     reader: ShardReader
     column_keys: frozenset[str]
-    starts: Mapping[tuple[str, int], int]
+    starts: Mapping[VideoKey, int]
 
 
 class OpenShards:
@@ -315,9 +316,7 @@ class OpenShards:
         self.max_open = max(1, min(soft_limit, _MAX_OPEN_FILES) // 2 // files_per_shard)
         self._begin_process()
 
-    def find(
-        self, shard: str, column_keys: Iterable[str], video: tuple[str, int]
-    ) -> list[tuple[ShardReader, int] | None]:
+    def find(self, shard: str, column_keys: Iterable[str], video: VideoKey) -> list[tuple[ShardReader, int] | None]:
         """For each column of a video the reader that has it, and the number of its first frame there; None: none has.
 
         Args:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vfz.pipeline.format.calibration import Calibration
+    from vfz.pipeline.format.ledger import VideoKey
     from vfz.pipeline.stores.metadata import ArraySpec, Column
 
 
@@ -152,7 +153,7 @@ class TokenBatch(TokenArrays):
         return self.expand(layer, part, device)
 
     def first(
-        self, videos: Sequence[tuple[str, int]], *, num_frames: int, columns: Mapping[tuple[str, str], Column]
+        self, videos: Sequence[VideoKey], *, num_frames: int, columns: Mapping[tuple[str, str], Column]
     ) -> TokenBatch:
         """A view of the first clips of these buffers, said to be of these videos (id and view).
 

@@ -25,6 +25,7 @@ from vfz.pipeline.files import canonical_json, storage_errors
 if TYPE_CHECKING:
     from vfz.pipeline.decoding.pool import DecodePool
     from vfz.pipeline.engine.tasks import ShardResult
+    from vfz.pipeline.format.commits import CommitKey
 
 
 class RunTotals:
@@ -85,7 +86,7 @@ class RunMeter:
     def __init__(self, pool: DecodePool) -> None:
         self._pool = pool
         self._started = time.perf_counter()
-        self._in_progress: dict[tuple[str, int], ShardInProgress] = {}
+        self._in_progress: dict[CommitKey, ShardInProgress] = {}
         self._done = RunTotals()
 
     @property

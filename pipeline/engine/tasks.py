@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,8 +198,8 @@ class ShardTask:
     columns: tuple[Column, ...]
     videos: tuple[PlannedVideo, ...]
     sources: Mapping[str, VideoSource]
-    attempts: Mapping[tuple[str, int], int]
-    first_rows: Mapping[tuple[str, int], LedgerRow] = field(default_factory=dict)
+    attempts: Mapping[VideoKey, int]
+    first_rows: Mapping[VideoKey, LedgerRow] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

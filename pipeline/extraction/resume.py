@@ -34,16 +34,13 @@ from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import CacheMismatchError
 from vfz.pipeline.format.commits import ShardIndex
 from vfz.pipeline.format.header import Contents
-from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 from vfz.pipeline.format.plan import PlannedVideo
 from vfz.pipeline.stores import Column
 
 if TYPE_CHECKING:
     from vfz.pipeline.format.catalog import Catalog
     from vfz.pipeline.format.folder import CacheFolder
-
-
-Key = tuple[str, int]
 
 
 def complete_shards(catalog: Catalog, contents: Contents) -> frozenset[str]:
@@ -61,7 +58,7 @@ def remaining_tasks(
     cache: CacheFolder,
     contents: Contents,
     records: Sequence[VideoRecord],
-    rows: Mapping[Key, LedgerRow],
+    rows: Mapping[VideoKey, LedgerRow],
     *,
     complete: Collection[str],
     views: int,
@@ -121,7 +118,7 @@ def _additions(first: ShardTask, commits: Sequence[ShardIndex], *, retry_failed:
     file was missing and is there again, or another attempt is asked for.
     """
     ok = {row.key: row for row in commits[0].rows if row.status == "ok"}
-    outcomes: dict[tuple[Key, str], list[str]] = defaultdict(list)
+    outcomes: dict[tuple[VideoKey, str], list[str]] = defaultdict(list)
     for index in commits:
         for row in index.rows:
             for column_key in index.column_keys:
@@ -159,11 +156,11 @@ def _is_wanted(outcomes: Sequence[str], source: VideoSource, *, retry_failed: bo
 
 def _to_try_again(
     records: Iterable[VideoRecord],
-    rows: Mapping[Key, LedgerRow],
+    rows: Mapping[VideoKey, LedgerRow],
     cache: CacheFolder,
     *,
     retry_failed: bool,
-) -> set[Key]:
+) -> set[VideoKey]:
     """Videos that get another attempt: missing ones that are there now, and failed ones that changed or are asked for.
 
     Raises:

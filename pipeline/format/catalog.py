@@ -39,7 +39,7 @@ from vfz.pipeline.format.commits import (
 )
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, contents_paths
-from vfz.pipeline.format.ledger import STATUSES, LedgerRow
+from vfz.pipeline.format.ledger import STATUSES, LedgerRow, VideoKey
 from vfz.pipeline.format.ledger_table import FOLD_PREFIX, Lacking, distinct, ledger_table
 from vfz.pipeline.format.plan import PLAN, Plan
 from vfz.pipeline.recipe import QUANTISED
@@ -48,8 +48,6 @@ TABLE = "index.parquet"
 SIDE = "index.json"
 CATALOG_FILES = (TABLE, SIDE)
 SIDE_KEYS = frozenset({"fingerprint", "table", "indexes", "num_plans", "num_contents", "shard_bytes"})
-_Key = tuple[str, int]
-
 
 _Commits = Mapping[str, Sequence[CommitRows]]
 
@@ -220,13 +218,13 @@ def check_index(path: Path, index: ShardIndex, fingerprint: str, contents: Conte
 
 def _merge(
     folder: Path, plans: Sequence[Plan], commits: _Commits, column_keys: Sequence[str]
-) -> tuple[dict[_Key, LedgerRow], dict[_Key, Lacking]]:
+) -> tuple[dict[VideoKey, LedgerRow], dict[VideoKey, Lacking]]:
     """The row of every planned video, as committed first or pending, and what it lacks.
 
     The latest plan wins, unless it has no tokens of a video and an earlier one has.
     """
-    rows: dict[_Key, LedgerRow] = {}
-    lacking: dict[_Key, Lacking] = {}
+    rows: dict[VideoKey, LedgerRow] = {}
+    lacking: dict[VideoKey, Lacking] = {}
     planned = set()
     for plan in plans:
         for shard, videos in plan.shards.items():

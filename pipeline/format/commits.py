@@ -22,7 +22,7 @@ from vfz.pipeline.files import (
     unique_token,
     write_checked_json_once,
 )
-from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 from vfz.pipeline.stores import STORES
 from vfz.pipeline.stores.base import remove_data
 from vfz.pipeline.stores.metadata import ShardData
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from vfz.pipeline.format.plan import PlannedVideo
 
 
-Key = tuple[str, int]
+CommitKey = tuple[str, int]
+"""What a commit is found by: its shard, and its number in that shard."""
 
 SHARDS = "shards"
 _INDEX_NAME = re.compile(r"([0-9]{5,})\.(0|[1-9][0-9]*)\.index\.json")
@@ -203,7 +204,7 @@ def read_shard_index(path: Path) -> ShardIndex:
     return index
 
 
-def committed_paths(cache_folder: Path) -> dict[tuple[str, int], Path]:
+def committed_paths(cache_folder: Path) -> dict[CommitKey, Path]:
     """The index files of a cache by (shard, number), in that order. Cheap: no file is opened."""
     shards = cache_folder / SHARDS
     if not shards.is_dir():
@@ -255,16 +256,16 @@ def check_commits(
                 )
 
 
-def lacking_in(commits: Sequence[ShardIndex | CommitRows], column_keys: Sequence[str]) -> Mapping[Key, Lacking]:
+def lacking_in(commits: Sequence[ShardIndex | CommitRows], column_keys: Sequence[str]) -> Mapping[VideoKey, Lacking]:
     """What the ok videos of a shard lack, and why; `column_keys` are those of the cache."""
     if not commits:
         return {}
     ok = [row.key for row in commits[0].rows if row.status == "ok"]
-    lacking: dict[Key, dict[str, str]] = {}
+    lacking: dict[VideoKey, dict[str, str]] = {}
     for column_key in column_keys:
         if column_key in commits[0].column_keys:
             continue
-        outcomes: dict[Key, LedgerRow] = {}
+        outcomes: dict[VideoKey, LedgerRow] = {}
         for index in commits[1:]:
             if column_key in index.column_keys:
                 known = {key for key, row in outcomes.items() if row.status == "ok"}

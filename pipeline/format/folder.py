@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.datasets.base import VideoRecord
     from vfz.pipeline.format.calibration import CalibratedColumn, Calibration
+    from vfz.pipeline.format.commits import CommitKey
+    from vfz.pipeline.format.ledger import VideoKey
     from vfz.pipeline.stores.metadata import Column
 
 DEFAULT_FOLDER = Path("caches")
-Key = tuple[str, int]
 
 
 class CacheFolder:
@@ -117,7 +118,7 @@ class CacheFolder:
         self._plans = read_plans(self.path / PLAN, known=self._plans)
         return self._plans
 
-    def commit_paths(self) -> dict[Key, Path]:
+    def commit_paths(self) -> dict[CommitKey, Path]:
         """The index files by (shard, number), in that order. Cheap: no file is opened."""
         return committed_paths(self.path)
 
@@ -145,7 +146,7 @@ class CacheFolder:
         *,
         shard_size_videos: int,
         views: Sequence[int] = (0,),
-        again: Collection[Key] = (),
+        again: Collection[VideoKey] = (),
         preview: bool = False,
     ) -> tuple[Plan, ...]:
         """Plans every video that is in no plan yet, and those to be tried `again`; see `plan.extend_plans`.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "failed", "missing", "pending"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+VideoKey = tuple[str, int]
+"""What a row is found by: the id of a video, and a view of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +67,7 @@ class LedgerRow:
             raise ValueError(f"video {self.id!r}: status {self.status} with reason {self.reason!r}")
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> VideoKey:
         """What a row is found by: (video, view)."""
         return self.id, self.view
 

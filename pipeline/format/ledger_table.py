@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
-from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +52,7 @@ Lacking = Mapping[str, str]
 """Why a video that is ok has no tokens of a column, by column key; empty text where its commit is still pending."""
 
 
-def ledger_table(rows: Sequence[LedgerRow], lacking: Mapping[tuple[str, int], Lacking]) -> pa.Table:
+def ledger_table(rows: Sequence[LedgerRow], lacking: Mapping[VideoKey, Lacking]) -> pa.Table:
     """Rows as a table: a column per attribute, `fold_<name>` per official fold, `lacking` and `lacking_reasons`.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import read_checked_json, storage_errors, write_checked_json_once
-from vfz.pipeline.format.ledger import LedgerRow
+from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ class PlannedVideo:
     folds: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> VideoKey:
         """What it is found by: (video, view)."""
         return self.id, self.view
 
@@ -104,7 +104,7 @@ def make_plan(
     shard_size_videos: int,
     existing: Sequence[Plan] = (),
     views: Sequence[int] = (0,),
-    again: Collection[tuple[str, int]] = (),
+    again: Collection[VideoKey] = (),
 ) -> Plan | None:
     """Deals the videos that no plan names yet, and those to be tried again, to new shards, in the order of `records`.
 
@@ -183,7 +183,7 @@ def extend_plans(
     *,
     shard_size_videos: int,
     views: Sequence[int] = (0,),
-    again: Collection[tuple[str, int]] = (),
+    again: Collection[VideoKey] = (),
     known: Sequence[Plan] = (),
 ) -> tuple[Plan, ...]:
     """Plans every video that is in no plan yet, together with any other process that does the same.
@@ -222,7 +222,7 @@ def preview_plans(
     *,
     shard_size_videos: int,
     views: Sequence[int] = (0,),
-    again: Collection[tuple[str, int]] = (),
+    again: Collection[VideoKey] = (),
     known: Sequence[Plan] = (),
 ) -> tuple[Plan, ...]:
     """What `extend_plans` would give, were no other process to plan anything; nothing is written."""

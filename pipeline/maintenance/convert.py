@@ -46,7 +46,7 @@ from vfz.pipeline.stores import Column, ShardVideo, ShardWriter, get_store
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vfz.pipeline.format.ledger import LedgerRow
+    from vfz.pipeline.format.ledger import LedgerRow, VideoKey
     from vfz.pipeline.maintenance.convert_source import SourceReader
     from vfz.pipeline.maintenance.options import ConvertOptions
 
@@ -151,7 +151,7 @@ def _remaining(source: SourceCache, target: TargetCache) -> list[ShardIndex]:
     ]
 
 
-def _first_rows(target: TargetCache, index: ShardIndex) -> dict[tuple[str, int], LedgerRow]:
+def _first_rows(target: TargetCache, index: ShardIndex) -> dict[VideoKey, LedgerRow]:
     """What the new cache's first commit of a shard says of its videos, for a commit that adds columns to it."""
     if index.number == 0:
         return {}
@@ -189,8 +189,6 @@ def _report(
 BLOCK_BYTES = 8 * 1024 * 1024
 """How much of the float32 tokens of a video is held at a time; at least one frame."""
 
-Key = tuple[str, int]
-
 
 class ShardConverter:
     """Converts commits of one cache into commits of another.
@@ -207,7 +205,7 @@ class ShardConverter:
         self.num_commits = self.num_videos = self.num_bytes_read = 0
         self.unstorable: dict[str, str] = {}
 
-    def convert(self, index: ShardIndex, first_rows: Mapping[Key, LedgerRow]) -> None:
+    def convert(self, index: ShardIndex, first_rows: Mapping[VideoKey, LedgerRow]) -> None:
         """Make one commit, unless no video is left for it or another process is first.
 
         Args:

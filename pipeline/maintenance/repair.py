@@ -24,7 +24,7 @@ from pathlib import Path
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import LOCK_SUFFIX, fsync_dir, lock_is_held, storage_errors, writer_is_gone
 from vfz.pipeline.format.catalog import TABLE, write_catalog
-from vfz.pipeline.format.commits import SHARDS, committed_paths, is_data_name
+from vfz.pipeline.format.commits import SHARDS, CommitKey, committed_paths, is_data_name
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import HEADER
 from vfz.pipeline.maintenance.verify import verify_cache
@@ -32,8 +32,6 @@ from vfz.pipeline.maintenance.verify.leftovers import data_names, is_orphan, is_
 from vfz.pipeline.maintenance.verify.report import Problem, VerifyReport
 from vfz.pipeline.progress import Progress, counted
 from vfz.pipeline.stores.base import remove_data
-
-Commit = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,7 @@ def repair_cache(path: str | Path, *, dry_run: bool = False, progress: Progress 
     """
     path = Path(path)
     found = verify_cache(path, progress=progress)
-    dropped: set[Commit] = set()
+    dropped: set[CommitKey] = set()
     steps: list[RepairStep] = []
     if found.can_be_judged:
         dropped = _to_drop(path, found)
@@ -120,13 +118,13 @@ def repair_cache(path: str | Path, *, dry_run: bool = False, progress: Progress 
     )
 
 
-def _to_drop(path: Path, found: VerifyReport) -> set[Commit]:
+def _to_drop(path: Path, found: VerifyReport) -> set[CommitKey]:
     """The commits that are damaged, and those that add to a first one that is."""
     damaged = {problem.commit for problem in found.problems if problem.remedy == "extract" and problem.commit}
     return damaged | {commit for commit in committed_paths(path) if (commit[0], 0) in damaged}
 
 
-def _steps(path: Path, found: VerifyReport, dropped: Collection[Commit]) -> Iterator[RepairStep]:
+def _steps(path: Path, found: VerifyReport, dropped: Collection[CommitKey]) -> Iterator[RepairStep]:
     """What there is to do, in an order in which any beginning of it leaves a good cache."""
     why = {problem.commit: problem for problem in reversed(found.problems) if problem.remedy == "extract"}
     indexes = {commit: f"{SHARDS}/{index.name}" for commit, index in committed_paths(path).items()}

@@ -24,6 +24,7 @@ import zarr
 from vfz.pipeline.errors import CacheFormatError, VfzError
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.format.commits import SHARDS, ShardIndex
+from vfz.pipeline.format.ledger import VideoKey
 from vfz.pipeline.maintenance.verify.metadata import LINK, short
 from vfz.pipeline.maintenance.verify.report import Problem
 from vfz.pipeline.stores import STORES, ShardData, ShardReader
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 BLOCK_BYTES = 8 * 1024 * 1024
-PtsOfVideo = dict[tuple[str, int], bytes]
+PtsOfVideo = dict[VideoKey, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import LOCK_SUFFIX, lock_is_held, writer_is_gone
 from vfz.pipeline.format.calibration import CALIBRATION
 from vfz.pipeline.format.catalog import CATALOG_FILES
-from vfz.pipeline.format.commits import SHARDS, committed_paths, is_data_name, read_shard_index
+from vfz.pipeline.format.commits import SHARDS, CommitKey, committed_paths, is_data_name, read_shard_index
 from vfz.pipeline.format.header import GOLDEN
 from vfz.pipeline.maintenance.verify.metadata import FOLDERS, LINK, CacheState
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
@@ -72,7 +72,7 @@ def _log_problems(cache_folder: Path) -> Iterator[Problem]:
         yield Problem(file=LOG, text=text, remedy="remove")
 
 
-def data_names(cache_folder: Path, *, dropped: Collection[tuple[str, int]] = (), shard: str | None = None) -> set[str]:
+def data_names(cache_folder: Path, *, dropped: Collection[CommitKey] = (), shard: str | None = None) -> set[str]:
     """Names of the data under `shards/` that commits name; damaged indexes are passed over.
 
     Args:

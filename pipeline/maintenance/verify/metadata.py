@@ -15,7 +15,7 @@ from typing import TypeVar
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.format.calibration import CALIBRATION, file_name_of, read_calibration
-from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths, read_shard_index
+from vfz.pipeline.format.commits import SHARDS, CommitKey, ShardIndex, committed_paths, read_shard_index
 from vfz.pipeline.format.header import CONTENTS, GOLDEN, HEADER, CacheHeader, Contents, read_contents_file, read_header
 from vfz.pipeline.format.plan import PLAN, Plan, read_plan
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
@@ -45,8 +45,8 @@ class CacheState:
     header: CacheHeader | None
     contents: Contents | None
     plans: tuple[Plan, ...]
-    indexes: Mapping[tuple[str, int], ShardIndex]
-    unreadable: Collection[tuple[str, int]]
+    indexes: Mapping[CommitKey, ShardIndex]
+    unreadable: Collection[CommitKey]
     named: Collection[str]
 
     @property
@@ -125,7 +125,7 @@ class _Reading:
         )
         return state, self._problems
 
-    def _try(self, name: str, read: Callable[[Path], Found], commit: tuple[str, int] | None = None) -> Found | None:
+    def _try(self, name: str, read: Callable[[Path], Found], commit: CommitKey | None = None) -> Found | None:
         self._named.append(name)
         path = self._path / name
         try:

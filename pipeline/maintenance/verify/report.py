@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vfz.pipeline.format.commits import CommitKey
 from vfz.pipeline.format.header import CONTENTS, HEADER
 from vfz.pipeline.format.plan import PLAN
 
@@ -39,7 +40,7 @@ class Problem:
     array: str | None = None
 
     @property
-    def commit(self) -> tuple[str, int] | None:
+    def commit(self) -> CommitKey | None:
         """The commit it belongs to."""
         return None if self.shard is None or self.number is None else (self.shard, self.number)
 
