@@ -1,1 +1,1 @@
-"""The files of a cache but its tokens: header, plans, ledger, commits, catalog, calibration, golden frames."""
+"""The files of a cache, all but its tokens: header, plans, ledger, commits, catalog, calibration, golden frames."""

@@ -2,7 +2,7 @@
 
 int8 and int4 subtract the offset and divide by the spread before they round (`vfz.pipeline.stores.quantization`), so
 their tokens cannot be read without it. For every precision it also says how far stored tokens lie from the encoder's
-and how well they compress, which is what decides the compression. One sealed file per column,
+and how well they compress, which decides the compression. One checked JSON file per column,
 `calibration/<layer>.<part>.json`; `vfz.json` or `contents/<n>.json` holds its digest.
 
 Shapes: M sample frames, N tokens, D channels.
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from vfz.pipeline.stores.compression import RequestedCompression
     from vfz.pipeline.stores.metadata import Column, Compression
     from vfz.pipeline.stores.quantization import ChannelStats
-
 
 CALIBRATION = "calibration"
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -111,11 +110,6 @@ class CalibratedColumn:
     column: Column
     calibration: Calibration
     digest: str
-
-
-def file_name_of(column_key: str) -> str:
-    """`layer_5/patch` to `layer_5.patch.json`."""
-    return f"{column_key.replace('/', '.')}.json"
 
 
 def calibrate(
@@ -202,6 +196,11 @@ def read_calibration(path: Path) -> Calibration:
     content = read_checked_json(path, _KEYS)
     with content_errors(path):
         return Calibration(**{**content, "offset": tuple(content["offset"]), "std": tuple(content["std"])})
+
+
+def file_name_of(column_key: str) -> str:
+    """`layer_5/patch` to `layer_5.patch.json`."""
+    return f"{column_key.replace('/', '.')}.json"
 
 
 def _check_column(path: Path, calibration: Calibration, key: str, dim: int) -> None:

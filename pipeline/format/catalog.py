@@ -1,10 +1,10 @@
-"""The consolidated ledger: which videos a cache has, in one file that opens in a second for a quarter of a million.
+"""The catalog: which videos a cache has, in one file that opens in a second for a quarter of a million.
 
 The plans and the index of every shard are the truth. `index.parquet` holds what they say together, and `index.json`
 names the files it was made from. It is a copy for speed and can be made again at any time: when a commit, plan or layer
 has come since, or either file is missing, damaged or edited, readers put the table together from plans and indexes
-(about 20 s for 240,000 videos) and say nothing. Writers may write it at the same time: the last one wins, and is
-found to be old if it missed something.
+(about 20 s for 240,000 videos) and say nothing. Several processes may write it at the same time: the last one wins, and
+is found to be out of date if it missed something.
 """
 
 from __future__ import annotations
@@ -48,23 +48,7 @@ TABLE = "index.parquet"
 SIDE = "index.json"
 CATALOG_FILES = (TABLE, SIDE)
 SIDE_KEYS = frozenset({"fingerprint", "table", "indexes", "num_plans", "num_contents", "shard_bytes"})
-
 _Commits = Mapping[str, Sequence[CommitRows]]
-
-
-class IndexFile(NamedTuple):
-    """An index file as it was when the catalog was made: the digest it carries, its size, its time of change."""
-
-    digest: str
-    num_bytes: int
-    mtime_ns: int
-
-    def is_now(self, path: Path) -> bool:
-        """Whether `path` still is that file: by size and time; in a cache that was copied, by its digest."""
-        num_bytes, mtime_ns = _stat(path)
-        if num_bytes != self.num_bytes:
-            return False
-        return mtime_ns == self.mtime_ns or read_checked_json_digest(path) == self.digest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +76,21 @@ class Catalog:
         return sum(self.shard_bytes.values())
 
 
+class IndexFile(NamedTuple):
+    """An index file as it was when the catalog was made: the digest it carries, its size, its time of change."""
+
+    digest: str
+    num_bytes: int
+    mtime_ns: int
+
+    def is_now(self, path: Path) -> bool:
+        """Whether `path` still is that file: by size and time; in a cache that was copied, by its digest."""
+        num_bytes, mtime_ns = _stat(path)
+        if num_bytes != self.num_bytes:
+            return False
+        return mtime_ns == self.mtime_ns or read_checked_json_digest(path) == self.digest
+
+
 def open_catalog(cache: CacheFolder) -> Catalog:
     """The catalog as it is now: read where `index.parquet` is up to date, else put together.
 
@@ -102,15 +101,6 @@ def open_catalog(cache: CacheFolder) -> Catalog:
     return _read(cache) or build_catalog(cache)
 
 
-def is_current(cache: CacheFolder) -> bool:
-    """Whether readers use `index.parquet`: it is there, whole, and made from the files the cache has now.
-
-    Raises:
-        CacheFormatError: when the header or the contents are damaged.
-    """
-    return _read(cache) is not None
-
-
 def current_catalog(cache: CacheFolder) -> Catalog:
     """The catalog as it is now, with its files brought up to date.
 
@@ -118,6 +108,15 @@ def current_catalog(cache: CacheFolder) -> Catalog:
         CacheFormatError, StorageError: as `write_catalog`.
     """
     return _read(cache) or write_catalog(cache)
+
+
+def is_current(cache: CacheFolder) -> bool:
+    """Whether readers use `index.parquet`: it is there, whole, and made from the files the cache has now.
+
+    Raises:
+        CacheFormatError: when the header or the contents are damaged.
+    """
+    return _read(cache) is not None
 
 
 def write_catalog(cache: CacheFolder) -> Catalog:

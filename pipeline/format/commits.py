@@ -1,9 +1,11 @@
 """The commit of a shard: its index appears at once, in full, after the data it names is safe on the disk.
 
-A writer puts its data under a name nobody else uses (`new_data_folder`), flushes it, and then links the index into
-place. A link fails when the name is taken, so of several writers of one shard exactly one commits; the others delete
-their own data. Data that no index names does not exist for readers, so a writer that dies at any moment leaves a cache
-that reads as before. The cost is a handful of flushes per shard.
+A writer puts its data under a name nobody else uses (`new_data_path`), flushes it, and then links the index into place.
+A link fails when the name is taken, so of several writers of one shard exactly one commits; the others delete their own
+data. Data that no index names does not exist for readers, so a writer that dies at any moment leaves a cache that reads
+as before.
+
+Cost: a handful of flushes per shard.
 """
 
 from __future__ import annotations
@@ -34,10 +36,8 @@ if TYPE_CHECKING:
     from vfz.pipeline.format.ledger_table import Lacking
     from vfz.pipeline.format.plan import PlannedVideo
 
-
 CommitKey = tuple[str, int]
 """What a commit is found by: its shard, and its number in that shard."""
-
 SHARDS = "shards"
 _INDEX_NAME = re.compile(r"([0-9]{5,})\.(0|[1-9][0-9]*)\.index\.json")
 _INDEX_KEYS = frozenset({"shard", "number", "plan", "fingerprint", "calibration_digest", "data", "rows", "column_keys"})
@@ -118,41 +118,6 @@ class CommitRows(NamedTuple):
     column_keys: tuple[str, ...]
 
 
-def check_row(row: LedgerRow) -> None:
-    """Refuses what the ledger's table cannot hold.
-
-    Raises:
-        ValueError, TypeError: says what.
-    """
-    counts = (row.view, row.attempts, row.num_frames, row.frame_start, abs(row.label or 0), row.duration_seconds)
-    if max(counts) > _MAX_COUNT:
-        raise ValueError(f"video {row.id!r} has a number above {_MAX_COUNT}: {counts}")
-    if any(type(split) is not str for split in row.folds.values()):
-        raise TypeError(f"video {row.id!r}: the splits of its folds are texts: {dict(row.folds)}")
-    for text in (row.source_digest or "", row.shard, *row.folds):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"video {row.id!r}: {text!r} is no Unicode text") from error
-
-
-def new_data_path(cache_folder: Path, shard: str, suffix: str) -> Path:
-    """Where a writer of that shard may put its data: a path under `shards/` that no other writer uses. Not created.
-
-    Args:
-        cache_folder: the cache.
-        shard: which one.
-        suffix: what the store's data is called, `vfz.pipeline.stores.Store.suffix`.
-    """
-    return cache_folder / SHARDS / f"{shard}-{unique_token()}{suffix}"
-
-
-def is_data_name(name: str, shard: str | None = None) -> bool:
-    """Whether data is called so: by `new_data_path`, of any shard or of that one."""
-    match = _DATA_NAME.fullmatch(name)
-    return match is not None and shard in {None, match[1]}
-
-
 def commit_shard(cache_folder: Path, index: ShardIndex) -> bool:
     """Makes a shard part of the cache, unless another writer was first.
 
@@ -188,6 +153,51 @@ def commit_shard(cache_folder: Path, index: ShardIndex) -> bool:
     return False
 
 
+def _write_index(path: Path, index: ShardIndex) -> bool:
+    """Names the data, which `ShardWriter.finish` has flushed; True when this call made the index."""
+    with storage_errors(path):
+        fsync_dir(path.parent)
+    content = {
+        "shard": index.shard,
+        "number": index.number,
+        "plan": index.plan,
+        "fingerprint": index.fingerprint,
+        "calibration_digest": index.calibration_digest,
+        "data": None if index.data is None else index.data.to_dict(),
+        "rows": [row.to_dict() for row in index.rows],
+        "column_keys": list(index.column_keys),
+    }
+    return write_checked_json_once(path, content)
+
+
+def new_data_path(cache_folder: Path, shard: str, suffix: str) -> Path:
+    """Where a writer of that shard may put its data: a path under `shards/` that no other writer uses. Not created.
+
+    Args:
+        cache_folder: the cache.
+        shard: which one.
+        suffix: what the store's data is called, `vfz.pipeline.stores.Store.suffix`.
+    """
+    return cache_folder / SHARDS / f"{shard}-{unique_token()}{suffix}"
+
+
+def is_data_name(name: str, shard: str | None = None) -> bool:
+    """Whether data is called so: by `new_data_path`, of any shard or of that one."""
+    match = _DATA_NAME.fullmatch(name)
+    return match is not None and shard in {None, match[1]}
+
+
+def committed_paths(cache_folder: Path) -> dict[CommitKey, Path]:
+    """The index files of a cache by (shard, number), in that order. Cheap: no file is opened."""
+    shards = cache_folder / SHARDS
+    if not shards.is_dir():
+        return {}
+    found = {
+        (match[1], int(match[2])): path for path in shards.iterdir() if (match := _INDEX_NAME.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
+
+
 def read_shard_index(path: Path) -> ShardIndex:
     """Reads and checks `shards/<id>.<n>.index.json`.
 
@@ -202,17 +212,6 @@ def read_shard_index(path: Path) -> ShardIndex:
     if path.name != index.name:
         raise CacheFormatError(f"{path} holds the index {index.name}: it was renamed; give it its name back")
     return index
-
-
-def committed_paths(cache_folder: Path) -> dict[CommitKey, Path]:
-    """The index files of a cache by (shard, number), in that order. Cheap: no file is opened."""
-    shards = cache_folder / SHARDS
-    if not shards.is_dir():
-        return {}
-    found = {
-        (match[1], int(match[2])): path for path in shards.iterdir() if (match := _INDEX_NAME.fullmatch(path.name))
-    }
-    return dict(sorted(found.items()))
 
 
 def check_recipe(path: Path, index: ShardIndex, fingerprint: str) -> None:
@@ -256,6 +255,24 @@ def check_commits(
                 )
 
 
+def check_row(row: LedgerRow) -> None:
+    """Refuses a row that the ledger's table cannot hold.
+
+    Raises:
+        ValueError, TypeError: says what.
+    """
+    counts = (row.view, row.attempts, row.num_frames, row.frame_start, abs(row.label or 0), row.duration_seconds)
+    if max(counts) > _MAX_COUNT:
+        raise ValueError(f"video {row.id!r} has a number above {_MAX_COUNT}: {counts}")
+    if any(type(split) is not str for split in row.folds.values()):
+        raise TypeError(f"video {row.id!r}: the splits of its folds are texts: {dict(row.folds)}")
+    for text in (row.source_digest or "", row.shard, *row.folds):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"video {row.id!r}: {text!r} is no Unicode text") from error
+
+
 def lacking_in(commits: Sequence[ShardIndex | CommitRows], column_keys: Sequence[str]) -> Mapping[VideoKey, Lacking]:
     """What the ok videos of a shard lack, and why; `column_keys` are those of the cache."""
     if not commits:
@@ -275,20 +292,3 @@ def lacking_in(commits: Sequence[ShardIndex | CommitRows], column_keys: Sequence
             if row is None or row.status != "ok":
                 lacking.setdefault(key, {})[column_key] = f"{row.status}: {row.reason}" if row else ""
     return lacking
-
-
-def _write_index(path: Path, index: ShardIndex) -> bool:
-    """Names the data, which `ShardWriter.finish` has flushed; True when this call made the index."""
-    with storage_errors(path):
-        fsync_dir(path.parent)
-    content = {
-        "shard": index.shard,
-        "number": index.number,
-        "plan": index.plan,
-        "fingerprint": index.fingerprint,
-        "calibration_digest": index.calibration_digest,
-        "data": None if index.data is None else index.data.to_dict(),
-        "rows": [row.to_dict() for row in index.rows],
-        "column_keys": list(index.column_keys),
-    }
-    return write_checked_json_once(path, content)

@@ -31,22 +31,6 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.format.header import Contents
 
-
-@dataclass(frozen=True, kw_only=True)
-class FrameSample:
-    """M frames in view 0.
-
-    Attributes:
-        pixels_MCHW: uint8, before normalisation.
-        video_ids: [M].
-        pts_seconds: [M].
-    """
-
-    pixels_MCHW: torch.Tensor
-    video_ids: tuple[str, ...]
-    pts_seconds: tuple[float, ...]
-
-
 NUM_GOLDEN_FRAMES = 16
 FRAMES_FILE = "frames.npz"
 _FRAME_KEYS = ("pixels_GCHW", "video_ids", PTS_KEY)
@@ -71,6 +55,21 @@ class GoldenFrames:
     video_ids: tuple[str, ...]
     pts_seconds: tuple[float, ...]
     arrays: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSample:
+    """M frames of a dataset, in view 0; the first of them become golden frames.
+
+    Attributes:
+        pixels_MCHW: uint8, before normalisation.
+        video_ids: [M].
+        pts_seconds: [M].
+    """
+
+    pixels_MCHW: torch.Tensor
+    video_ids: tuple[str, ...]
+    pts_seconds: tuple[float, ...]
 
 
 def write_golden_frames(cache_folder: Path, sample: FrameSample) -> dict[str, str]:

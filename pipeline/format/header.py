@@ -40,12 +40,40 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.format.calibration import CalibratedColumn
 
-
+HEADER = "vfz.json"
 CONTENTS = "contents"
-_NAME = re.compile(r"([1-9][0-9]*)\.json")
-_KEYS = frozenset({"dataset", "class_names", "store", "layers", "golden"})
-_GOLDEN_NAME = re.compile(r"[A-Za-z0-9_-]+\.npz")
+GOLDEN = "golden"
+_HEADER_KEYS = frozenset({"recipe", "fingerprint", "contents", "provenance"})
+_CONTENTS_KEYS = frozenset({"dataset", "class_names", "store", "layers", "golden"})
 _COLUMN_KEYS = frozenset({"num_tokens", "dim", "compression", "calibration_sha256"})
+_CONTENTS_NAME = re.compile(r"([1-9][0-9]*)\.json")
+_GOLDEN_NAME = re.compile(r"[A-Za-z0-9_-]+\.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheHeader:
+    """The content of `vfz.json`.
+
+    Attributes:
+        recipe: what decides a stored number, as plain JSON values.
+        fingerprint: SHA-256 of the recipe's canonical JSON.
+        contents: what the cache was created with; `CacheFolder.contents` gives what it holds now.
+        provenance: who made it with what; decides nothing.
+    """
+
+    recipe: Mapping[str, Any]
+    fingerprint: str
+    contents: Contents
+    provenance: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if fingerprint_of(self.recipe) != self.fingerprint:
+            raise ValueError(f"the fingerprint {self.fingerprint!r} is not that of the recipe")
+
+    @property
+    def precision(self) -> str:
+        """How tokens are stored: fp32, fp16, int8 or int4."""
+        return precision_of(self.recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +142,8 @@ class Contents:
         Raises:
             TypeError, ValueError, KeyError, AttributeError: when the values are not of that form.
         """
-        if values.keys() != _KEYS:
-            raise ValueError(f"contents have the fields {sorted(values)}, expected {sorted(_KEYS)}")
+        if values.keys() != _CONTENTS_KEYS:
+            raise ValueError(f"contents have the fields {sorted(values)}, expected {sorted(_CONTENTS_KEYS)}")
         if type(values["class_names"]) is not list:
             raise TypeError(f"contents.class_names is {values['class_names']!r}; a list is expected")
         columns, calibrations = [], {}
@@ -189,83 +217,6 @@ class Contents:
         return sha256_hex(canonical_json(digests)) if digests else None
 
 
-def sorted_columns(columns: list[Column]) -> tuple[Column, ...]:
-    """Columns in the order they are stored: layer 2 before 11 before final, patch before prefix."""
-
-    def order(column: Column) -> tuple[bool, int, str, str]:
-        numbered = column.layer.isdecimal()
-        return not numbered, int(column.layer) if numbered else 0, column.layer, column.part
-
-    return tuple(sorted(columns, key=order))
-
-
-def contents_paths(cache_folder: Path) -> list[Path]:
-    """The files `contents/<n>.json`, oldest first. Cheap: none is opened.
-
-    Raises:
-        CacheFormatError: when a number is left out.
-    """
-    folder = cache_folder / CONTENTS
-    if not folder.is_dir():
-        return []
-    found = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
-    if sorted(found) != list(range(1, len(found) + 1)):
-        raise CacheFormatError(f"{folder} holds the numbers {sorted(found)}; one is missing: restore it")
-    return [found[number] for number in sorted(found)]
-
-
-def read_contents_file(path: Path, precision: str) -> Contents:
-    """One `contents/<n>.json`.
-
-    Raises:
-        CacheFormatError: when it is missing or damaged.
-    """
-    content = read_checked_json(path, _KEYS)
-    with content_errors(path):
-        return Contents.from_dict(content, precision=precision)
-
-
-HEADER = "vfz.json"
-GOLDEN = "golden"
-_HEADER_KEYS = frozenset({"recipe", "fingerprint", "contents", "provenance"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheHeader:
-    """The content of `vfz.json`.
-
-    Attributes:
-        recipe: what decides a stored number, as plain JSON values.
-        fingerprint: SHA-256 of the recipe's canonical JSON.
-        contents: what the cache was created with; `CacheFolder.contents` gives what it holds now.
-        provenance: who made it with what; decides nothing.
-    """
-
-    recipe: Mapping[str, Any]
-    fingerprint: str
-    contents: Contents
-    provenance: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if fingerprint_of(self.recipe) != self.fingerprint:
-            raise ValueError(f"the fingerprint {self.fingerprint!r} is not that of the recipe")
-
-    @property
-    def precision(self) -> str:
-        """How tokens are stored: fp32, fp16, int8 or int4."""
-        return precision_of(self.recipe)
-
-
-def precision_of(recipe: Mapping[str, Any]) -> str:
-    """The stored precision that a recipe (as plain JSON values) names."""
-    return str(recipe["storage"]["precision"])
-
-
-def fingerprint_of(recipe: Mapping[str, Any]) -> str:
-    """SHA-256 of a recipe's canonical JSON."""
-    return sha256_hex(canonical_json(recipe))
-
-
 def create_cache(
     folder: Path,
     *,
@@ -305,6 +256,21 @@ def create_cache(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _rename_once(temporary: Path, folder: Path) -> bool:
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise
+        if (folder / HEADER).exists():
+            return False
+        raise CacheFormatError(
+            f"{folder} exists and is not a cache (no {HEADER}); move it away or choose another --out or --name"
+        ) from error
+    fsync_dir(folder.parent)
+    return True
+
+
 def read_header(folder: Path) -> CacheHeader:
     """Reads and checks `vfz.json`.
 
@@ -324,16 +290,47 @@ def read_header(folder: Path) -> CacheHeader:
         return CacheHeader(**{**content, "contents": contents})
 
 
-def _rename_once(temporary: Path, folder: Path) -> bool:
-    try:
-        temporary.rename(folder)
-    except OSError as error:
-        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-            raise
-        if (folder / HEADER).exists():
-            return False
-        raise CacheFormatError(
-            f"{folder} exists and is not a cache (no {HEADER}); move it away or choose another --out or --name"
-        ) from error
-    fsync_dir(folder.parent)
-    return True
+def read_contents_file(path: Path, precision: str) -> Contents:
+    """One `contents/<n>.json`.
+
+    Raises:
+        CacheFormatError: when it is missing or damaged.
+    """
+    content = read_checked_json(path, _CONTENTS_KEYS)
+    with content_errors(path):
+        return Contents.from_dict(content, precision=precision)
+
+
+def contents_paths(cache_folder: Path) -> list[Path]:
+    """The files `contents/<n>.json`, oldest first. Cheap: none is opened.
+
+    Raises:
+        CacheFormatError: when a number is left out.
+    """
+    folder = cache_folder / CONTENTS
+    if not folder.is_dir():
+        return []
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _CONTENTS_NAME.fullmatch(path.name))}
+    if sorted(found) != list(range(1, len(found) + 1)):
+        raise CacheFormatError(f"{folder} holds the numbers {sorted(found)}; one is missing: restore it")
+    return [found[number] for number in sorted(found)]
+
+
+def sorted_columns(columns: list[Column]) -> tuple[Column, ...]:
+    """Columns in the order they are stored: layer 2 before 11 before final, patch before prefix."""
+
+    def order(column: Column) -> tuple[bool, int, str, str]:
+        numbered = column.layer.isdecimal()
+        return not numbered, int(column.layer) if numbered else 0, column.layer, column.part
+
+    return tuple(sorted(columns, key=order))
+
+
+def fingerprint_of(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe's canonical JSON."""
+    return sha256_hex(canonical_json(recipe))
+
+
+def precision_of(recipe: Mapping[str, Any]) -> str:
+    """The stored precision that a recipe (as plain JSON values) names."""
+    return str(recipe["storage"]["precision"])

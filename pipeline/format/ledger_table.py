@@ -26,7 +26,6 @@ from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 FOLD_PREFIX = "fold_"
 _FIELDS: dict[str, Any] = {
     "id": pa.string(),
@@ -47,7 +46,6 @@ _TEXTS = ("id", "split", "reason", "source_path")
 _LACKING = pa.list_(pa.string())
 _ROWS_AT_ONCE = 4096
 _MANY_NAMES = 2000
-
 Lacking = Mapping[str, str]
 """Why a video that is ok has no tokens of a column, by column key; empty text where its commit is still pending."""
 
@@ -70,113 +68,6 @@ def ledger_table(rows: Sequence[LedgerRow], lacking: Mapping[VideoKey, Lacking])
     columns["lacking"] = pa.array([list(one) for one in of_row], _LACKING)
     columns["lacking_reasons"] = pa.array([list(map(to_utf8, one.values())) for one in of_row], _LACKING)
     return pa.table(columns)
-
-
-def to_utf8(text: str) -> str:
-    """A text as the table keeps it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "\0" + json.dumps(text)
-    return "\0" + json.dumps(text) if text.startswith("\0") else text
-
-
-def from_utf8(text: str) -> str:
-    """The inverse of `to_utf8`."""
-    return str(json.loads(text[1:])) if text.startswith("\0") else text
-
-
-def distinct(table: pa.Table, column: str) -> list[Any]:
-    """The values of a column, each once, sorted; None left out."""
-    values = [value for value in pc.unique(table[column]).to_pylist() if value is not None]
-    return sorted(map(from_utf8, values) if pa.types.is_string(table[column].type) else values)
-
-
-def in_split(table: pa.Table, split: str | None, *, view: int, fold: str | None, where: str) -> NDArray[np.bool_]:
-    """Which rows belong to a split and view, [rows].
-
-    Args:
-        table: the ledger.
-        split: its name; None means all.
-        view: which crop.
-        fold: the official fold in which `split` is meant; rows that are not in it are out.
-        where: the cache, for messages.
-
-    Raises:
-        UnknownNameError: when no row belongs to the split or the fold.
-    """
-    column, kind = "split", f"split of {where}"
-    if fold is not None:
-        column, kind = FOLD_PREFIX + fold, f"split of fold {fold} of {where}"
-        folds = [name.removeprefix(FOLD_PREFIX) for name in table.column_names if name.startswith(FOLD_PREFIX)]
-        if fold not in folds:
-            raise UnknownNameError(f"fold of {where}", fold, folds)
-    mask = pc.equal(table["view"], view)
-    if split is None:
-        return _as_mask(pc.and_(mask, pc.is_valid(table[column])))
-    if split not in (known := distinct(table, column)):
-        raise UnknownNameError(kind, split, known)
-    return _as_mask(pc.and_(mask, pc.equal(table[column], to_utf8(split))))
-
-
-def has_all(table: pa.Table, column_keys: Sequence[str]) -> NDArray[np.bool_]:
-    """Which rows are ok and lack none of the columns, [rows]."""
-    mask = _as_mask(pc.equal(table["status"], "ok"))
-    lacking = table["lacking"].combine_chunks()
-    wanted = pc.is_in(pc.list_flatten(lacking), pa.array(column_keys, pa.string()))
-    mask[pc.list_parent_indices(lacking).filter(wanted).to_numpy()] = False
-    return mask
-
-
-def what_is_pending(table: pa.Table) -> str:
-    """What is still to be extracted, in words; empty when nothing is."""
-    if not table.num_rows:
-        return "no video is planned yet"
-    if num_pending := int(_as_mask(pc.equal(table["status"], "pending")).sum()):
-        return f"{num_pending} of {table.num_rows} videos are pending"
-    reasons = pc.list_flatten(table["lacking_reasons"])
-    keys = pc.list_flatten(table["lacking"]).filter(pc.equal(reasons, ""))
-    counts = pc.value_counts(keys).to_pylist()
-    return ", ".join(f"{count['values']} of {count['counts']} videos is pending" for count in counts)
-
-
-def table_digest(table: pa.Table) -> str:
-    """SHA-256 over what can be read: id, view, status, frames, shard and lacking columns of every row, sorted."""
-    names = ["id", "view", "status", "num_frames", "shard", "lacking"]
-    rows = table.select(names).sort_by([("id", "ascending"), ("view", "ascending")])
-    return sha256_hex(b"\n".join(canonical_json(rows[name].to_pylist()) for name in names))
-
-
-def _as_mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """A column of truth values as a new array; None counts as false."""
-    return np.array(pc.fill_null(values, fill_value=False).to_numpy(), dtype=np.bool_)
-
-
-def lacking_rows(table: pa.Table) -> list[LedgerRow]:
-    """What became of columns that ok videos could not be given: a row per video, failed or missing, that says why."""
-    lacking = table["lacking_reasons"].combine_chunks()
-    told = pc.not_equal(pc.list_flatten(lacking), "")
-    rows = []
-    for position in sorted(set(pc.list_parent_indices(lacking).filter(told).to_pylist())):
-        row, found = LedgerRows(table)[position], table.slice(position, 1).to_pylist()[0]
-        reasons = {
-            key: from_utf8(reason)
-            for key, reason in zip(found["lacking"], found["lacking_reasons"], strict=True)
-            if reason
-        }
-        failed = any(reason.startswith("failed") for reason in reasons.values())
-        text = "; ".join(f"{key}: {reason}" for key, reason in reasons.items())
-        rows.append(
-            replace(
-                row,
-                status="failed" if failed else "missing",
-                reason=text,
-                num_frames=0,
-                frame_start=0,
-                duration_seconds=0.0,
-            )
-        )
-    return rows
 
 
 class LedgerRows(Sequence[LedgerRow]):
@@ -284,3 +175,110 @@ class VideoLookup:
         if len(self._sorted_ids) <= _MANY_NAMES:
             return self._sorted_ids
         return self._sorted_ids[max(0, middle - _MANY_NAMES // 2) : middle + _MANY_NAMES // 2]
+
+
+def in_split(table: pa.Table, split: str | None, *, view: int, fold: str | None, where: str) -> NDArray[np.bool_]:
+    """Which rows belong to a split and view, [rows].
+
+    Args:
+        table: the ledger.
+        split: its name; None means all.
+        view: which crop.
+        fold: the official fold in which `split` is meant; rows that are not in it are out.
+        where: the cache, for messages.
+
+    Raises:
+        UnknownNameError: when no row belongs to the split or the fold.
+    """
+    column, kind = "split", f"split of {where}"
+    if fold is not None:
+        column, kind = FOLD_PREFIX + fold, f"split of fold {fold} of {where}"
+        folds = [name.removeprefix(FOLD_PREFIX) for name in table.column_names if name.startswith(FOLD_PREFIX)]
+        if fold not in folds:
+            raise UnknownNameError(f"fold of {where}", fold, folds)
+    mask = pc.equal(table["view"], view)
+    if split is None:
+        return _as_mask(pc.and_(mask, pc.is_valid(table[column])))
+    if split not in (known := distinct(table, column)):
+        raise UnknownNameError(kind, split, known)
+    return _as_mask(pc.and_(mask, pc.equal(table[column], to_utf8(split))))
+
+
+def has_all(table: pa.Table, column_keys: Sequence[str]) -> NDArray[np.bool_]:
+    """Which rows are ok and lack none of the columns, [rows]."""
+    mask = _as_mask(pc.equal(table["status"], "ok"))
+    lacking = table["lacking"].combine_chunks()
+    wanted = pc.is_in(pc.list_flatten(lacking), pa.array(column_keys, pa.string()))
+    mask[pc.list_parent_indices(lacking).filter(wanted).to_numpy()] = False
+    return mask
+
+
+def distinct(table: pa.Table, column: str) -> list[Any]:
+    """The values of a column, each once, in order; None is left out."""
+    values = [value for value in pc.unique(table[column]).to_pylist() if value is not None]
+    return sorted(map(from_utf8, values) if pa.types.is_string(table[column].type) else values)
+
+
+def what_is_pending(table: pa.Table) -> str:
+    """What is still to be extracted, in words; empty when nothing is."""
+    if not table.num_rows:
+        return "no video is planned yet"
+    if num_pending := int(_as_mask(pc.equal(table["status"], "pending")).sum()):
+        return f"{num_pending} of {table.num_rows} videos are pending"
+    reasons = pc.list_flatten(table["lacking_reasons"])
+    keys = pc.list_flatten(table["lacking"]).filter(pc.equal(reasons, ""))
+    counts = pc.value_counts(keys).to_pylist()
+    return ", ".join(f"{count['values']} of {count['counts']} videos is pending" for count in counts)
+
+
+def lacking_rows(table: pa.Table) -> list[LedgerRow]:
+    """Videos that are ok and have no tokens of some column: a row for each, failed or missing, that says why."""
+    lacking = table["lacking_reasons"].combine_chunks()
+    told = pc.not_equal(pc.list_flatten(lacking), "")
+    rows = []
+    for position in sorted(set(pc.list_parent_indices(lacking).filter(told).to_pylist())):
+        row, found = LedgerRows(table)[position], table.slice(position, 1).to_pylist()[0]
+        reasons = {
+            key: from_utf8(reason)
+            for key, reason in zip(found["lacking"], found["lacking_reasons"], strict=True)
+            if reason
+        }
+        failed = any(reason.startswith("failed") for reason in reasons.values())
+        text = "; ".join(f"{key}: {reason}" for key, reason in reasons.items())
+        rows.append(
+            replace(
+                row,
+                status="failed" if failed else "missing",
+                reason=text,
+                num_frames=0,
+                frame_start=0,
+                duration_seconds=0.0,
+            )
+        )
+    return rows
+
+
+def table_digest(table: pa.Table) -> str:
+    """SHA-256 over what can be read: id, view, status, frames, shard and lacking columns of every row, sorted."""
+    names = ["id", "view", "status", "num_frames", "shard", "lacking"]
+    rows = table.select(names).sort_by([("id", "ascending"), ("view", "ascending")])
+    return sha256_hex(b"\n".join(canonical_json(rows[name].to_pylist()) for name in names))
+
+
+def to_utf8(text: str) -> str:
+    """A text as the table keeps it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "\0" + json.dumps(text)
+    return "\0" + json.dumps(text) if text.startswith("\0") else text
+
+
+def from_utf8(text: str) -> str:
+    """The inverse of `to_utf8`."""
+    return str(json.loads(text[1:])) if text.startswith("\0") else text
+
+
+def _as_mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """A column of truth values as a new array; None counts as false."""
+    return np.array(pc.fill_null(values, fill_value=False).to_numpy(), dtype=np.bool_)
