@@ -27,15 +27,6 @@ if TYPE_CHECKING:
     from vfz.pipeline.stores.metadata import Column
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """What the tasks of an array share: where the shards are, and which column is read."""
-
-    source: ShardSource
-    column: Column
-    calibration: Calibration | None
-
-
 def tokens_as_dask(
     rows: Sequence[LedgerRow], column: Column, calibration: Calibration | None, source: ShardSource
 ) -> dask.array.Array:
@@ -55,8 +46,10 @@ def tokens_as_dask(
             runs[-1].append(row)
         else:
             runs.append([row])
-    reading = _Reading(source=replace(source, path=source.path.resolve()), column=column, calibration=calibration)
-    shared = delayed(reading)
+    array_source = _ArraySource(
+        source=replace(source, path=source.path.resolve()), column=column, calibration=calibration
+    )
+    shared = delayed(array_source)
     read = delayed(_read_chunk)
     chunks = []
     for run in runs:
@@ -67,18 +60,29 @@ def tokens_as_dask(
     return tokens
 
 
-def _read_chunk(reading: _Reading, shard: str, videos: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
+@dataclass(frozen=True, kw_only=True)
+class _ArraySource:
+    """What the tasks of an array share: where the shards are, and which column is read."""
+
+    source: ShardSource
+    column: Column
+    calibration: Calibration | None
+
+
+def _read_chunk(array_source: _ArraySource, shard: str, videos: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
     """Tokens of videos (id, view, frames) of one shard, one after the other, float32 [F, N, D]."""
-    column = reading.column
-    shards = OpenShards(reading.source)
+    column = array_source.column
+    shards = OpenShards(array_source.source)
     places = []
     for video_id, view, _ in videos:
         (place,) = shards.find(shard, (column.key,), (video_id, view))
         if place is None:
-            raise CacheFormatError(f"shard {shard} of {reading.source.path} has no {column.key} of video {video_id!r}")
+            raise CacheFormatError(
+                f"shard {shard} of {array_source.source.path} has no {column.key} of video {video_id!r}"
+            )
         places.append(place)
     tokens = np.empty((sum(num for *_, num in videos), column.num_tokens, column.dim), np.float32)
-    calibrations = {column.key: reading.calibration} if reading.calibration else {}
+    calibrations = {column.key: array_source.calibration} if array_source.calibration else {}
     start = 0
     for (video_id, _, num_frames), (reader, frame_start) in zip(videos, places, strict=True):
         in_shard = np.arange(frame_start, frame_start + num_frames)

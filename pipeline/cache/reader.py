@@ -1,15 +1,15 @@
 """From a video and frame numbers to the bytes of every column asked for, copied to where the caller wants them.
 
-The hot path of training: a look-up in two dicts, one addition, and a copy per array. Everything else is done for all
-clips of a batch before the first of them is copied. Nothing is allocated before the video and its shard are found.
+`ClipReader` is the hot path of training: a look-up in two dicts, one addition, and a copy per array. Everything else is
+done for all clips of a batch before the first of them is copied. Nothing is allocated before the video and its shard
+are found.
+
+`OpenShards` opens a shard when it is first read, in the process that reads it; what the shard's indexes say is read and
+checked then, and not when the cache is opened. The number of shards with open files is bounded by what the system
+allows. Readers stay, so that a chunk's checksum is compared once per process however often its file is closed and
+opened. Nothing open is shared over a fork or a pickle.
 
 Shapes: T frames of a clip, N tokens, D channels.
-
-The shards of a cache, each opened when it is first read, in the process that reads it.
-
-What a shard's indexes say is read and checked then, and not before: opening a cache touches none of them. The number of
-shards with open files is bounded by what the system allows; readers stay, so that a chunk's checksum is compared once
-per process however often its file is closed and opened. Nothing open is shared over a fork or a pickle.
 """
 
 from __future__ import annotations
@@ -56,26 +56,12 @@ if TYPE_CHECKING:
     from vfz.pipeline.stores import ShardData
     from vfz.pipeline.stores.base import Copy, FrameNumbers
 
-
 _ArrayKeys: TypeAlias = Mapping[str, tuple[str, ...]]
 """Keys of a column's arrays, by the key of the column: made once for all clips of a batch."""
 _Places: TypeAlias = "Mapping[tuple[ShardReader, int], list[str]]"
 """Keys of arrays, by where they are: a commit's reader, and the video's first frame there."""
 _NOT_YET = "not extracted yet; run the same vfz extract again"
-
-
-class _LocatedClip(NamedTuple):
-    """A clip that can be read.
-
-    Attributes:
-        position: of the video's row in the ledger.
-        video: its id and view.
-        frames: [T] in the video.
-    """
-
-    position: int
-    video: VideoKey
-    frames: FrameNumbers
+_MAX_OPEN_FILES = 1 << 16
 
 
 class ClipReader:
@@ -236,6 +222,20 @@ class ClipReader:
             copy_frames(out, frames)
 
 
+class _LocatedClip(NamedTuple):
+    """A clip that can be read.
+
+    Attributes:
+        position: of the video's row in the ledger.
+        video: its id and view.
+        frames: [T] in the video.
+    """
+
+    position: int
+    video: VideoKey
+    frames: FrameNumbers
+
+
 def _fill_frame_numbers(numbers_BT: NDArray[np.int64], clips: Sequence[FrameNumbers]) -> None:
     """Writes down the frames of every clip; ranges all at once."""
     ranges = [frames if isinstance(frames, range) else range(0) for frames in clips]
@@ -257,37 +257,6 @@ def _shifted(frames: FrameNumbers, start: int) -> FrameNumbers:
 
 def _array_keys(columns: Columns) -> _ArrayKeys:
     return {column.key: tuple(spec.key for spec in column.arrays) for column in columns.values()}
-
-
-_MAX_OPEN_FILES = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardSource:
-    """Where shards are, and what they must fit.
-
-    Attributes:
-        path: the cache's folder.
-        fingerprint: of its recipe.
-        contents: its columns.
-        index_digests: of the index files that count, by file name.
-        checksums: when chunks are compared with theirs.
-    """
-
-    path: Path
-    fingerprint: str
-    contents: Contents
-    index_digests: Mapping[str, str]
-    checksums: Checksums
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Commit:
-    """One commit of a shard: its reader, and where in it each ok video begins."""
-
-    reader: ShardReader
-    column_keys: frozenset[str]
-    starts: Mapping[VideoKey, int]
 
 
 class OpenShards:
@@ -356,7 +325,7 @@ class OpenShards:
             self._close(shard)
 
     def _opened(self, shard: str) -> tuple[_Commit, ...]:
-        """The shard's commits; closes the files of the shard not used for longest when too many are open."""
+        """The shard's commits. When too many shards are open, the files of the longest-unused one are closed."""
         if self._pid != os.getpid():
             self._begin_process()
         with self._lock:
@@ -391,6 +360,34 @@ class OpenShards:
     def _close(self, shard: str) -> None:
         for commit in self._commits[shard]:
             commit.reader.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSource:
+    """Where shards are, and what they must fit.
+
+    Attributes:
+        path: the cache's folder.
+        fingerprint: of its recipe.
+        contents: its columns.
+        index_digests: of the index files that count, by file name.
+        checksums: when chunks are compared with theirs.
+    """
+
+    path: Path
+    fingerprint: str
+    contents: Contents
+    index_digests: Mapping[str, str]
+    checksums: Checksums
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Commit:
+    """One commit of a shard: its reader, and where in it each ok video begins."""
+
+    reader: ShardReader
+    column_keys: frozenset[str]
+    starts: Mapping[VideoKey, int]
 
 
 def _compact(data: ShardData) -> ShardData:
