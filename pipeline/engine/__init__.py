@@ -1,4 +1,4 @@
-"""Where shards are extracted: in this process, or on a dask cluster; `ranks` deals them to processes beforehand."""
+"""From tasks to committed shards: in this process, or on a dask cluster."""
 
 from __future__ import annotations
 

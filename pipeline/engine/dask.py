@@ -61,7 +61,7 @@ def run_dask(
 
     Raises:
         EngineError: the scheduler cannot be reached, or a shard loses one worker after the other.
-        VfzError: whatever a worker raised. Shards that workers have in hand then are finished where the cluster stays.
+        VfzError: whatever a worker raised. Shards in progress then are finished where the cluster stays.
         KeyboardInterrupt: it was asked to stop, and shards are left.
     """
     num_workers = min(int(cluster), len(tasks)) if cluster.isdecimal() else None
@@ -137,7 +137,7 @@ def _stop(maker: str, dask_worker: Worker) -> None:
 def _results(
     client: Client, maker: str, tasks: Sequence[ShardTask], stop: StopRequest, progress: Progress
 ) -> Iterator[ShardResult]:
-    """Results as they come, until someone asks to stop; then those of the shards in hand, for some seconds."""
+    """Results as they come, until someone asks to stop; then those of the shards in progress, for some seconds."""
     waiting = iter(tasks)
     num_left = len(tasks)
     is_told = False

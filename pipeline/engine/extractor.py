@@ -87,7 +87,7 @@ class ShardExtractor:
 
         Raises:
             KeyboardInterrupt: it was asked to stop, and shards are left.
-            StorageError: the disk is full; nothing of the shard in hand is left.
+            StorageError: the disk is full; nothing of the shard in progress is left.
             RunError: no decode process can be started.
         """
         tasks, stop, stages = list(tasks), stop or StopRequest(), Stages()

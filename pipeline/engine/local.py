@@ -1,10 +1,9 @@
-"""A share of the shards for each of several processes that know nothing of each other: `--rank R --world-size W`.
+"""Shards in this process, one after the other; and a share of them for each of several processes.
 
-Shards are dealt by their numbers, so that all processes agree without a word; what they share is the cache's folder. A
-process that starts over does the rest of its own share, and one that never comes back leaves its shards to be seen in
-the cache as pending: any run with other ranks, or none, does them.
-
-Shards one after the other in this process.
+The processes of `--rank R --world-size W` know nothing of each other. Shards are dealt by their numbers, so that all
+processes agree without a word; what they share is the cache's folder. A process that starts over does the rest of its
+own share. One that never comes back leaves its shards pending in the cache: any run with other ranks, or none, does
+them.
 """
 
 from __future__ import annotations
@@ -26,6 +25,15 @@ if TYPE_CHECKING:
     from vfz.pipeline.progress import Progress
 
 
+def run_local(
+    job: ExtractionJob, tasks: Iterable[ShardTask], *, progress: Progress, encoder: FrozenEncoder | None = None
+) -> Iterator[ShardResult]:
+    """The result of each task, as it is committed; `encoder` is the job's where it is built already."""
+    extractor = ShardExtractor(job, progress=progress, encoder=encoder)
+    with stop_on_signals() as stop:
+        yield from extractor.extract_all(tasks, stop=stop)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """Which part of the work is done here: share number `rank`, counted from 0, of `world_size`."""
@@ -36,6 +44,9 @@ class Share:
     def of(self, tasks: Iterable[ShardTask]) -> list[ShardTask]:
         """The tasks that are done here; all of a shard's are, whichever columns they add."""
         return [task for task in tasks if int(task.shard) % self.world_size == self.rank]
+
+
+_SLURM_NAMES = ("ID", "MIN", "MAX", "COUNT")
 
 
 def choose_share(rank: str | None, world_size: int | None, *, environment: Mapping[str, str] = os.environ) -> Share:
@@ -61,9 +72,6 @@ def choose_share(rank: str | None, world_size: int | None, *, environment: Mappi
     )
 
 
-_SLURM_NAMES = ("ID", "MIN", "MAX", "COUNT")
-
-
 def _slurm_share(array: Mapping[str, int]) -> Share:
     if array["MAX"] - array["MIN"] + 1 != array["COUNT"]:
         raise UsageError(
@@ -71,12 +79,3 @@ def _slurm_share(array: Mapping[str, int]) -> Share:
             "gaps; give --rank $SLURM_ARRAY_TASK_ID and the --world-size that the numbers are shares of"
         )
     return Share(rank=array["ID"] - array["MIN"], world_size=array["COUNT"])
-
-
-def run_local(
-    job: ExtractionJob, tasks: Iterable[ShardTask], *, progress: Progress, encoder: FrozenEncoder | None = None
-) -> Iterator[ShardResult]:
-    """The result of each task, as it is committed; `encoder` is the job's where it is built already."""
-    extractor = ShardExtractor(job, progress=progress, encoder=encoder)
-    with stop_on_signals() as stop:
-        yield from extractor.extract_all(tasks, stop=stop)

@@ -1,9 +1,8 @@
-"""What extraction measures of itself: how fast it is, how busy each stage, and which one holds the others up.
+"""What extraction measures of itself: how fast it is, how busy each stage is, and which one holds the others up.
 
-`extract.jsonl` in a cache's folder: one line for each shard that was made, by whatever process, to look at later.
-
-A line is appended with one write, so that processes do not mix theirs, and carries its own CRC-32C. No reader of tokens
-looks at it.
+It is shown while a run goes on, and kept in `extract.jsonl` in the cache's folder: one line for each shard that was
+made, by whatever process, to look at later. A line is appended with one write, so that processes do not mix theirs, and
+carries its own CRC-32C. No reader of tokens looks at it.
 """
 
 from __future__ import annotations
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from vfz.pipeline.decoding.pool import DecodePool
     from vfz.pipeline.engine.tasks import ShardResult
     from vfz.pipeline.format.commits import CommitKey
+
+LOG = "extract.jsonl"
+_CRC = "crc32c"
 
 
 class RunTotals:
@@ -110,7 +112,7 @@ class RunMeter:
             stage: self._done.stage_seconds[stage] + sum(shard.stage_seconds[stage] for shard in in_progress)
             for stage in STAGES
         }
-        stage_seconds[DECODE] = self._pool.figures.busy_seconds / self._pool.num_workers  # shards in hand lag behind
+        stage_seconds[DECODE] = self._pool.figures.busy_seconds / self._pool.num_workers  # unfinished shards lag behind
         return shown_figures(
             busy_shares(stage_seconds, seconds=seconds),
             frames_per_second=(self._done.num_encoded + sum(shard.num_frames for shard in in_progress)) / seconds,
@@ -149,12 +151,8 @@ def bottleneck_of(busy: Mapping[str, float]) -> str:
     return max(busy, key=lambda stage: busy[stage])
 
 
-LOG = "extract.jsonl"
-_CRC = "crc32c"
-
-
 def log_shard(cache: Path, result: ShardResult) -> None:
-    """Appends a line.
+    """Appends the line of a shard that was made.
 
     Raises:
         StorageError: when the disk is full or refuses to be written.
@@ -173,7 +171,7 @@ def log_shard(cache: Path, result: ShardResult) -> None:
         "seconds": round(result.seconds, 4),
         "stage_seconds": {stage: round(spent, 4) for stage, spent in result.stage_seconds.items()},
     }
-    line = _sealed(content) + b"\n"
+    line = _with_crc(content) + b"\n"
     path = cache / LOG
     with storage_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -192,7 +190,7 @@ def read_log(cache: Path) -> tuple[list[dict[str, Any]], list[int]]:
         try:
             content = json.loads(text)
             content.pop(_CRC)
-            whole = text == _sealed(content)
+            whole = text == _with_crc(content)
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             whole = False
         if whole:
@@ -204,5 +202,6 @@ def read_log(cache: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return lines, damaged
 
 
-def _sealed(content: Mapping[str, Any]) -> bytes:
+def _with_crc(content: Mapping[str, Any]) -> bytes:
+    """The text of a line, without its end."""
     return canonical_json({**content, _CRC: google_crc32c.value(canonical_json(content))})

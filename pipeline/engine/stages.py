@@ -1,14 +1,14 @@
-"""The last stage of extraction: tokens into the store, and the commit of every shard.
+"""The first and the last stage of extraction: frames in batches for the encoder, and tokens into committed shards.
 
-Frames of a video that cannot be decoded in full, or whose tokens are not finite, may have been written when that is
-found out; they are taken back before the next video begins. So such a video leaves nothing but its ledger row.
-
-The first stage of extraction: frames of decoded videos, resized and cropped, in batches for the encoder.
-
+`BatchFeeder` resizes and crops the frames of decoded videos, where the encoder runs, and gathers them in batches.
 Batches cross videos but never shards. Videos are taken in stored order whatever process decoded them, so the batches,
-and with them every byte, are the same on each run. Resizing and cropping run where the encoder does.
+and with them every byte, are the same on each run.
 
-Cost: one thread; on the CPU some 0.3 ms a frame of 256 x 256 pixels.
+`ShardCommitter` writes tokens into the store and commits every shard. Frames of a video that cannot be decoded in full,
+or whose tokens are not finite, may have been written when that is found out; they are taken back before the next video
+begins. So such a video leaves nothing but its ledger row.
+
+Cost: one thread each; on the CPU the first takes some 0.3 ms a frame of 256 x 256 pixels.
 """
 
 from __future__ import annotations
@@ -58,125 +58,6 @@ if TYPE_CHECKING:
     from vfz.pipeline.progress import StopRequest
     from vfz.pipeline.recipe import Recipe
     from vfz.pipeline.stores import ShardData
-
-
-class ShardCommitter:
-    """Writes and commits shards of one cache, one after the other.
-
-    Args:
-        cache: its folder.
-        contents: what it holds.
-    """
-
-    def __init__(self, cache: CacheFolder, contents: Contents) -> None:
-        self._cache, self._contents = cache, contents
-        self._store = get_store(contents.store)
-
-    def run(self, tokens: Channel[ToWriter], results: Channel[ShardResult]) -> None:
-        """Makes every shard that comes, until all have.
-
-        Raises:
-            StorageError: the disk is full; nothing of the shard in hand is left.
-        """
-        while isinstance(shard := tokens.take(), ShardInProgress):
-            results.put(self._make(shard, tokens))
-        if not isinstance(shard, AllEnd):
-            raise TypeError(f"{shard} outside a shard")
-
-    def _make(self, shard: ShardInProgress, tokens: Channel[ToWriter]) -> ShardResult:
-        """One shard from its first token to its commit; ours is dropped where another process was first."""
-        task, seconds = shard.task, shard.stage_seconds
-        path = new_data_path(self._cache.path, task.shard, self._store.suffix)
-        with writer_lock(path), self._store.writer(path, task.columns) as writer:
-            newest: VideoInProgress | None = None
-            while isinstance(batch := tokens.take(), EncodedBatch):
-                newest = _append(writer, batch, newest, seconds)
-            if not isinstance(batch, ShardEnd) or batch.shard is not shard:
-                raise TypeError(f"{batch} in shard {task.shard}")
-            with timed(seconds, WRITE):
-                _drop_if_bad(newest, writer)
-                data = writer.finish() if writer.num_frames else None
-                committed = self._commit(shard, data)
-        seconds[ENCODE] += seconds.pop(COPY)
-        return ShardResult(
-            task=task,
-            rows=tuple(video.row(task) for video in shard.videos) if committed else (),
-            committed=committed,
-            started_seconds=shard.started,
-            seconds=time.perf_counter() - shard.started,
-            stage_seconds=seconds,
-            num_frames=shard.num_frames,
-            num_bytes=data.num_bytes if committed and data else 0,
-            host=platform.node(),
-            pid=os.getpid(),
-            batch_size=shard.batch_size,
-        )
-
-    def _commit(self, shard: ShardInProgress, data: ShardData | None) -> bool:
-        task = shard.task
-        return self._cache.commit(
-            ShardIndex(
-                shard=task.shard,
-                number=task.number,
-                plan=task.plan,
-                fingerprint=self._cache.header.fingerprint,
-                calibration_digest=self._contents.calibration_digest(task.columns),
-                data=data,
-                rows=tuple(video.row(task) for video in shard.videos),
-                column_keys=tuple(column.key for column in task.columns),
-            ),
-        )
-
-
-def _append(
-    writer: ShardWriter, batch: EncodedBatch, newest: VideoInProgress | None, seconds: dict[str, float]
-) -> VideoInProgress | None:
-    """Writes a batch; returns the video begun last, None where the shard has none or has dropped it."""
-    with timed(seconds, COPY):
-        arrays = batch.arrays.wait()
-    with timed(seconds, WRITE):
-        for video, span in _spans(batch.videos):
-            if newest is not video:
-                newest = _drop_if_bad(newest, writer)
-            if video.reason:
-                newest = _drop_if_bad(newest, writer)
-                continue
-            if newest is None or newest is not video:
-                _begin(video, writer)
-                newest = video
-            pts_seconds = np.array(batch.pts_seconds[span])
-            try:
-                writer.append({key: array[span] for key, array in arrays.items()}, pts_seconds)
-            except EncoderError as error:
-                video.token_reason = str(error)
-                newest = _drop_if_bad(video, writer)
-            else:
-                video.num_frames += len(pts_seconds)
-                video.last_pts_seconds = float(pts_seconds[-1])
-    return newest
-
-
-def _begin(video: VideoInProgress, writer: ShardWriter) -> None:
-    planned = video.planned
-    video.frame_start = writer.num_frames
-    writer.begin_video(ShardVideo(id=planned.id, view=planned.view, split=planned.split, label=planned.label))
-
-
-def _drop_if_bad(video: VideoInProgress | None, writer: ShardWriter) -> VideoInProgress | None:
-    """Takes back what was written of the video begun last, if it has proved bad; returns it if it stays."""
-    if video is None or not video.reason:
-        return video
-    writer.drop_video()
-    return None
-
-
-def _spans(videos: Sequence[VideoInProgress]) -> Iterator[tuple[VideoInProgress, slice]]:
-    """Runs of frames of the same video in a batch."""
-    start = 0
-    for end in range(1, len(videos) + 1):
-        if end == len(videos) or videos[end] is not videos[start]:
-            yield videos[start], slice(start, end)
-            start = end
 
 
 class BatchFeeder:
@@ -281,3 +162,122 @@ def _frames(task: ShardTask, video: VideoInProgress, stream: VideoStream) -> Ite
         video.decode_reason = f"{source} is not the file that its other layers were made from"
     elif not video.reason and num_frames != first.num_frames:
         video.decode_reason = f"{source} gives {num_frames} frames now, its other layers have {first.num_frames}"
+
+
+class ShardCommitter:
+    """Writes and commits shards of one cache, one after the other.
+
+    Args:
+        cache: its folder.
+        contents: what it holds.
+    """
+
+    def __init__(self, cache: CacheFolder, contents: Contents) -> None:
+        self._cache, self._contents = cache, contents
+        self._store = get_store(contents.store)
+
+    def run(self, tokens: Channel[ToWriter], results: Channel[ShardResult]) -> None:
+        """Makes every shard that comes, until all have.
+
+        Raises:
+            StorageError: the disk is full; nothing of the shard in progress is left.
+        """
+        while isinstance(shard := tokens.take(), ShardInProgress):
+            results.put(self._make(shard, tokens))
+        if not isinstance(shard, AllEnd):
+            raise TypeError(f"{shard} outside a shard")
+
+    def _make(self, shard: ShardInProgress, tokens: Channel[ToWriter]) -> ShardResult:
+        """One shard from its first token to its commit; ours is dropped where another process was first."""
+        task, seconds = shard.task, shard.stage_seconds
+        path = new_data_path(self._cache.path, task.shard, self._store.suffix)
+        with writer_lock(path), self._store.writer(path, task.columns) as writer:
+            newest: VideoInProgress | None = None
+            while isinstance(batch := tokens.take(), EncodedBatch):
+                newest = _append(writer, batch, newest, seconds)
+            if not isinstance(batch, ShardEnd) or batch.shard is not shard:
+                raise TypeError(f"{batch} in shard {task.shard}")
+            with timed(seconds, WRITE):
+                _drop_if_bad(newest, writer)
+                data = writer.finish() if writer.num_frames else None
+                committed = self._commit(shard, data)
+        seconds[ENCODE] += seconds.pop(COPY)
+        return ShardResult(
+            task=task,
+            rows=tuple(video.row(task) for video in shard.videos) if committed else (),
+            committed=committed,
+            started_seconds=shard.started,
+            seconds=time.perf_counter() - shard.started,
+            stage_seconds=seconds,
+            num_frames=shard.num_frames,
+            num_bytes=data.num_bytes if committed and data else 0,
+            host=platform.node(),
+            pid=os.getpid(),
+            batch_size=shard.batch_size,
+        )
+
+    def _commit(self, shard: ShardInProgress, data: ShardData | None) -> bool:
+        task = shard.task
+        return self._cache.commit(
+            ShardIndex(
+                shard=task.shard,
+                number=task.number,
+                plan=task.plan,
+                fingerprint=self._cache.header.fingerprint,
+                calibration_digest=self._contents.calibration_digest(task.columns),
+                data=data,
+                rows=tuple(video.row(task) for video in shard.videos),
+                column_keys=tuple(column.key for column in task.columns),
+            ),
+        )
+
+
+def _append(
+    writer: ShardWriter, batch: EncodedBatch, newest: VideoInProgress | None, seconds: dict[str, float]
+) -> VideoInProgress | None:
+    """Writes a batch; returns the video begun last, None where the shard has none or has dropped it."""
+    with timed(seconds, COPY):
+        arrays = batch.arrays.wait()
+    with timed(seconds, WRITE):
+        for video, span in _spans(batch.videos):
+            if newest is not video:
+                newest = _drop_if_bad(newest, writer)
+            if video.reason:
+                newest = _drop_if_bad(newest, writer)
+                continue
+            if newest is None or newest is not video:
+                _begin(video, writer)
+                newest = video
+            pts_seconds = np.array(batch.pts_seconds[span])
+            try:
+                writer.append({key: array[span] for key, array in arrays.items()}, pts_seconds)
+            except EncoderError as error:
+                video.token_reason = str(error)
+                newest = _drop_if_bad(video, writer)
+            else:
+                video.num_frames += len(pts_seconds)
+                video.last_pts_seconds = float(pts_seconds[-1])
+    return newest
+
+
+def _begin(video: VideoInProgress, writer: ShardWriter) -> None:
+    planned = video.planned
+    video.frame_start = writer.num_frames
+    writer.begin_video(ShardVideo(id=planned.id, view=planned.view, split=planned.split, label=planned.label))
+
+
+def _drop_if_bad(video: VideoInProgress | None, writer: ShardWriter) -> VideoInProgress | None:
+    """Takes back what was written of the video begun last, if it has proved bad; returns it if it stays."""
+    if video is None or not video.reason:
+        return video
+    writer.drop_video()
+    return None
+
+
+def _spans(videos: Sequence[VideoInProgress]) -> Iterator[tuple[VideoInProgress, slice]]:
+    """Runs of frames of the same video in a batch."""
+    start = 0
+    for end in range(1, len(videos) + 1):
+        if end == len(videos) or videos[end] is not videos[start]:
+            yield videos[start], slice(start, end)
+            start = end

@@ -1,24 +1,19 @@
-"""Batches encoded several at a time on the cores of a CPU, handed on in the order they came.
+"""The threads of an extraction: stages that end together, lanes that encode, and copies from the encoder's device.
 
-A forward pass that is split over all cores waits, in each of its layers, for the core that is last; where decoding,
-resizing and writing take a core away for a moment, every other core stands still with it. Here each lane runs whole
-batches on cores of its own, and lanes do not wait for each other.
+- `Stages` and `Channel`: the stages of a pipeline hand work to one another through bounded channels. The first error of
+  any thread stops all of them; so does leaving the context. A stage that waits for room or for work then gets a
+  `StoppedError`, unwinds, and what it had open is closed.
+- `EncodeLanes`: batches encoded several at a time on the cores of a CPU, handed on in the order they came. A forward
+  pass that is split over all cores waits, in each of its layers, for the core that is last; where decoding, resizing
+  and writing take a core away for a moment, every other core stands still with it. A lane runs whole batches on cores
+  of its own, and does not wait for the others. All lanes have the same number of threads: the convolutions of some CNNs
+  differ in the last bits from one number to another (ViTs do not). Up to `MAX_LANES` threads that number is 1, so that
+  machines of all such sizes store the same. A GPU has one lane: its work is queued there, and returns before it is
+  done.
+- `HostCopier`: stored arrays on their way to the CPU while the next batch is computed. On a GPU the copy runs on a
+  stream of its own into page-locked memory; on the CPU there is nothing to copy.
 
-All lanes have the same number of threads: the convolutions of some CNNs differ in the last bits from one number to
-another (ViTs do not). Up to `MAX_LANES` threads that number is 1, so that machines of all such sizes store the same.
-
-A GPU has one lane: its work is queued there, and returns before it is done.
-
-Cost: the activations of one batch per lane, and one batch more that waits, for each.
-
-Threads that hand work to one another through bounded channels, and end together.
-
-The stages of a pipeline share one `Stages`. The first error of any thread stops all of them; so does leaving the
-context. A stage that waits for room or for work then gets a `StoppedError`, unwinds, and what it had open is closed.
-
-Stored arrays on their way from the encoder's device to the CPU, while the next batch is computed.
-
-On a GPU the copy runs on a stream of its own into page-locked memory; on the CPU there is nothing to copy.
+Cost: for each lane the activations of one batch, and one more batch that waits.
 """
 
 from __future__ import annotations
@@ -40,136 +35,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from vfz.pipeline.encoder.model import FrozenEncoder
 
-
+T = TypeVar("T")
 MAX_LANES = 8
 """Each holds the activations of a batch."""
 PIECES_PER_LANE = 2
 """Batches in lanes, before and behind them: some wait, so that no lane does."""
-
-T = TypeVar("T")
-
-
-def num_lanes_for(encoder: FrozenEncoder) -> int:
-    """How many batches an encoder works on at a time. A compiled model does one: compilers are not made for more."""
-    if encoder.device.type != "cpu" or encoder.is_compiled:
-        return 1
-    num_threads = torch.get_num_threads()
-    # As many lanes as leave the fewest threads without one.
-    return max(range(1, min(MAX_LANES, num_threads) + 1), key=lambda lanes: (num_threads // lanes * lanes, lanes))
-
-
-class EncodeLanes(Generic[T]):
-    """Work done in lanes; a context manager, which waits for what is in hand, and breaks it off where an error ends it.
-
-    Args:
-        num_lanes: how many pieces are worked on at a time; they share the threads that torch has now.
-
-    Attributes:
-        num_lanes: the same.
-    """
-
-    def __init__(self, num_lanes: int) -> None:
-        self.num_lanes, self._num_threads = num_lanes, torch.get_num_threads()
-        self._pieces: deque[_Piece[T]] = deque()  # in order
-        self._waiting: queue.SimpleQueue[_Piece[T] | None] = queue.SimpleQueue()
-        self._lanes = [threading.Thread(target=self._run, name="vfz-encode", daemon=True) for _ in range(num_lanes)]
-
-    def __enter__(self) -> Self:
-        for lane in self._lanes:
-            lane.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            for lane in self._lanes:
-                if error is not None:
-                    _break_off(lane)
-            for _ in self._lanes:
-                self._waiting.put(None)
-            for lane in self._lanes:
-                lane.join()
-        finally:
-            torch.set_num_threads(self._num_threads)  # the lanes' number has become that of all threads to come
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more piece of work may be put in now."""
-        return sum(piece.work is not None for piece in self._pieces) < PIECES_PER_LANE * self.num_lanes
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all there was has been taken."""
-        return not self._pieces
-
-    def put(self, work: Callable[[], T]) -> None:
-        """One more piece, to be done in a lane."""
-        piece = _Piece(work=work)
-        self._pieces.append(piece)
-        self._waiting.put(piece)
-
-    def put_done(self, result: T) -> None:
-        """What is no work, but keeps its place in the order."""
-        self._pieces.append(_Piece(result=result))
-
-    def take_done(self, *, wait_seconds: float = 0.0) -> Iterator[T]:
-        """Results in order, as far as they are there.
-
-        Args:
-            wait_seconds: how long to wait for the oldest where it is not done.
-
-        Raises:
-            whatever the work raised.
-        """
-        if self._pieces:
-            self._pieces[0].done.wait(wait_seconds)
-        while self._pieces and self._pieces[0].done.is_set():
-            piece = self._pieces.popleft()
-            if piece.error is not None:
-                raise piece.error
-            yield cast("T", piece.result)
-
-    def _run(self) -> None:
-        """One lane."""
-        torch.set_num_threads(max(1, self._num_threads // self.num_lanes))
-        with contextlib.suppress(StoppedError):
-            while (piece := self._waiting.get()) is not None:
-                piece.run()
-
-
-class _Piece(Generic[T]):
-    """Work and its outcome; without work it is done already."""
-
-    def __init__(self, *, work: Callable[[], T] | None = None, result: T | None = None) -> None:
-        self.work, self.result = work, result
-        self.error: Exception | None = None
-        self.done = threading.Event()
-        if work is None:
-            self.done.set()
-
-    def run(self) -> None:
-        """Does the work."""
-        try:
-            self.result = cast("Callable[[], T]", self.work)()
-        except StoppedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - raised again where the result is taken
-            self.error = error
-        self.done.set()
-
-
-def _break_off(thread: threading.Thread) -> None:
-    """Raises a `StoppedError` in another thread, between two steps of Python: after the kernel in hand, say.
-
-    A second Ctrl-C takes effect in 0.2 s with it; without, when the batch in hand is done: 25 s for 32 frames by a
-    ViT-S on two busy cores.
-    """
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(StoppedError))
-
-
-class StoppedError(Exception):
-    """The pipeline ends: nothing more is taken or brought. Only for stages; no caller of a pipeline sees it."""
 
 
 class Stages:
@@ -279,6 +149,10 @@ class Channel(Generic[T]):
             raise StoppedError
 
 
+class StoppedError(Exception):
+    """The pipeline ends: nothing more is taken or brought. Only for stages; no caller of a pipeline sees it."""
+
+
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Adds the time that the block takes to what a stage has worked so far."""
@@ -289,22 +163,123 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-class HostCopy:
-    """Tensors being copied to the CPU; `wait` gives them. Started by `HostCopier.start`.
+class EncodeLanes(Generic[T]):
+    """Work done in lanes. A context manager: leaving it waits for the work in progress; an error breaks that off.
 
     Args:
-        tensors: on the CPU, to be filled by the time of `event`.
-        event: None where they are filled already.
+        num_lanes: how many pieces are worked on at a time; they share the threads that torch has now.
+
+    Attributes:
+        num_lanes: the same.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], event: torch.cuda.Event | None) -> None:
-        self._tensors, self._event = tensors, event
+    def __init__(self, num_lanes: int) -> None:
+        self.num_lanes, self._num_threads = num_lanes, torch.get_num_threads()
+        self._pieces: deque[_Piece[T]] = deque()  # in order
+        self._waiting: queue.SimpleQueue[_Piece[T] | None] = queue.SimpleQueue()
+        self._lanes = [threading.Thread(target=self._run, name="vfz-encode", daemon=True) for _ in range(num_lanes)]
 
-    def wait(self) -> dict[str, NDArray[Any]]:
-        """The arrays, when they are there."""
-        if self._event is not None:
-            self._event.synchronize()
-        return {key: tensor.numpy() for key, tensor in self._tensors.items()}
+    def __enter__(self) -> Self:
+        for lane in self._lanes:
+            lane.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            for lane in self._lanes:
+                if error is not None:
+                    _break_off(lane)
+            for _ in self._lanes:
+                self._waiting.put(None)
+            for lane in self._lanes:
+                lane.join()
+        finally:
+            torch.set_num_threads(self._num_threads)  # the lanes' number has become that of all threads to come
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more piece of work may be put in now."""
+        return sum(piece.work is not None for piece in self._pieces) < PIECES_PER_LANE * self.num_lanes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all there was has been taken."""
+        return not self._pieces
+
+    def put(self, work: Callable[[], T]) -> None:
+        """One more piece, to be done in a lane."""
+        piece = _Piece(work=work)
+        self._pieces.append(piece)
+        self._waiting.put(piece)
+
+    def put_done(self, result: T) -> None:
+        """What is no work, but keeps its place in the order."""
+        self._pieces.append(_Piece(result=result))
+
+    def take_done(self, *, wait_seconds: float = 0.0) -> Iterator[T]:
+        """Results in order, as far as they are there.
+
+        Args:
+            wait_seconds: how long to wait for the oldest where it is not done.
+
+        Raises:
+            whatever the work raised.
+        """
+        if self._pieces:
+            self._pieces[0].done.wait(wait_seconds)
+        while self._pieces and self._pieces[0].done.is_set():
+            piece = self._pieces.popleft()
+            if piece.error is not None:
+                raise piece.error
+            yield cast("T", piece.result)
+
+    def _run(self) -> None:
+        """One lane."""
+        torch.set_num_threads(max(1, self._num_threads // self.num_lanes))
+        with contextlib.suppress(StoppedError):
+            while (piece := self._waiting.get()) is not None:
+                piece.run()
+
+
+def num_lanes_for(encoder: FrozenEncoder) -> int:
+    """How many batches an encoder works on at a time. A compiled model does one: compilers are not made for more."""
+    if encoder.device.type != "cpu" or encoder.is_compiled:
+        return 1
+    num_threads = torch.get_num_threads()
+    # As many lanes as leave the fewest threads without one.
+    return max(range(1, min(MAX_LANES, num_threads) + 1), key=lambda lanes: (num_threads // lanes * lanes, lanes))
+
+
+class _Piece(Generic[T]):
+    """Work and its outcome; without work it is done already."""
+
+    def __init__(self, *, work: Callable[[], T] | None = None, result: T | None = None) -> None:
+        self.work, self.result = work, result
+        self.error: Exception | None = None
+        self.done = threading.Event()
+        if work is None:
+            self.done.set()
+
+    def run(self) -> None:
+        """Does the work."""
+        try:
+            self.result = cast("Callable[[], T]", self.work)()
+        except StoppedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again where the result is taken
+            self.error = error
+        self.done.set()
+
+
+def _break_off(thread: threading.Thread) -> None:
+    """Raises a `StoppedError` in another thread, between two steps of Python: after the current kernel, say.
+
+    A second Ctrl-C takes effect in 0.2 s with it; without, when the current batch is done: 25 s for 32 frames by a
+    ViT-S on two busy cores.
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(StoppedError))
 
 
 class HostCopier:
@@ -326,3 +301,21 @@ class HostCopier:
                 tensor.record_stream(self._stream)  # its memory is not given to others before the copy is made
             event = self._stream.record_event()
         return HostCopy(copies, event)
+
+
+class HostCopy:
+    """Tensors being copied to the CPU; `wait` gives them. Started by `HostCopier.start`.
+
+    Args:
+        tensors: on the CPU, to be filled by the time of `event`.
+        event: None where they are filled already.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], event: torch.cuda.Event | None) -> None:
+        self._tensors, self._event = tensors, event
+
+    def wait(self) -> dict[str, NDArray[Any]]:
+        """The arrays, when they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return {key: tensor.numpy() for key, tensor in self._tensors.items()}
