@@ -111,15 +111,15 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
         VfzError: as `vfz.pipeline.extraction.extract.extract` does, where it would not start.
     """
     progress = progress or SilentProgress()
-    asked = prepare(options, progress)
-    destination = find_destination(options, asked.dataset, asked.encoder, asked.recipe)
+    prepared = prepare(options, progress)
+    destination = find_destination(options, prepared.dataset, prepared.encoder, prepared.recipe)
     cache, folder = destination.cache, destination.cache.path
     catalog = open_catalog(cache) if folder.exists() else None
     rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}
     tasks = remaining_tasks(
         cache,
         destination.contents,
-        asked.records,
+        prepared.records,
         rows,
         complete=complete_shards(catalog, destination.contents) if catalog else (),
         views=options.views or 1 + max((row.view for row in rows.values()), default=0),
@@ -130,7 +130,7 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
 
     def estimate(decoded: Mapping[str, bool] | None = None) -> WorkEstimate:
         return estimate_work(
-            tasks, asked.recipe.frames, folder=folder, rows=rows.values(), present=asked.present, decoded=decoded
+            tasks, prepared.recipe.frames, folder=folder, rows=rows.values(), present=prepared.present, decoded=decoded
         )
 
     work = estimate()
@@ -139,13 +139,13 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     decoding = outlook = None
     if work.num_frames:
         progress.note(f"measuring: {NUM_DECODED} videos at the most, a few seconds each for decoder, encoder and disk")
-        sources = _to_look_at(tasks, asked.present, rows.values())
-        decoding, machine, decoded = _measure(options, asked, destination.encoder, sources, work.free_bytes, folder)
+        sources = _to_look_at(tasks, prepared.present, rows.values())
+        decoding, machine, decoded = _measure(options, prepared, destination.encoder, sources, work.free_bytes, folder)
         if not all(decoded.values()):
             work = estimate(decoded)
         if machine is not None and work.num_frames:
             outlook = Outlook(
-                assumes=_who(options, asked),
+                assumes=_who(options, prepared),
                 device=str(destination.encoder.device),
                 machine=machine,
                 forecast=forecast(work, machine),
@@ -153,8 +153,8 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     return DryRun(
         cache=str(folder),
         exists=folder.exists(),
-        fingerprint=asked.recipe.fingerprint,
-        dataset=str(asked.dataset.root),
+        fingerprint=prepared.recipe.fingerprint,
+        dataset=str(prepared.dataset.root),
         num_done=settled.pop("ok", 0),
         num_left=dict(settled),
         num_shards=len({task.shard for task in tasks}),
@@ -174,15 +174,15 @@ def _to_look_at(
     return {name: sources[name] for name in draw(new or list(sources), NUM_DECODED)}
 
 
-def _who(options: ExtractOptions, asked: Prepared) -> str:
+def _who(options: ExtractOptions, prepared: Prepared) -> str:
     if options.dask is not None:
         return f"{options.dask} workers here" if options.dask.isdecimal() else "one worker on a machine like this"
-    return "this process" if asked.share.world_size == 1 else f"{asked.share.world_size} machines like this"
+    return "this process" if prepared.share.world_size == 1 else f"{prepared.share.world_size} machines like this"
 
 
 def _measure(
     options: ExtractOptions,
-    asked: Prepared,
+    prepared: Prepared,
     encoder: FrozenEncoder,
     sources: Mapping[str, VideoSource],
     free_bytes: int,
@@ -190,7 +190,7 @@ def _measure(
 ) -> tuple[DecodingRates, Machine | None, dict[str, bool]]:
     """The rates; what they make of the machine, None where no video could be decoded; by id whether a video could."""
     decoding, sample_BCHW, by_place = measure_decoding(
-        list(sources.values()), asked.recipe.frames, encoder.preprocess, num_samples=encoder.batch_size
+        list(sources.values()), prepared.recipe.frames, encoder.preprocess, num_samples=encoder.batch_size
     )
     names = list(sources)
     decoded = {names[place]: is_whole for place, is_whole in by_place.items()}
@@ -207,7 +207,7 @@ def _measure(
         num_encoders=num_processes if on_cpu else min(num_processes, torch.cuda.device_count()),
         encoder_cores=torch.get_num_threads() if on_cpu else 0,
         num_decoders=num_processes * (options.decode_workers or default_num_workers(encoder.device, num_processes)),
-        num_shares=asked.share.world_size,
+        num_shares=prepared.share.world_size,
         decode_frames_per_second=decoding.frames_per_second,
         encode_frames_per_second=1 / encode_seconds,
         write_bytes_per_second=disk.write_bytes_per_second,

@@ -50,12 +50,12 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         videos failed than allowed. In every case what was committed before is kept.
     """
     progress = progress or SilentProgress()
-    asked = prepare(options, progress)
-    destination = open_or_create(options, asked.dataset, asked.encoder, asked.recipe, asked.records)
+    prepared = prepare(options, progress)
+    destination = open_or_create(options, prepared.dataset, prepared.encoder, prepared.recipe, prepared.records)
     cache = destination.cache
     catalog = open_catalog(cache)
     before = {row.key: row for row in LedgerRows(catalog.table)}
-    _check_same_videos(cache.path, before.values(), asked.everything, asked.dataset, progress)
+    _check_same_videos(cache.path, before.values(), prepared.everything, prepared.dataset, progress)
     views = options.views or 1 + max((row.view for row in before.values()), default=0)
 
     complete = complete_shards(catalog, destination.contents)
@@ -64,7 +64,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         return remaining_tasks(
             cache,
             destination.contents,
-            asked.records,
+            prepared.records,
             before,
             complete=complete,
             views=views,
@@ -73,17 +73,19 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         )
 
     tasks = remaining()
-    work = estimate_work(tasks, asked.recipe.frames, folder=cache.path, rows=before.values(), present=asked.present)
+    work = estimate_work(
+        tasks, prepared.recipe.frames, folder=cache.path, rows=before.values(), present=prepared.present
+    )
     check_space(work, cache.path, force=options.force)
-    tasks = asked.share.of(tasks)
+    tasks = prepared.share.of(tasks)
     started = time.perf_counter()
     tried = {video.key for task in tasks for video in task.videos}
-    failures = _Failures(folder=cache.path, allowed=_allowed_failures(options, len(asked.present)))
+    failures = _Failures(folder=cache.path, allowed=_allowed_failures(options, len(prepared.present)))
     totals = RunTotals()
     job = ExtractionJob(
         cache=cache,
-        encoder=asked.request,
-        num_workers=options.decode_workers or default_num_workers(asked.encoder.device, options.num_processes),
+        encoder=prepared.request,
+        num_workers=options.decode_workers or default_num_workers(prepared.encoder.device, options.num_processes),
         time_limit_seconds=options.video_timeout,
     )
     try:
@@ -91,7 +93,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         while tasks:
             lost = _make_shards(job, tasks, options, destination.encoder, totals, failures, progress)
             # Where another process was first and added other columns, ours are still to be made.
-            tasks = [task for task in asked.share.of(remaining()) if task.shard in lost] if lost else []
+            tasks = [task for task in prepared.share.of(remaining()) if task.shard in lost] if lost else []
     except TooManyFailuresError as error:
         error.report = make_report(cache, open_catalog(cache), totals, time.perf_counter() - started)
         raise

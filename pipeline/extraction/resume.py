@@ -170,9 +170,9 @@ def _to_try_again(
     for row in rows.values():
         if row.status != "pending":
             by_id.setdefault(row.id, []).append(row)
-    settled = [Settled(record.source, by_id[record.id]) for record in records if record.id in by_id]
+    tried = [TriedVideo(record.source, by_id[record.id]) for record in records if record.id in by_id]
     again = set()
-    for (source, of_video), is_same in recheck(cache, settled):
+    for (source, of_video), is_same in compare_sources(cache, tried):
         for row, same in zip(of_video, is_same, strict=True):
             if row.status == "ok" and not same:
                 raise CacheMismatchError(
@@ -194,46 +194,46 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-class Settled(NamedTuple):
+class TriedVideo(NamedTuple):
     """A video that was tried, and its rows, one for each view."""
 
     source: VideoSource
     rows: Sequence[LedgerRow]
 
 
-class NowThere(NamedTuple):
-    """A settled video whose file is there.
+class ComparedVideo(NamedTuple):
+    """A tried video whose file is there.
 
     Attributes:
-        settled: which.
+        video: which.
         is_same: whether each row was made from that file; False, too, where it can no longer be read.
     """
 
-    settled: Settled
+    video: TriedVideo
     is_same: Sequence[bool]
 
 
-def recheck(cache: CacheFolder, settled: Sequence[Settled]) -> list[NowThere]:
+def compare_sources(cache: CacheFolder, tried: Sequence[TriedVideo]) -> list[ComparedVideo]:
     """Those of the videos whose files are there, compared with what the cache was made from.
 
     Args:
         cache: the cache.
-        settled: videos that were tried.
+        tried: videos that were tried.
     """
     committed_ns = _commit_times(cache)
-    paths = [os.fspath(video.source.path) for video in settled]
+    paths = [os.fspath(video.source.path) for video in tried]
     of_path = list(dict.fromkeys(paths))  # many videos may lie in one tar
     changed_ns = dict(zip(of_path, _in_threads(_changed_ns, of_path), strict=True))
     there = {number: ns for number, path in enumerate(paths) if (ns := changed_ns[path]) is not None}
     drawn = _one_of_each_folder(paths, there)
     suspects = [
-        number for number, ns in there.items() if number in drawn or _may_differ(settled[number], ns, committed_ns)
+        number for number, ns in there.items() if number in drawn or _may_differ(tried[number], ns, committed_ns)
     ]
-    digests = dict(zip(suspects, _in_threads(_digest, [settled[number].source for number in suspects]), strict=True))
+    digests = dict(zip(suspects, _in_threads(_digest, [tried[number].source for number in suspects]), strict=True))
     return [
-        NowThere(
-            settled[number],
-            [number not in digests or digests[number] == row.source_digest for row in settled[number].rows],
+        ComparedVideo(
+            tried[number],
+            [number not in digests or digests[number] == row.source_digest for row in tried[number].rows],
         )
         for number in there
     ]
@@ -244,7 +244,7 @@ def _commit_times(cache: CacheFolder) -> dict[str, int]:
     return {shard: path.stat().st_mtime_ns for (shard, number), path in cache.commit_paths().items() if not number}
 
 
-def _may_differ(video: Settled, changed_ns: int, committed_ns: Mapping[str, int]) -> bool:
+def _may_differ(video: TriedVideo, changed_ns: int, committed_ns: Mapping[str, int]) -> bool:
     return any(
         changed_ns > committed_ns.get(row.shard, 0) - CLOCK_SKEW_NS or not _is_at(video.source, row.source_path)
         for row in video.rows
