@@ -3,10 +3,9 @@
 The same code fills a new cache and adds columns to one that is there; see `vfz.pipeline.format.folder` for how several
 processes that do so at once end up with one result.
 
-A few frames of a dataset, drawn by a seed: what calibration and golden frames are made from.
-
-Videos are drawn without repetition; one that cannot be decoded is passed over, since extraction will record it and
-these frames only have to come from good ones. Frames of one video lie apart, since neighbours are nearly the same.
+The videos are drawn by a seed, without repetition. One that cannot be decoded is passed over, since extraction will
+record it and these frames only have to come from good ones. Frames of one video lie apart, since neighbours are nearly
+the same.
 """
 
 from __future__ import annotations
@@ -37,6 +36,9 @@ from vfz.pipeline.format.golden import (
 from vfz.pipeline.format.header import Contents
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO, CALIBRATION_SEED, FrameSpec, Recipe
 from vfz.pipeline.stores import Column, get_store
+
+STEP_FRAMES = 8
+MAX_FAILURES = 64
 
 
 def fill_cache(
@@ -86,52 +88,6 @@ def extend_cache(
     calibrated = _calibrate(cache.path, columns, tokens, compression=compression, store=contents.store)
     pixels_GCHW = torch.from_numpy(cache.golden(contents).pixels_GCHW)
     return cache.add_columns(calibrated, _stored(reader.encode(pixels_GCHW), calibrated))
-
-
-def _sample(
-    records: Sequence[VideoRecord], encoder: FrozenEncoder, recipe: Recipe, time_limit_seconds: float
-) -> FrameSample:
-    return draw_sample(
-        records,
-        recipe.frames,
-        encoder.preprocess,
-        num_frames=CALIBRATION_FRAMES,
-        seed=CALIBRATION_SEED,
-        time_limit_seconds=time_limit_seconds,
-    )
-
-
-def _calibrate(
-    folder: Path, columns: Sequence[Column], tokens: Mapping[str, LayerTokens], *, compression: str, store: str
-) -> list[CalibratedColumn]:
-    """The columns with their compression chosen; writes their calibrations."""
-    compresses = get_store(store).compresses
-    return [
-        write_calibration(
-            folder,
-            *calibrate(column, tokens_of(tokens, column), requested_compression=compression, compresses=compresses),
-        )
-        for column in columns
-    ]
-
-
-def _stored(tokens: Mapping[str, LayerTokens], columns: Sequence[CalibratedColumn]) -> dict[str, np.ndarray]:
-    """What is stored of tokens: arrays by array key."""
-    return stored_arrays(tokens, [new.column for new in columns], {new.column.key: new.calibration for new in columns})
-
-
-def _first(tokens: Mapping[str, LayerTokens], count: int) -> dict[str, LayerTokens]:
-    return {
-        layer: LayerTokens(
-            patch_BND=found.patch_BND[:count],
-            prefix_BPD=None if found.prefix_BPD is None else found.prefix_BPD[:count],
-        )
-        for layer, found in tokens.items()
-    }
-
-
-STEP_FRAMES = 8
-MAX_FAILURES = 64
 
 
 def draw_sample(
@@ -189,3 +145,45 @@ def draw_sample(
         video_ids=tuple(ids[:num_frames]),
         pts_seconds=tuple(times[:num_frames]),
     )
+
+
+def _sample(
+    records: Sequence[VideoRecord], encoder: FrozenEncoder, recipe: Recipe, time_limit_seconds: float
+) -> FrameSample:
+    return draw_sample(
+        records,
+        recipe.frames,
+        encoder.preprocess,
+        num_frames=CALIBRATION_FRAMES,
+        seed=CALIBRATION_SEED,
+        time_limit_seconds=time_limit_seconds,
+    )
+
+
+def _calibrate(
+    folder: Path, columns: Sequence[Column], tokens: Mapping[str, LayerTokens], *, compression: str, store: str
+) -> list[CalibratedColumn]:
+    """The columns with their compression chosen; writes their calibrations."""
+    compresses = get_store(store).compresses
+    return [
+        write_calibration(
+            folder,
+            *calibrate(column, tokens_of(tokens, column), requested_compression=compression, compresses=compresses),
+        )
+        for column in columns
+    ]
+
+
+def _stored(tokens: Mapping[str, LayerTokens], columns: Sequence[CalibratedColumn]) -> dict[str, np.ndarray]:
+    """What is stored of tokens: arrays by array key."""
+    return stored_arrays(tokens, [new.column for new in columns], {new.column.key: new.calibration for new in columns})
+
+
+def _first(tokens: Mapping[str, LayerTokens], count: int) -> dict[str, LayerTokens]:
+    return {
+        layer: LayerTokens(
+            patch_BND=found.patch_BND[:count],
+            prefix_BPD=None if found.prefix_BPD is None else found.prefix_BPD[:count],
+        )
+        for layer, found in tokens.items()
+    }

@@ -1,14 +1,12 @@
 """`vfz extract --dry-run`: what there is to do, what it takes and whether it fits; no cache is written or changed.
 
 The same code as in a real run lists the videos, makes the recipe, looks at the cache where there is one and deals the
-videos to shards; only the plan stays in memory. Then a few videos are decoded, some of their frames encoded, and a file
-without a name written and read, for a few seconds each. A video that cannot be decoded then counts as failing in the
-estimate of the work, as one whose header cannot be read does.
+videos to shards; only the plan stays in memory. Then the stages are measured, one after the other, so that each has the
+machine to itself: a few videos are decoded, some of their frames encoded, and a file without a name is written and
+read. A video that cannot be decoded then counts as failing in the estimate of the work, as one whose header cannot be
+read does.
 
-The stages are measured one after the other, so that each figure is of a stage that has the machine to itself. Nothing
-is left behind: the file that is written has no name.
-
-Cost: what a real run needs before its first shard, without calibration, and some 10 s.
+Cost: what a real run needs before its first shard, without calibration, and some 10 s. Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -54,8 +52,73 @@ if TYPE_CHECKING:
     from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.recipe import FrameSpec
 
-
 NUM_DECODED = 8
+DECODE_SECONDS = 4.0
+ENCODE_SECONDS = 4.0
+MOST_BATCHES = 20
+DISK_SECONDS = 2.0
+DISK_BYTES = 256 * 2**20
+_PIECE_BYTES = 4 * 2**20
+
+
+def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> DryRun:
+    """Tells what an extraction would do and take.
+
+    Raises:
+        VfzError: as `vfz.pipeline.extraction.extract.extract` does, where it would not start.
+    """
+    progress = progress or SilentProgress()
+    prepared = prepare(options, progress)
+    destination = find_destination(options, prepared.dataset, prepared.encoder, prepared.recipe)
+    cache, folder = destination.cache, destination.cache.path
+    catalog = open_catalog(cache) if folder.exists() else None
+    rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}
+    tasks = remaining_tasks(
+        cache,
+        destination.contents,
+        prepared.records,
+        rows,
+        complete=complete_shards(catalog, destination.contents) if catalog else (),
+        views=options.views or 1 + max((row.view for row in rows.values()), default=0),
+        shard_videos=options.shard_videos,
+        retry_failed=options.retry_failed,
+        preview=True,
+    )
+
+    def estimate(decoded: Mapping[str, bool] | None = None) -> WorkEstimate:
+        return estimate_work(
+            tasks, prepared.recipe.frames, folder=folder, rows=rows.values(), present=prepared.present, decoded=decoded
+        )
+
+    work = estimate()
+    to_do = {video.key for task in tasks for video in task.videos}
+    done = Counter[str](row.status for row in rows.values() if row.key not in to_do)
+    decoding = outlook = None
+    if work.num_frames:
+        progress.note(f"measuring: {NUM_DECODED} videos at the most, a few seconds each for decoder, encoder and disk")
+        sources = _videos_to_decode(tasks, prepared.present, rows.values())
+        decoding, machine, decoded = _measure(options, prepared, destination.encoder, sources, work.free_bytes, folder)
+        if not all(decoded.values()):
+            work = estimate(decoded)
+        if machine is not None and work.num_frames:
+            outlook = Outlook(
+                assumes=_describe_workers(options, prepared),
+                device=str(destination.encoder.device),
+                machine=machine,
+                forecast=forecast(work, machine),
+            )
+    return DryRun(
+        cache=str(folder),
+        exists=folder.exists(),
+        fingerprint=prepared.recipe.fingerprint,
+        dataset=str(prepared.dataset.root),
+        num_done=done.pop("ok", 0),
+        num_left=dict(done),
+        num_shards=len({task.shard for task in tasks}),
+        work=work,
+        decoding=decoding,
+        outlook=outlook,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,67 +167,7 @@ class Outlook:
     forecast: Forecast
 
 
-def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> DryRun:
-    """Tells what an extraction would do and take.
-
-    Raises:
-        VfzError: as `vfz.pipeline.extraction.extract.extract` does, where it would not start.
-    """
-    progress = progress or SilentProgress()
-    prepared = prepare(options, progress)
-    destination = find_destination(options, prepared.dataset, prepared.encoder, prepared.recipe)
-    cache, folder = destination.cache, destination.cache.path
-    catalog = open_catalog(cache) if folder.exists() else None
-    rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}
-    tasks = remaining_tasks(
-        cache,
-        destination.contents,
-        prepared.records,
-        rows,
-        complete=complete_shards(catalog, destination.contents) if catalog else (),
-        views=options.views or 1 + max((row.view for row in rows.values()), default=0),
-        shard_videos=options.shard_videos,
-        retry_failed=options.retry_failed,
-        preview=True,
-    )
-
-    def estimate(decoded: Mapping[str, bool] | None = None) -> WorkEstimate:
-        return estimate_work(
-            tasks, prepared.recipe.frames, folder=folder, rows=rows.values(), present=prepared.present, decoded=decoded
-        )
-
-    work = estimate()
-    to_do = {video.key for task in tasks for video in task.videos}
-    settled = Counter[str](row.status for row in rows.values() if row.key not in to_do)
-    decoding = outlook = None
-    if work.num_frames:
-        progress.note(f"measuring: {NUM_DECODED} videos at the most, a few seconds each for decoder, encoder and disk")
-        sources = _to_look_at(tasks, prepared.present, rows.values())
-        decoding, machine, decoded = _measure(options, prepared, destination.encoder, sources, work.free_bytes, folder)
-        if not all(decoded.values()):
-            work = estimate(decoded)
-        if machine is not None and work.num_frames:
-            outlook = Outlook(
-                assumes=_who(options, prepared),
-                device=str(destination.encoder.device),
-                machine=machine,
-                forecast=forecast(work, machine),
-            )
-    return DryRun(
-        cache=str(folder),
-        exists=folder.exists(),
-        fingerprint=prepared.recipe.fingerprint,
-        dataset=str(prepared.dataset.root),
-        num_done=settled.pop("ok", 0),
-        num_left=dict(settled),
-        num_shards=len({task.shard for task in tasks}),
-        work=work,
-        decoding=decoding,
-        outlook=outlook,
-    )
-
-
-def _to_look_at(
+def _videos_to_decode(
     tasks: Sequence[ShardTask], present: Collection[str], rows: Iterable[LedgerRow]
 ) -> dict[str, VideoSource]:
     """A few of the videos to decode by id: of those whose frames are estimated where there are any, as there."""
@@ -174,7 +177,7 @@ def _to_look_at(
     return {name: sources[name] for name in draw(new or list(sources), NUM_DECODED)}
 
 
-def _who(options: ExtractOptions, prepared: Prepared) -> str:
+def _describe_workers(options: ExtractOptions, prepared: Prepared) -> str:
     if options.dask is not None:
         return f"{options.dask} workers here" if options.dask.isdecimal() else "one worker on a machine like this"
     return "this process" if prepared.share.world_size == 1 else f"{prepared.share.world_size} machines like this"
@@ -214,33 +217,6 @@ def _measure(
         read_bytes_per_second=disk.read_bytes_per_second,
     )
     return decoding, machine, decoded
-
-
-DECODE_SECONDS = 4.0
-ENCODE_SECONDS = 4.0
-MOST_BATCHES = 20
-DISK_SECONDS = 2.0
-DISK_BYTES = 256 * 2**20
-_PIECE_BYTES = 4 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodingRates:
-    """What one decode process manages.
-
-    Attributes:
-        num_videos: decoded for this; of the last one perhaps only a part.
-        num_failed: those of them that could not be decoded.
-        frames_per_second: frames taken, by one process, as the recipe's rule wants them; 0 where there was none.
-        source_frames_per_second: all frames that were decoded to get at those.
-        resized_per_second: frames resized and cropped, by one thread; 0 where there was none.
-    """
-
-    num_videos: int
-    num_failed: int
-    frames_per_second: float
-    source_frames_per_second: float
-    resized_per_second: float
 
 
 def measure_decoding(
@@ -294,6 +270,25 @@ def measure_decoding(
     return rates, torch.stack(samples), decoded
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodingRates:
+    """What one decode process manages.
+
+    Attributes:
+        num_videos: decoded for this; of the last one perhaps only a part.
+        num_failed: those of them that could not be decoded.
+        frames_per_second: frames taken, by one process, as the recipe's rule wants them; 0 where there was none.
+        source_frames_per_second: all frames that were decoded to get at those.
+        resized_per_second: frames resized and cropped, by one thread; 0 where there was none.
+    """
+
+    num_videos: int
+    num_failed: int
+    frames_per_second: float
+    source_frames_per_second: float
+    resized_per_second: float
+
+
 def measure_encoder(
     encoder: FrozenEncoder, sample_BCHW: Tensor, *, time_limit_seconds: float = ENCODE_SECONDS
 ) -> float:
@@ -313,14 +308,6 @@ def _encode(encoder: FrozenEncoder, batch_BCHW: Tensor) -> None:
     encoder.encode(batch_BCHW)
     if encoder.device.type == "cuda":
         torch.cuda.synchronize(encoder.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskRates:
-    """What the disk under a folder manages: one file, written and synced, then read from the disk again."""
-
-    write_bytes_per_second: float
-    read_bytes_per_second: float
 
 
 def measure_disk(folder: Path, *, free_bytes: int, time_limit_seconds: float = DISK_SECONDS) -> DiskRates:
@@ -351,3 +338,11 @@ def measure_disk(folder: Path, *, free_bytes: int, time_limit_seconds: float = D
         write_bytes_per_second=num_written * _PIECE_BYTES / written_seconds,
         read_bytes_per_second=num_read * _PIECE_BYTES / read_seconds,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskRates:
+    """What the disk under a folder manages: one file, written and synced, then read from the disk again."""
+
+    write_bytes_per_second: float
+    read_bytes_per_second: float

@@ -1,15 +1,11 @@
-"""What an extraction has before it: videos, frames, bytes, and whether they fit on the disk.
+"""What an extraction has before it: its work, whether that fits on the disk, how long it takes, when it has paid off.
 
-Counted over the very tasks that the extraction will do. A video that the cache holds in another layer or view has as
-many frames as there; for the others the headers of a few are read. One of those that cannot be decoded has no frames,
-and as many of the others are taken to fail as of these few. Bytes are those of the tokens before compression, so that
-what is promised to fit does.
+Work is counted over the very tasks that the extraction will do. A video that the cache holds in another layer or view
+has as many frames as there; for the others the headers of a few are read, in a child process, in some 0.2 s. One of
+those that cannot be decoded has no frames, and as many of the others are taken to fail as of these few. Bytes are those
+of the tokens before compression, so that what is promised to fit does.
 
-Cost: the headers, in a child process, some 0.2 s.
-
-How long an extraction will take, what will hold it up, and when the cache has paid for itself.
-
-Three stages run at the same time: decoding, in processes of their own; encoding, which resizing on the CPU counts to;
+Three stages run at the same time: decoding, in processes of their own; encoding, to which resizing on the CPU counts;
 and writing. The slowest decides, and so does the number of CPU cores, which decoding and an encoder on the CPU share.
 
 An *epoch* is one clip of every video, as `vfz train-temporal` takes it by default. With the encoder in the loop an
@@ -42,34 +38,69 @@ if TYPE_CHECKING:
     from vfz.pipeline.recipe import FrameSpec
     from vfz.pipeline.stores import Column
 
-
 ItemT = TypeVar("ItemT")
-
 NUM_HEADERS = 32
 SAMPLE_SEED = 0
 SHARD_BYTES = 128 * 1024
 """What a shard has besides tokens: its index, times in a chunk of their own, the store's own headers."""
+CLIP_FRAMES = 16
+"""Frames of a clip, as the default of `vfz train-temporal`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColumnEstimate:
-    """One part of one layer, over all videos that are to get it.
+def estimate_work(
+    tasks: Sequence[ShardTask],
+    frames: FrameSpec,
+    *,
+    folder: Path,
+    rows: Iterable[LedgerRow],
+    present: Collection[str],
+    decoded: Mapping[str, bool] | None = None,
+) -> WorkEstimate:
+    """What these tasks come to.
 
-    Attributes:
-        layer, part: which.
-        num_frames: of those videos.
-        frame_bytes: of one frame's tokens, scales included, before compression.
+    Args:
+        tasks: what is to be done.
+        frames: which frames of a video are taken.
+        folder: the cache; need not be there.
+        rows: of the cache so far.
+        present: ids of the videos whose files are there.
+        decoded: by id of a video that was tried, whether it could be decoded, whatever its header says.
     """
-
-    layer: str
-    part: str
-    num_frames: int
-    frame_bytes: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all its frames."""
-        return self.num_frames * self.frame_bytes
+    known = {row.id: row.num_frames for row in rows if row.status == "ok"}
+    to_decode = [(video.id, task) for task in tasks for video in task.videos if video.id in present]
+    new = {name: task.sources[name] for name, task in to_decode if name not in known}
+    sample = _sample_headers(new, frames, decoded or {})
+    mean = sample.frames_per_video
+    columns: dict[str, Column] = {}
+    num_frames: dict[str, float] = {}
+    for name, task in to_decode:
+        for column in task.columns:
+            columns[column.key] = column
+            num_frames[column.key] = num_frames.get(column.key, 0.0) + known.get(name, mean)
+    estimates = tuple(
+        ColumnEstimate(
+            layer=column.layer,
+            part=column.part,
+            num_frames=round(num_frames[key]),
+            frame_bytes=sum(array.frame_bytes for array in column.arrays),
+        )
+        for key, column in columns.items()
+    )
+    total = sum(known.get(name, mean) for name, _ in to_decode)
+    num_known = sum(name in known for name, _ in to_decode)
+    return WorkEstimate(
+        num_videos=len(to_decode),
+        num_missing=sum(len(task.videos) for task in tasks) - len(to_decode),
+        num_frames=round(total),
+        frames_per_video=mean,
+        frames_error=sample.error * mean * (len(to_decode) - num_known) / total if total else 0.0,
+        frames_from=sample.source if new else "the cache" if num_known else "nothing to do",
+        num_sampled=sample.num_videos,
+        num_failing=sample.num_failing,
+        columns=estimates,
+        needed_bytes=sum(column.num_bytes for column in estimates) + SHARD_BYTES * len(tasks),
+        free_bytes=free_bytes(folder),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,60 +139,25 @@ class WorkEstimate:
         return self.needed_bytes <= self.free_bytes
 
 
-def estimate_work(
-    tasks: Sequence[ShardTask],
-    frames: FrameSpec,
-    *,
-    folder: Path,
-    rows: Iterable[LedgerRow],
-    present: Collection[str],
-    decoded: Mapping[str, bool] | None = None,
-) -> WorkEstimate:
-    """What these tasks come to.
+@dataclass(frozen=True, kw_only=True)
+class ColumnEstimate:
+    """One part of one layer, over all videos that are to get it.
 
-    Args:
-        tasks: what is to be done.
-        frames: which frames of a video are taken.
-        folder: the cache; need not be there.
-        rows: of the cache so far.
-        present: ids of the videos whose files are there.
-        decoded: by id of a video that was tried, whether it could be decoded, whatever its header says.
+    Attributes:
+        layer, part: which.
+        num_frames: of those videos.
+        frame_bytes: of one frame's tokens, scales included, before compression.
     """
-    known = {row.id: row.num_frames for row in rows if row.status == "ok"}
-    to_decode = [(video.id, task) for task in tasks for video in task.videos if video.id in present]
-    new = {name: task.sources[name] for name, task in to_decode if name not in known}
-    sample = _look_at(new, frames, decoded or {})
-    mean = sample.frames_per_video
-    columns: dict[str, Column] = {}
-    num_frames: dict[str, float] = {}
-    for name, task in to_decode:
-        for column in task.columns:
-            columns[column.key] = column
-            num_frames[column.key] = num_frames.get(column.key, 0.0) + known.get(name, mean)
-    estimates = tuple(
-        ColumnEstimate(
-            layer=column.layer,
-            part=column.part,
-            num_frames=round(num_frames[key]),
-            frame_bytes=sum(array.frame_bytes for array in column.arrays),
-        )
-        for key, column in columns.items()
-    )
-    total = sum(known.get(name, mean) for name, _ in to_decode)
-    num_known = sum(name in known for name, _ in to_decode)
-    return WorkEstimate(
-        num_videos=len(to_decode),
-        num_missing=sum(len(task.videos) for task in tasks) - len(to_decode),
-        num_frames=round(total),
-        frames_per_video=mean,
-        frames_error=sample.error * mean * (len(to_decode) - num_known) / total if total else 0.0,
-        frames_from=sample.source if new else "the cache" if num_known else "nothing to do",
-        num_sampled=sample.num_videos,
-        num_failing=sample.num_failing,
-        columns=estimates,
-        needed_bytes=sum(column.num_bytes for column in estimates) + SHARD_BYTES * len(tasks),
-        free_bytes=free_bytes(folder),
-    )
+
+    layer: str
+    part: str
+    num_frames: int
+    frame_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its frames."""
+        return self.num_frames * self.frame_bytes
 
 
 def check_space(work: WorkEstimate, folder: Path, *, force: bool) -> None:
@@ -179,16 +175,75 @@ def check_space(work: WorkEstimate, folder: Path, *, force: bool) -> None:
     )
 
 
-def free_bytes(folder: Path) -> int:
-    """Bytes that this user may still write in a folder, or where it would be made."""
-    system = os.statvfs(existing_parent(folder))
-    return system.f_bavail * system.f_frsize
+def forecast(work: WorkEstimate, machine: Machine) -> Forecast:
+    """How long the work, which must be some, will take on such machines."""
+    num_clip_frames = min(CLIP_FRAMES, work.num_frames / work.num_videos) * work.num_videos
+    num_clip_bytes = work.needed_bytes * num_clip_frames / work.num_frames
+    stages = _stage_seconds(machine, work.num_frames) | {
+        "write": work.needed_bytes / machine.num_shares / machine.write_bytes_per_second
+    }
+    seconds = max(*stages.values(), _core_seconds(machine, work.num_frames))
+    encoder_epoch = max(
+        *_stage_seconds(machine, num_clip_frames).values(),
+        _core_seconds(machine, num_clip_frames),
+    )
+    cached_epoch = num_clip_bytes / machine.num_shares / machine.read_bytes_per_second
+    return Forecast(
+        stage_seconds=stages,
+        bottleneck=max(stages, key=lambda name: stages[name]),
+        seconds=seconds,
+        encoder_epoch_seconds=encoder_epoch,
+        cached_epoch_seconds=cached_epoch,
+        payback_epochs=seconds / (encoder_epoch - cached_epoch) if encoder_epoch > cached_epoch else None,
+    )
 
 
-def existing_parent(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What the figures come to.
+
+    Attributes:
+        stage_seconds: how long each stage would take if it were the only one.
+        bottleneck: the longest of them.
+        seconds: how long the extraction will take.
+        encoder_epoch_seconds: to decode and encode one clip of every video.
+        cached_epoch_seconds: to read its tokens instead.
+        payback_epochs: after how many epochs the extraction has taken no longer than the encoder in the loop would
+            have; None where reading is slower than encoding, so that it never does.
+    """
+
+    stage_seconds: Mapping[str, float]
+    bottleneck: str
+    seconds: float
+    encoder_epoch_seconds: float
+    cached_epoch_seconds: float
+    payback_epochs: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What does the work, and how fast it was measured to be.
+
+    Attributes:
+        num_cores: CPU cores this process may use.
+        num_encoders: encoders that run at the same time, on a GPU each or sharing the CPU.
+        encoder_cores: CPU cores that each of them computes on; 0 on a GPU.
+        num_decoders: decode processes, of all encoders together.
+        num_shares: machines like this one that the work is dealt to.
+        decode_frames_per_second: of one decode process.
+        encode_frames_per_second: of one encoder, resizing included where the CPU does it.
+        write_bytes_per_second, read_bytes_per_second: of the disk.
+    """
+
+    num_cores: int
+    num_encoders: int
+    encoder_cores: int
+    num_decoders: int
+    num_shares: int
+    decode_frames_per_second: float
+    encode_frames_per_second: float
+    write_bytes_per_second: float
+    read_bytes_per_second: float
 
 
 def draw(items: Sequence[ItemT], count: int) -> list[ItemT]:
@@ -222,7 +277,7 @@ class _Sample:
     num_failing: int = 0
 
 
-def _look_at(sources: Mapping[str, VideoSource], frames: FrameSpec, decoded: Mapping[str, bool]) -> _Sample:
+def _sample_headers(sources: Mapping[str, VideoSource], frames: FrameSpec, decoded: Mapping[str, bool]) -> _Sample:
     drawn = draw(list(sources), NUM_HEADERS)
     headers = read_headers([sources[name] for name in drawn]) if drawn else []
     # Damage behind a good header is found by decoding, of which there was little: the rest has as much of it.
@@ -265,81 +320,6 @@ def _look_at(sources: Mapping[str, VideoSource], frames: FrameSpec, decoded: Map
     )
 
 
-CLIP_FRAMES = 16
-"""Frames of a clip, as the default of `vfz train-temporal`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What does the work, and how fast it was measured to be.
-
-    Attributes:
-        num_cores: CPU cores this process may use.
-        num_encoders: encoders that run at the same time, on a GPU each or sharing the CPU.
-        encoder_cores: CPU cores that each of them computes on; 0 on a GPU.
-        num_decoders: decode processes, of all encoders together.
-        num_shares: machines like this one that the work is dealt to.
-        decode_frames_per_second: of one decode process.
-        encode_frames_per_second: of one encoder, resizing included where the CPU does it.
-        write_bytes_per_second, read_bytes_per_second: of the disk.
-    """
-
-    num_cores: int
-    num_encoders: int
-    encoder_cores: int
-    num_decoders: int
-    num_shares: int
-    decode_frames_per_second: float
-    encode_frames_per_second: float
-    write_bytes_per_second: float
-    read_bytes_per_second: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What the figures come to.
-
-    Attributes:
-        stage_seconds: how long each stage would take if it were the only one.
-        bottleneck: the longest of them.
-        seconds: how long the extraction will take.
-        encoder_epoch_seconds: to decode and encode one clip of every video.
-        cached_epoch_seconds: to read its tokens instead.
-        payback_epochs: after how many epochs the extraction has taken no longer than the encoder in the loop would
-            have; None where reading is slower than encoding, so that it never does.
-    """
-
-    stage_seconds: Mapping[str, float]
-    bottleneck: str
-    seconds: float
-    encoder_epoch_seconds: float
-    cached_epoch_seconds: float
-    payback_epochs: float | None
-
-
-def forecast(work: WorkEstimate, machine: Machine) -> Forecast:
-    """How long the work, which must be some, will take on such machines."""
-    num_clip_frames = min(CLIP_FRAMES, work.num_frames / work.num_videos) * work.num_videos
-    num_clip_bytes = work.needed_bytes * num_clip_frames / work.num_frames
-    stages = _stage_seconds(machine, work.num_frames) | {
-        "write": work.needed_bytes / machine.num_shares / machine.write_bytes_per_second
-    }
-    seconds = max(*stages.values(), _core_seconds(machine, work.num_frames))
-    encoder_epoch = max(
-        *_stage_seconds(machine, num_clip_frames).values(),
-        _core_seconds(machine, num_clip_frames),
-    )
-    cached_epoch = num_clip_bytes / machine.num_shares / machine.read_bytes_per_second
-    return Forecast(
-        stage_seconds=stages,
-        bottleneck=max(stages, key=lambda name: stages[name]),
-        seconds=seconds,
-        encoder_epoch_seconds=encoder_epoch,
-        cached_epoch_seconds=cached_epoch,
-        payback_epochs=seconds / (encoder_epoch - cached_epoch) if encoder_epoch > cached_epoch else None,
-    )
-
-
 def _stage_seconds(machine: Machine, num_frames: float) -> dict[str, float]:
     share = num_frames / machine.num_shares
     num_decoders = min(machine.num_decoders, machine.num_cores)
@@ -356,3 +336,15 @@ def _core_seconds(machine: Machine, num_frames: float) -> float:
     """How long all cores are busy with what has to be done on them."""
     per_frame = 1 / machine.decode_frames_per_second + machine.encoder_cores / machine.encode_frames_per_second
     return num_frames / machine.num_shares * per_frame / machine.num_cores
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user may still write in a folder, or where it would be made."""
+    system = os.statvfs(existing_parent(folder))
+    return system.f_bavail * system.f_frsize
+
+
+def existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())

@@ -1,14 +1,11 @@
-"""`vfz extract`: a dataset and an encoder in, a cache out.
+"""`vfz extract`: a dataset and an encoder in, a cache out, and a report of what came of it.
 
 The same call again continues: finished shards are never redone, videos that are new or were missing before go into a
 new plan, and when nothing is left it says so. What was committed stays committed, whatever happens after.
 
-What an extraction ended with: what is in the cache now, what this call did, how fast, and what went wrong.
-
-Why videos failed, as kinds: "moov atom not found" a thousand times is one line and not a thousand.
-
-A reason names its video and says where it broke, so no two are the same text. Without the video's names and with every
-number replaced, those of one kind are.
+The report says what is in the cache now, what this call did, how fast, and what went wrong. Failures are told by kind:
+"moov atom not found" a thousand times is one line and not a thousand. A reason names its video and says where it broke,
+so no two are the same text; without the video's names and with every number replaced, those of one kind are.
 """
 
 from __future__ import annotations
@@ -39,6 +36,10 @@ from vfz.pipeline.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from vfz.pipeline.encoder.model import FrozenEncoder
+
+VIDEO, NUMBER = "VIDEO", "N"
+"""What stands in a kind for the video's name and for a number."""
+_NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?!\w)")
 
 
 def extract(options: ExtractOptions, *, progress: Progress | None = None) -> ExtractReport:
@@ -98,6 +99,83 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         error.report = make_report(cache, open_catalog(cache), totals, time.perf_counter() - started)
         raise
     return make_report(cache, current_catalog(cache), totals, time.perf_counter() - started)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """What an extraction ended with.
+
+    Attributes:
+        cache: the cache's folder.
+        num_ok, num_failed, num_missing: videos in the whole cache.
+        num_lacking: those of the ok ones that have no tokens of a layer that was added later.
+        num_pending: those of its plan that no process has done yet.
+        num_frames: frames in the whole cache.
+        cache_bytes: size of the committed data.
+        num_tried, new_videos, new_frames, new_bytes, seconds: done by this call: videos tried, those of them that went
+            well, their frames, their size in the cache, and the time from decoding to commit.
+        frames_per_second, bytes_per_second: of the new ones; 0 where nothing was left to do.
+        batch_size: frames encoded at a time in the end, fewer than asked for where memory did not suffice; None where
+            nothing was encoded.
+        stages: of this call, by name; empty where nothing was left to do.
+        bottleneck: the stage that the others waited for.
+        failure_kinds: why videos of the whole cache are not in it, most frequent first.
+        failures: the reason in full by video id.
+    """
+
+    cache: str
+    fingerprint: str
+    num_ok: int
+    num_failed: int
+    num_missing: int
+    num_lacking: int
+    num_pending: int
+    num_frames: int
+    cache_bytes: int
+    num_tried: int
+    new_videos: int
+    new_frames: int
+    new_bytes: int
+    seconds: float
+    frames_per_second: float
+    bytes_per_second: float
+    batch_size: int | None
+    stages: Mapping[str, StageReport]
+    bottleneck: str | None
+    failure_kinds: tuple[FailureKind, ...]
+    failures: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """One stage of the pipeline.
+
+    Attributes:
+        seconds: how long it was at work, in all processes together that encode; of decoding, on average over the decode
+            processes of each.
+        busy: the share of the time that it was, 0 to 1.
+    """
+
+    seconds: float
+    busy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureKind:
+    """Videos that are not in the cache for the same reason.
+
+    Attributes:
+        status: failed or missing.
+        reason: theirs, without the names and numbers in which they differ.
+        num_videos: how many there are.
+        example_id, example_reason: one of them, and the reason in full.
+    """
+
+    status: str
+    reason: str
+    num_videos: int
+    example_id: str
+    example_reason: str
 
 
 def _make_shards(
@@ -174,65 +252,6 @@ class _Failures:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageReport:
-    """One stage of the pipeline.
-
-    Attributes:
-        seconds: how long it was at work, in all processes together that encode; of decoding, on average over the decode
-            processes of each.
-        busy: the share of the time that it was, 0 to 1.
-    """
-
-    seconds: float
-    busy: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractReport:
-    """What an extraction ended with.
-
-    Attributes:
-        cache: the cache's folder.
-        num_ok, num_failed, num_missing: videos in the whole cache.
-        num_lacking: those of the ok ones that have no tokens of a layer that was added later.
-        num_pending: those of its plan that no process has done yet.
-        num_frames: frames in the whole cache.
-        cache_bytes: size of the committed data.
-        num_tried, new_videos, new_frames, new_bytes, seconds: done by this call: videos tried, those of them that went
-            well, their frames, their size in the cache, and the time from decoding to commit.
-        frames_per_second, bytes_per_second: of the new ones; 0 where nothing was left to do.
-        batch_size: frames encoded at a time in the end, fewer than asked for where memory did not suffice; None where
-            nothing was encoded.
-        stages: of this call, by name; empty where nothing was left to do.
-        bottleneck: the stage that the others waited for.
-        failure_kinds: why videos of the whole cache are not in it, most frequent first.
-        failures: the reason in full by video id.
-    """
-
-    cache: str
-    fingerprint: str
-    num_ok: int
-    num_failed: int
-    num_missing: int
-    num_lacking: int
-    num_pending: int
-    num_frames: int
-    cache_bytes: int
-    num_tried: int
-    new_videos: int
-    new_frames: int
-    new_bytes: int
-    seconds: float
-    frames_per_second: float
-    bytes_per_second: float
-    batch_size: int | None
-    stages: Mapping[str, StageReport]
-    bottleneck: str | None
-    failure_kinds: tuple[FailureKind, ...]
-    failures: Mapping[str, str]
-
-
 def make_report(cache: CacheFolder, catalog: Catalog, totals: RunTotals, seconds: float) -> ExtractReport:
     """What is in the cache and what this call did.
 
@@ -274,29 +293,6 @@ def make_report(cache: CacheFolder, catalog: Catalog, totals: RunTotals, seconds
         failure_kinds=group_failures(bad),
         failures={row.id: row.reason for row in bad},
     )
-
-
-VIDEO, NUMBER = "VIDEO", "N"
-"""What stands in a kind for the video's name and for a number."""
-_NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?!\w)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailureKind:
-    """Videos that are not in the cache for the same reason.
-
-    Attributes:
-        status: failed or missing.
-        reason: theirs, without the names and numbers in which they differ.
-        num_videos: how many there are.
-        example_id, example_reason: one of them, and the reason in full.
-    """
-
-    status: str
-    reason: str
-    num_videos: int
-    example_id: str
-    example_reason: str
 
 
 def group_failures(rows: Iterable[LedgerRow]) -> tuple[FailureKind, ...]:

@@ -1,17 +1,14 @@
 """What an extraction has still to do: commits that are missing from a cache, and videos worth another attempt.
 
-Cost: the plans are read and every file is asked for its times. Indexes, which are most of
-a cache's JSON, are read of those shards only that may lack a column.
+The files of finished videos must still be those they were made from, and not all can be read at each start. A file that
+was written, renamed or linked since the commit of its video has a later time of change (ctime), which no program can
+set back. So one question to the file system for each file tells which ones to read. The files of a dataset that lies
+elsewhere now are read, too, and the first file of each folder: a folder that was swapped as a whole shows in no file's
+time. What slips through (one old file in a swapped folder; files that changed before a cache was copied, which makes
+its commits look newer) is still refused when another layer of that video is made.
 
-Whether the files of finished videos are still those they were made from, without reading all of them at each start.
-
-A file that was written, renamed or linked since the commit of its video has a later time of change (ctime), which no
-program can set back. So one question to the file system for each file tells which ones to read. The files of a dataset
-that lies elsewhere now are read, too, and the first file of each folder: a folder that was swapped as a whole shows in
-no file's time. What slips through (one old file in a swapped folder; files that changed before a cache was copied,
-which makes its commits look newer) is still refused when another layer of that video is made.
-
-Cost: 240,000 stats in threads, some seconds on a local disk; 128 KiB of each file that changed.
+Cost: the plans are read, and indexes, which are most of a cache's JSON, of those shards only that may lack a column.
+240,000 stats in threads take some seconds on a local disk; 128 KiB are read of each file that changed.
 """
 
 from __future__ import annotations
@@ -42,16 +39,14 @@ if TYPE_CHECKING:
     from vfz.pipeline.format.catalog import Catalog
     from vfz.pipeline.format.folder import CacheFolder
 
-
-def complete_shards(catalog: Catalog, contents: Contents) -> frozenset[str]:
-    """The committed shards of a cache whose ok videos all have every column of `contents`."""
-    if {column.key for column in contents.columns} - {column.key for column in catalog.contents.columns}:
-        return frozenset()
-    table = catalog.table
-    pending = pc.equal(table["status"], "pending")
-    lacks = pc.greater(pc.list_value_length(table["lacking"]), 0)
-    to_do = table.filter(pc.or_(pending, lacks))["shard"].unique().to_pylist()
-    return frozenset(table["shard"].unique().to_pylist()).difference(to_do)
+CLOCK_SKEW_NS = 3600 * 10**9
+"""By how much the clocks of the machines that hold videos and cache may differ."""
+MAX_FOLDERS = 256
+"""Of how many folders one file is read in any case."""
+_NUM_THREADS = 16
+_BATCH = 256
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def remaining_tasks(
@@ -109,6 +104,17 @@ def remaining_tasks(
             of_shard = [cache.read_commit(path) for path in commits.get(shard, ())]
             tasks += _additions(first, of_shard, retry_failed=retry_failed) if of_shard else [first]
     return tasks
+
+
+def complete_shards(catalog: Catalog, contents: Contents) -> frozenset[str]:
+    """The committed shards of a cache whose ok videos all have every column of `contents`."""
+    if {column.key for column in contents.columns} - {column.key for column in catalog.contents.columns}:
+        return frozenset()
+    table = catalog.table
+    pending = pc.equal(table["status"], "pending")
+    lacks = pc.greater(pc.list_value_length(table["lacking"]), 0)
+    to_do = table.filter(pc.or_(pending, lacks))["shard"].unique().to_pylist()
+    return frozenset(table["shard"].unique().to_pylist()).difference(to_do)
 
 
 def _additions(first: ShardTask, commits: Sequence[ShardIndex], *, retry_failed: bool) -> list[ShardTask]:
@@ -184,35 +190,6 @@ def _to_try_again(
     return again
 
 
-CLOCK_SKEW_NS = 3600 * 10**9
-"""By how much the clocks of the machines that hold videos and cache may differ."""
-MAX_FOLDERS = 256
-"""Of how many folders one file is read in any case."""
-_NUM_THREADS = 16
-_BATCH = 256
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-class TriedVideo(NamedTuple):
-    """A video that was tried, and its rows, one for each view."""
-
-    source: VideoSource
-    rows: Sequence[LedgerRow]
-
-
-class ComparedVideo(NamedTuple):
-    """A tried video whose file is there.
-
-    Attributes:
-        video: which.
-        is_same: whether each row was made from that file; False, too, where it can no longer be read.
-    """
-
-    video: TriedVideo
-    is_same: Sequence[bool]
-
-
 def compare_sources(cache: CacheFolder, tried: Sequence[TriedVideo]) -> list[ComparedVideo]:
     """Those of the videos whose files are there, compared with what the cache was made from.
 
@@ -237,6 +214,25 @@ def compare_sources(cache: CacheFolder, tried: Sequence[TriedVideo]) -> list[Com
         )
         for number in there
     ]
+
+
+class TriedVideo(NamedTuple):
+    """A video that was tried, and its rows, one for each view."""
+
+    source: VideoSource
+    rows: Sequence[LedgerRow]
+
+
+class ComparedVideo(NamedTuple):
+    """A tried video whose file is there.
+
+    Attributes:
+        video: which.
+        is_same: whether each row was made from that file; False, too, where it can no longer be read.
+    """
+
+    video: TriedVideo
+    is_same: Sequence[bool]
 
 
 def _commit_times(cache: CacheFolder) -> dict[str, int]:

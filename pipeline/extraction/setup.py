@@ -1,6 +1,7 @@
-"""The cache an extraction writes to: its recipe, and its folder, made when it is not there and checked when it is.
+"""What an extraction starts from: videos listed, the encoder loaded, the recipe made, and the cache that it writes to.
 
-What an extraction starts from: the videos listed, the encoder loaded, the recipe made. No cache is written.
+`prepare` writes no file of a cache. `open_or_create` makes the cache where it is not there and checks it where it is;
+`find_destination` says what that would come to, and makes nothing.
 
 Cost: listing the videos (`synthetic` renders them where they are not there), and loading the encoder.
 """
@@ -47,19 +48,109 @@ if TYPE_CHECKING:
     from vfz.pipeline.progress import Progress
 
 
+def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
+    """Lists the videos and loads the encoder.
+
+    Raises:
+        UsageError: a wrong option. DatasetError: no videos. EncoderError: no weights.
+    """
+    check_encoder_name(options.encoder)  # a slip of the pen is told before videos are listed or rendered
+    share = choose_share(options.rank, options.world_size)
+    dataset = _open_dataset(options, progress)
+    if options.flip and not dataset.can_flip:
+        raise UsageError(f"--flip would change classes of {options.dataset}, which tell left from right; leave it out")
+    everything = dataset.videos()
+    records = _choose_splits(everything, dataset, options.splits)
+    present = present_ids(records)
+    if len(present) < len(records):
+        missing = len(records) - len(present)
+        progress.note(describe_missing(dataset.name, num_listed=len(records), num_missing=missing))
+    request = EncoderRequest(
+        name=options.encoder,
+        layers=options.layers,
+        image_size=options.image_size,
+        weights=options.weights,
+        random_weights=options.random_weights,
+        seed=options.seed or 0,
+        # Ranks on one machine take its GPUs in turn; one that sees a single GPU takes that.
+        device=options.device if options.rank is None else device_for(options.device, share.rank),
+        autocast=options.autocast,
+        batch_size=options.batch_size,
+        channels_last=options.channels_last,
+        compile=options.compile,
+    )
+    encoder = request.load()
+    return Prepared(
+        dataset=dataset,
+        everything=everything,
+        records=records,
+        present=present,
+        request=request,
+        encoder=encoder,
+        recipe=make_recipe(encoder, options, dataset),
+        share=share,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Destination:
-    """Where an extraction writes.
+class Prepared:
+    """What the options of an extraction come to.
 
     Attributes:
-        cache: the cache, which need not be there yet.
-        contents: what it holds, with the columns that this extraction adds.
-        encoder: gives the layers of all its columns.
+        dataset: where the videos are from.
+        everything: all of them.
+        records: those of the splits that are wanted.
+        present: ids of those whose files are there.
+        request: how any process builds the encoder.
+        encoder: the same, built.
+        recipe: what decides the numbers.
+        share: which part of the work is done here.
     """
 
-    cache: CacheFolder
-    contents: Contents
+    dataset: VideoDataset
+    everything: list[VideoRecord]
+    records: list[VideoRecord]
+    present: frozenset[str]
+    request: EncoderRequest
     encoder: FrozenEncoder
+    recipe: Recipe
+    share: Share
+
+
+def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
+    started = False
+
+    def on_progress(_done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            progress.start("rendering", total=total, unit="videos")
+            started = True
+        progress.advance()
+
+    # --seed is the dataset's where it has one, and the random weights' in any case
+    synthetic = options.dataset == "synthetic"
+    dataset = open_dataset(
+        options.dataset,
+        root=options.root,
+        num_videos=options.num_videos,
+        num_frames=options.num_frames,
+        size=options.size,
+        seed=options.seed if synthetic or not options.random_weights else None,
+        on_progress=on_progress,
+    )
+    if started:
+        progress.finish()
+    return dataset
+
+
+def _choose_splits(
+    records: list[VideoRecord], dataset: VideoDataset, wanted: tuple[str, ...] | None
+) -> list[VideoRecord]:
+    present = sorted({record.split for record in records})
+    for split in wanted or ():
+        if split not in present:
+            raise UsageError(f"--splits {split!r} is not in {dataset.root}; it has {', '.join(present)}")
+    return [record for record in records if wanted is None or record.split in wanted]
 
 
 def make_recipe(encoder: FrozenEncoder, options: ExtractOptions, dataset: VideoDataset) -> Recipe:
@@ -177,6 +268,21 @@ def find_destination(
     return Destination(cache=cache, contents=contents, encoder=encoder.with_layers(layers_of(contents.columns)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where an extraction writes.
+
+    Attributes:
+        cache: the cache, which need not be there yet.
+        contents: what it holds, with the columns that this extraction adds.
+        encoder: gives the layers of all its columns.
+    """
+
+    cache: CacheFolder
+    contents: Contents
+    encoder: FrozenEncoder
+
+
 def _cache(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder, recipe: Recipe) -> CacheFolder:
     """The cache that is meant, which need not be there."""
     if options.cache is None:
@@ -184,22 +290,6 @@ def _cache(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncode
     if not options.cache.is_dir():
         raise UsageError(f"--cache {options.cache} is not a cache; leave it out to make a new one under {options.out}/")
     return CacheFolder(options.cache)
-
-
-def _new_columns(
-    contents: Contents, wanted: Sequence[Column], encoder: FrozenEncoder, options: ExtractOptions
-) -> list[Column]:
-    """Columns that were asked for by name and are not in the cache."""
-    if options.layers is None and options.parts is None:
-        return []
-    if options.layers is None:  # parts alone: of the layers that the cache has
-        own = encoder.with_layers(layers_of(contents.columns))
-        wanted = columns_of(own.shapes, options.precision, parts=options.parts)
-    if options.parts is None:  # layers alone: a layer that is there is not given parts it was made without
-        known = set(contents.layers)
-        return [column for column in wanted if column.layer not in known]
-    keys = {column.key for column in contents.columns}
-    return [column for column in wanted if column.key not in keys]
 
 
 def _check(
@@ -223,6 +313,22 @@ def _check(
         cache.calibrations(contents)  # tokens can neither be stored nor read without them: better told now
 
 
+def _new_columns(
+    contents: Contents, wanted: Sequence[Column], encoder: FrozenEncoder, options: ExtractOptions
+) -> list[Column]:
+    """Columns that were asked for by name and are not in the cache."""
+    if options.layers is None and options.parts is None:
+        return []
+    if options.layers is None:  # parts alone: of the layers that the cache has
+        own = encoder.with_layers(layers_of(contents.columns))
+        wanted = columns_of(own.shapes, options.precision, parts=options.parts)
+    if options.parts is None:  # layers alone: a layer that is there is not given parts it was made without
+        known = set(contents.layers)
+        return [column for column in wanted if column.layer not in known]
+    keys = {column.key for column in contents.columns}
+    return [column for column in wanted if column.key not in keys]
+
+
 def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenEncoder) -> dict[str, Any]:
     """What does not decide a number but is good to know, and what it takes to build the encoder again."""
     return {
@@ -241,108 +347,3 @@ def _provenance(options: ExtractOptions, dataset: VideoDataset, encoder: FrozenE
         "host": platform.node(),
         "device": str(encoder.device),
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What the options of an extraction come to.
-
-    Attributes:
-        dataset: where the videos are from.
-        everything: all of them.
-        records: those of the splits that are wanted.
-        present: ids of those whose files are there.
-        request: how any process builds the encoder.
-        encoder: the same, built.
-        recipe: what decides the numbers.
-        share: which part of the work is done here.
-    """
-
-    dataset: VideoDataset
-    everything: list[VideoRecord]
-    records: list[VideoRecord]
-    present: frozenset[str]
-    request: EncoderRequest
-    encoder: FrozenEncoder
-    recipe: Recipe
-    share: Share
-
-
-def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
-    """Lists the videos and loads the encoder.
-
-    Raises:
-        UsageError: a wrong option. DatasetError: no videos. EncoderError: no weights.
-    """
-    check_encoder_name(options.encoder)  # a slip of the pen is told before videos are listed or rendered
-    share = choose_share(options.rank, options.world_size)
-    dataset = _open_dataset(options, progress)
-    if options.flip and not dataset.can_flip:
-        raise UsageError(f"--flip would change classes of {options.dataset}, which tell left from right; leave it out")
-    everything = dataset.videos()
-    records = _choose_splits(everything, dataset, options.splits)
-    present = present_ids(records)
-    if len(present) < len(records):
-        missing = len(records) - len(present)
-        progress.note(describe_missing(dataset.name, num_listed=len(records), num_missing=missing))
-    request = EncoderRequest(
-        name=options.encoder,
-        layers=options.layers,
-        image_size=options.image_size,
-        weights=options.weights,
-        random_weights=options.random_weights,
-        seed=options.seed or 0,
-        # Ranks on one machine take its GPUs in turn; one that sees a single GPU takes that.
-        device=options.device if options.rank is None else device_for(options.device, share.rank),
-        autocast=options.autocast,
-        batch_size=options.batch_size,
-        channels_last=options.channels_last,
-        compile=options.compile,
-    )
-    encoder = request.load()
-    return Prepared(
-        dataset=dataset,
-        everything=everything,
-        records=records,
-        present=present,
-        request=request,
-        encoder=encoder,
-        recipe=make_recipe(encoder, options, dataset),
-        share=share,
-    )
-
-
-def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
-    started = False
-
-    def on_progress(_done: int, total: int) -> None:
-        nonlocal started
-        if not started:
-            progress.start("rendering", total=total, unit="videos")
-            started = True
-        progress.advance()
-
-    # --seed is the dataset's where it has one, and the random weights' in any case
-    synthetic = options.dataset == "synthetic"
-    dataset = open_dataset(
-        options.dataset,
-        root=options.root,
-        num_videos=options.num_videos,
-        num_frames=options.num_frames,
-        size=options.size,
-        seed=options.seed if synthetic or not options.random_weights else None,
-        on_progress=on_progress,
-    )
-    if started:
-        progress.finish()
-    return dataset
-
-
-def _choose_splits(
-    records: list[VideoRecord], dataset: VideoDataset, wanted: tuple[str, ...] | None
-) -> list[VideoRecord]:
-    present = sorted({record.split for record in records})
-    for split in wanted or ():
-        if split not in present:
-            raise UsageError(f"--splits {split!r} is not in {dataset.root}; it has {', '.join(present)}")
-    return [record for record in records if wanted is None or record.split in wanted]
