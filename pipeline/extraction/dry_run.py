@@ -170,7 +170,7 @@ class Outlook:
 def _videos_to_decode(
     tasks: Sequence[ShardTask], present: Collection[str], rows: Iterable[LedgerRow]
 ) -> dict[str, VideoSource]:
-    """A few of the videos to decode by id: of those whose frames are estimated where there are any, as there."""
+    """A few videos to decode, by id: of those with an estimated number of frames, where there are any."""
     known = {row.id for row in rows if row.status == "ok"}
     sources = {video.id: task.sources[video.id] for task in tasks for video in task.videos if video.id in present}
     new = [name for name in sources if name not in known]
