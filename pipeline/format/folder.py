@@ -22,6 +22,7 @@ from vfz.pipeline.format.golden import GoldenFrames, read_golden, write_golden_t
 from vfz.pipeline.format.header import (
     CONTENTS,
     GOLDEN,
+    HEADER,
     CacheHeader,
     Contents,
     contents_paths,
@@ -213,12 +214,17 @@ def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER, how: str = "w
         if not path.is_dir():
             raise UsageError(f"{path} is not a folder; name that of a cache, as vfz cache ls {under} lists them")
         return path
-    found = sorted(header.parent for header in under.glob("*/vfz.json") if not header.parent.name.startswith("."))
+    found = caches_in(under)
     if not found:
         raise UsageError(f"no cache in {under}/; make one with vfz extract, or name one {how}")
     if len(found) > 1:
         raise UsageError(f"{under}/ holds {len(found)} caches ({', '.join(map(str, found))}); choose one {how}")
     return found[0]
+
+
+def caches_in(folder: Path) -> list[Path]:
+    """The caches in a folder, by name, without hidden ones: those are still being made."""
+    return sorted(header.parent for header in folder.glob(f"*/{HEADER}") if not header.parent.name.startswith("."))
 
 
 def find_caches(paths: Sequence[Path] | None) -> tuple[Path, ...]:

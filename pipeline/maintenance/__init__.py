@@ -1,1 +1,1 @@
-"""Looking after caches that are there: what they hold, whether they are whole, mending them, making others of them."""
+"""Looking after caches: what they hold, whether they are whole, repairing them, and converting them into others."""

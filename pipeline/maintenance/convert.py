@@ -2,22 +2,19 @@
 
 The new cache has the plans, shards, commits, ledger and provenance of the old one; its recipe differs in how tokens are
 stored, and not at all where the precision stays: then every stored number is copied bit for bit. Precision only goes
-down, and only once: tokens rounded a second time are not those that a recipe with one `converted_from` promises.
+down, and only once: tokens rounded a second time are not those that a recipe with one `converted_from` promises. A
+video with a token that the new precision cannot hold (fp16 ends at 65504) fails: nothing of it is stored, and its
+ledger row says which column.
 
 What is lost against extracting at the lower precision: nothing from fp32 to fp16, whose tokens come out the same. Else
 tokens were rounded before, which adds fp16's error of at most 2^-11, or int8's of about 1%, to the new one's, and
 calibration sees 48 frames of the cached videos instead of 48 of the dataset's.
 
-The same call again goes on where the last one was stopped, and takes over what the source gained since. Each shard
-costs one read of the old data, with every checksum compared, and one write of the new.
+The same call again goes on where the last one was stopped, and takes over what the source gained since.
 
-One commit of a cache, converted: its stored numbers read block by block, rounded anew, and committed.
-
-Videos, their order and the columns stay as they are. A video with a token that the new precision cannot hold (fp16 ends
-at 65504) fails: nothing of it is stored, and its ledger row says which column. Memory holds one block of frames.
-
-Measured on two busy cores, with fsync, in MB/s of what is read (`dd` wrote 440 to 1000): fp16 copied to zarr 410 to
-440, to webdataset 490 to 580; fp16 to int8 320 to 470, to int4 240 to 290.
+Cost: one read of the old data, with every checksum compared, and one write of the new; memory holds one block of
+frames. Measured on two busy cores, with fsync, in MB/s of what is read (`dd` wrote 440 to 1000): fp16 copied to zarr
+410 to 440, to webdataset 490 to 580; fp16 to int8 320 to 470, to int4 240 to 290.
 """
 
 from __future__ import annotations
@@ -50,41 +47,8 @@ if TYPE_CHECKING:
     from vfz.pipeline.maintenance.convert_source import SourceReader
     from vfz.pipeline.maintenance.options import ConvertOptions
 
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertReport:
-    """What a conversion ended with.
-
-    Attributes:
-        source, cache: folders of the old and the new cache.
-        fingerprint, store, precision: of the new cache.
-        compression: of the new cache's columns, by column key.
-        num_ok, num_failed, num_missing, num_pending: videos in the whole new cache, in every view.
-        num_frames: frames in the whole new cache.
-        source_bytes, cache_bytes: size of the committed data.
-        new_commits, new_videos, bytes_read, seconds: done by this call; videos of a first commit are counted.
-        unstorable: reason by video id (and view, after the first), of those that failed in this call because the new
-            precision cannot hold them.
-    """
-
-    source: str
-    cache: str
-    fingerprint: str
-    store: str
-    precision: str
-    compression: dict[str, str]
-    num_ok: int
-    num_failed: int
-    num_missing: int
-    num_pending: int
-    num_frames: int
-    source_bytes: int
-    cache_bytes: int
-    new_commits: int
-    new_videos: int
-    bytes_read: int
-    seconds: float
-    unstorable: dict[str, str] = field(default_factory=dict)
+BLOCK_BYTES = 8 * 1024 * 1024
+"""How much of the float32 tokens of a video is held at a time; at least one frame."""
 
 
 def convert(options: ConvertOptions, *, progress: Progress | None = None) -> ConvertReport:
@@ -121,6 +85,42 @@ def convert(options: ConvertOptions, *, progress: Progress | None = None) -> Con
             converter.convert(index, _first_rows(target, index))
         progress.finish()
     return _report(source, target, write_catalog(target.folder), converter, time.perf_counter() - started)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport:
+    """What a conversion ended with.
+
+    Attributes:
+        source, cache: folders of the old and the new cache.
+        fingerprint, store, precision: of the new cache.
+        compression: of the new cache's columns, by column key.
+        num_ok, num_failed, num_missing, num_pending: videos in the whole new cache, in every view.
+        num_frames: frames in the whole new cache.
+        source_bytes, cache_bytes: size of the committed data.
+        new_commits, new_videos, bytes_read, seconds: done by this call; videos of a first commit are counted.
+        unstorable: reason by video id (and view, after the first), of those that failed in this call because the new
+            precision cannot hold them.
+    """
+
+    source: str
+    cache: str
+    fingerprint: str
+    store: str
+    precision: str
+    compression: dict[str, str]
+    num_ok: int
+    num_failed: int
+    num_missing: int
+    num_pending: int
+    num_frames: int
+    source_bytes: int
+    cache_bytes: int
+    new_commits: int
+    new_videos: int
+    bytes_read: int
+    seconds: float
+    unstorable: dict[str, str] = field(default_factory=dict)
 
 
 def _check_usage(folder: Path, source: SourceCache, options: ConvertOptions) -> None:
@@ -184,10 +184,6 @@ def _report(
         seconds=seconds,
         unstorable=dict(converter.unstorable),
     )
-
-
-BLOCK_BYTES = 8 * 1024 * 1024
-"""How much of the float32 tokens of a video is held at a time; at least one frame."""
 
 
 class ShardConverter:
@@ -294,13 +290,13 @@ class ShardConverter:
         return {"MB/s": self.num_bytes_read / 1e6 / (time.perf_counter() - self._started)}
 
 
-def _name(row: LedgerRow) -> str:
-    return f"{row.id} (view {row.view})" if row.view else row.id
-
-
 def _blocks(row: LedgerRow, columns: list[Column]) -> Iterator[NDArray[np.int64]]:
     """The frames of a video, some at a time, by their number in the shard."""
     frame_bytes = sum(4 * column.num_tokens * column.dim for column in columns)
     size = max(1, BLOCK_BYTES // frame_bytes)
     for start in range(0, row.num_frames, size):
         yield row.frame_start + np.arange(start, min(start + size, row.num_frames))
+
+
+def _name(row: LedgerRow) -> str:
+    return f"{row.id} (view {row.view})" if row.view else row.id

@@ -34,6 +34,41 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def open_source(path: Path) -> SourceCache:
+    """Reads everything about a cache but its tokens.
+
+    Raises:
+        CacheFormatError: when the folder is no cache, it is damaged, or another version of vfz rounded its tokens.
+    """
+    folder = CacheFolder(path)
+    header = folder.header
+    with content_errors(path / HEADER):
+        _check_header(header)
+    version, known = header.recipe["storage"]["precision_version"], PRECISION_VERSION[header.precision]
+    if version != known:
+        raise CacheFormatError(
+            f"{path} stores {header.precision} of version {version}, this vfz reads version {known}: convert it with "
+            "the vfz that made it"
+        )
+    # In this order: what a commit names was there before it, also in a cache that is being extended.
+    commits = folder.commits()
+    contents, plans = folder.contents(), folder.plans()
+    for index in commits:
+        columns = [column for column in contents.columns if column.key in index.column_keys]
+        if index.calibration_digest != contents.calibration_digest(columns):
+            raise CacheFormatError(
+                f"{path}: shard {index.shard} was quantised with another calibration than the cache has; "
+                "restore calibration/ and shards/ from one copy"
+            )
+    return SourceCache(
+        folder=folder,
+        contents=contents,
+        plans=plans,
+        calibrations=folder.calibrations(contents),
+        commits=commits,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceCache:
     """A cache that is converted.
@@ -141,41 +176,6 @@ def expand_arrays(column: Column, arrays: Mapping[str, NDArray[Any]], calibratio
         precision=column.precision,
         stats=calibration.stats if calibration else None,
         dim=column.dim,
-    )
-
-
-def open_source(path: Path) -> SourceCache:
-    """Reads everything about a cache but its tokens.
-
-    Raises:
-        CacheFormatError: when the folder is no cache, it is damaged, or another version of vfz rounded its tokens.
-    """
-    folder = CacheFolder(path)
-    header = folder.header
-    with content_errors(path / HEADER):
-        _check_header(header)
-    version, known = header.recipe["storage"]["precision_version"], PRECISION_VERSION[header.precision]
-    if version != known:
-        raise CacheFormatError(
-            f"{path} stores {header.precision} of version {version}, this vfz reads version {known}: convert it with "
-            "the vfz that made it"
-        )
-    # In this order: what a commit names was there before it, also in a cache that is being extended.
-    commits = folder.commits()
-    contents, plans = folder.contents(), folder.plans()
-    for index in commits:
-        columns = [column for column in contents.columns if column.key in index.column_keys]
-        if index.calibration_digest != contents.calibration_digest(columns):
-            raise CacheFormatError(
-                f"{path}: shard {index.shard} was quantised with another calibration than the cache has; "
-                "restore calibration/ and shards/ from one copy"
-            )
-    return SourceCache(
-        folder=folder,
-        contents=contents,
-        plans=plans,
-        calibrations=folder.calibrations(contents),
-        commits=commits,
     )
 
 

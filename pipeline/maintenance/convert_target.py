@@ -32,39 +32,6 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TargetCache:
-    """A cache made by conversion.
-
-    Attributes:
-        folder: its files but tokens.
-        contents: what is in it.
-        calibrations: by column key.
-    """
-
-    folder: CacheFolder
-    contents: Contents
-    calibrations: Mapping[str, Calibration]
-
-    @property
-    def precision(self) -> str:
-        """How it stores tokens."""
-        return self.folder.header.precision
-
-    @property
-    def columns(self) -> dict[str, Column]:
-        """What it stores, by column key."""
-        return {column.key: column for column in self.contents.columns}
-
-    def stored(self, column: Column, arrays: Mapping[str, Any], source: SourceCache) -> dict[str, Any]:
-        """Stored arrays of a source's column, as this cache stores them; the same ones where the precision stays."""
-        target = self.columns[column.key]
-        if target.precision == column.precision:
-            return dict(arrays)
-        tokens = expand_arrays(column, arrays, source.calibrations.get(column.key))
-        return _stored(target, tokens, self.calibrations[column.key])
-
-
 def converted_recipe(source: SourceCache, precision: str) -> dict[str, Any]:
     """The source's recipe with another precision, as plain JSON values; the same recipe where the precision stays.
 
@@ -120,8 +87,41 @@ def open_target(source: SourceCache, path: Path, recipe: Mapping[str, Any], opti
             raise CacheMismatchError(_other_videos(path, source))
     if len(folder.plans()) > len(source.plans):
         raise CacheMismatchError(_other_videos(path, source))
-    contents = _grow(folder, source, options.compression)
+    contents = _add_new_columns(folder, source, options.compression)
     return TargetCache(folder=folder, contents=contents, calibrations=folder.calibrations(contents))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetCache:
+    """A cache made by conversion.
+
+    Attributes:
+        folder: its files but tokens.
+        contents: what is in it.
+        calibrations: by column key.
+    """
+
+    folder: CacheFolder
+    contents: Contents
+    calibrations: Mapping[str, Calibration]
+
+    @property
+    def precision(self) -> str:
+        """How it stores tokens."""
+        return self.folder.header.precision
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """What it stores, by column key."""
+        return {column.key: column for column in self.contents.columns}
+
+    def stored(self, column: Column, arrays: Mapping[str, Any], source: SourceCache) -> dict[str, Any]:
+        """Stored arrays of a source's column, as this cache stores them; the same ones where the precision stays."""
+        target = self.columns[column.key]
+        if target.precision == column.precision:
+            return dict(arrays)
+        tokens = expand_arrays(column, arrays, source.calibrations.get(column.key))
+        return _stored(target, tokens, self.calibrations[column.key])
 
 
 def _provenance(source: SourceCache) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _fill(folder: Path, source: SourceCache, precision: str, store: str, compres
     )
 
 
-def _grow(folder: CacheFolder, source: SourceCache, compression: str) -> Contents:
+def _add_new_columns(folder: CacheFolder, source: SourceCache, compression: str) -> Contents:
     """Adds the columns that the source gained."""
     contents = folder.contents()
     known = {column.key for column in contents.columns}

@@ -1,7 +1,4 @@
-"""The options of `vfz cache ls`, `info`, `verify` and `repair`: names, defaults, help and checks.
-
-The options of `vfz cache convert`: names, defaults, help and checks.
-"""
+"""The options of `vfz cache ls`, `info`, `verify`, `repair` and `convert`: names, defaults, help and checks."""
 
 from __future__ import annotations
 

@@ -34,19 +34,37 @@ from vfz.pipeline.progress import Progress, counted
 from vfz.pipeline.stores.base import remove_data
 
 
-@dataclass(frozen=True, kw_only=True)
-class RepairStep:
-    """Something to be done.
+def repair_cache(path: str | Path, *, dry_run: bool = False, progress: Progress | None = None) -> RepairReport:
+    """Verifies a cache in full and mends what can be mended.
 
-    Attributes:
-        action: `drop` a commit's index, `remove` a file or folder, or `rebuild` the catalogue.
-        file: which, relative to the cache.
-        reason: why.
+    Args:
+        path: the cache's folder.
+        dry_run: say what would be done, and touch nothing.
+        progress: told of every commit that is verified.
+
+    Raises:
+        CacheFormatError: when the folder is no cache at all, or one of its own folders is a symbolic link.
+        StorageError: when the disk refuses to be written.
     """
-
-    action: str
-    file: str
-    reason: str
+    path = Path(path)
+    found = verify_cache(path, progress=progress)
+    dropped: set[CommitKey] = set()
+    steps: list[RepairStep] = []
+    if found.can_be_judged:
+        dropped = _to_drop(path, found)
+        steps = list(_steps(path, found, dropped))
+    if not dry_run:
+        for step in steps:
+            _do(path, step)
+    return RepairReport(
+        cache=str(path),
+        dry_run=dry_run,
+        steps=tuple(steps),
+        not_repaired=found.beyond_repair,
+        notes=tuple(problem for problem in found.notes if problem.remedy in {"restore", "none"}),
+        num_to_extract=len({shard for shard, _ in dropped}),
+        seconds=found.seconds,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,37 +103,19 @@ class RepairReport:
         return "; ".join(parts) or "nothing to repair"
 
 
-def repair_cache(path: str | Path, *, dry_run: bool = False, progress: Progress | None = None) -> RepairReport:
-    """Verifies a cache in full and mends what can be mended.
+@dataclass(frozen=True, kw_only=True)
+class RepairStep:
+    """Something to be done.
 
-    Args:
-        path: the cache's folder.
-        dry_run: say what would be done, and touch nothing.
-        progress: told of every commit that is verified.
-
-    Raises:
-        CacheFormatError: when the folder is no cache at all, or one of its own folders is a symbolic link.
-        StorageError: when the disk refuses to be written.
+    Attributes:
+        action: `drop` a commit's index, `remove` a file or folder, or `rebuild` the catalogue.
+        file: which, relative to the cache.
+        reason: why.
     """
-    path = Path(path)
-    found = verify_cache(path, progress=progress)
-    dropped: set[CommitKey] = set()
-    steps: list[RepairStep] = []
-    if found.can_be_judged:
-        dropped = _to_drop(path, found)
-        steps = list(_steps(path, found, dropped))
-    if not dry_run:
-        for step in steps:
-            _do(path, step)
-    return RepairReport(
-        cache=str(path),
-        dry_run=dry_run,
-        steps=tuple(steps),
-        not_repaired=found.beyond_repair,
-        notes=tuple(problem for problem in found.notes if problem.remedy in {"restore", "none"}),
-        num_to_extract=len({shard for shard, _ in dropped}),
-        seconds=found.seconds,
-    )
+
+    action: str
+    file: str
+    reason: str
 
 
 def _to_drop(path: Path, found: VerifyReport) -> set[CommitKey]:

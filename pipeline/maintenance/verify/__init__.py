@@ -3,15 +3,13 @@
     report = verify_cache("caches/k400-vit_small-0123456789ab")
     report.intact, report.problems
 
-It looks at all there is and lists all it finds: sealed files, golden frames, data, catalogue, and what else lies in the
-folder. A cache that is being extended meanwhile may be verified; what is committed after the start is not looked at.
+It looks at all there is and lists all it finds: checked JSON files, golden frames, data, catalogue, and what else lies
+in the folder. Readers pass over a catalogue that is damaged or out of date, so nothing of it makes a cache unreadable;
+`vfz cache repair` writes it anew. A cache that is being extended meanwhile may be verified; what is committed after the
+start is not looked at.
 
 Cost: one read of every byte at about the speed of SHA-256 (1.4 GB/s on one core, files of a shard on up to four beside
 the one that compares chunks), or of the disk; memory for a few blocks of 8 MB.
-
-Whether `index.parquet` and its seal are undamaged, up to date and right.
-
-Readers pass over a catalogue that is not, so nothing of it makes a cache unreadable; `vfz cache repair` writes it anew.
 """
 
 from __future__ import annotations
@@ -60,13 +58,13 @@ def verify_cache(path: str | Path, *, progress: Progress | None = None) -> Verif
     problems += check_catalog(state)
     problems += find_leftovers(state)
     stored = [index.data for index in state.indexes.values() if index.data is not None]
-    sealed = [path / name for name in state.named]
+    named = [path / name for name in state.named]
     first = [data for (_, number), index in state.indexes.items() if number == 0 and (data := index.data) is not None]
     return VerifyReport(
         cache=str(path),
         fingerprint=None if state.header is None else state.header.fingerprint,
-        num_files=len(sealed) + sum(len(data.files) for data in stored),
-        num_bytes=sum(data.num_bytes for data in stored) + sum(file.stat().st_size for file in sealed if file.exists()),
+        num_files=len(named) + sum(len(data.files) for data in stored),
+        num_bytes=sum(data.num_bytes for data in stored) + sum(file.stat().st_size for file in named if file.exists()),
         num_chunks=sum(len(chunks.crc32c) for data in stored for chunks in data.chunks.values()),
         num_commits=len(state.indexes),
         num_videos=sum(len(data.videos) for data in first),
@@ -111,7 +109,7 @@ def _check_same_times(index: ShardIndex, found: PtsOfVideo, first: PtsOfVideo) -
 
 
 def check_catalog(state: CacheState) -> Iterator[Problem]:
-    """The catalogue against its seal, and against what it was made from."""
+    """The catalogue against its digest, and against what it was made from."""
     there = [name for name in CATALOG_FILES if (state.path / name).exists()]
     if len(there) < len(CATALOG_FILES):
         if state.indexes or there:

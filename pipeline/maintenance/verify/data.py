@@ -1,11 +1,12 @@
 """The data of one commit: SHA-256 of every file, crc32c of every chunk, every number looked at.
 
 Files are hashed in other threads while chunks are read and compared in this one, so all go over the same bytes at about
-the same time and the disk gives them once. Memory holds a few blocks of 8 MB, however large the shard.
+the same time and the disk gives them once. In the end zarr-python, without vfz, must find in a Zarr shard what the
+shard's index says.
+
+Cost: one read of the data. Memory holds a few blocks of 8 MB, however large the shard.
 
 Shapes: F frames of a shard, n of a block.
-
-Whether zarr-python, without vfz, finds in a shard what the shard's index says.
 """
 
 from __future__ import annotations
@@ -35,9 +36,20 @@ from vfz.pipeline.stores.tar_reader import check_layout as check_tar
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 BLOCK_BYTES = 8 * 1024 * 1024
 PtsOfVideo = dict[VideoKey, bytes]
+
+
+def check_data(cache_folder: Path, index: ShardIndex, data: ShardData, hasher: Executor) -> DataCheck:
+    """Reads everything a commit names.
+
+    Args:
+        cache_folder: the cache.
+        index: the commit.
+        data: its data.
+        hasher: runs in other threads.
+    """
+    return _DataChecker(cache_folder, index, data).run(hasher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +65,7 @@ class DataCheck:
     pts_seconds: PtsOfVideo
 
 
-def check_data(cache_folder: Path, index: ShardIndex, data: ShardData, hasher: Executor) -> DataCheck:
-    """Reads everything a commit names.
-
-    Args:
-        cache_folder: the cache.
-        index: the commit.
-        data: its data.
-        hasher: runs in other threads.
-    """
-    return _DataCheck(cache_folder, index, data).run(hasher)
-
-
-class _DataCheck:
+class _DataChecker:
     def __init__(self, cache_folder: Path, index: ShardIndex, data: ShardData) -> None:
         self._index, self._data = index, data
         self._path = cache_folder / SHARDS / data.name
@@ -218,6 +218,37 @@ class _DataCheck:
                     folders.remove(name)
 
 
+def check_zarr(path: Path, data: ShardData) -> None:
+    """Compares the metadata of the group and of every array with the index; reads no chunk.
+
+    Raises:
+        CacheFormatError: when an array is missing, another one is there, or one is described otherwise.
+    """
+    try:
+        group = zarr.open_group(path, mode="r")
+        found: dict[str, Any] = {
+            name: (member.shape, member.dtype)
+            for name, member in group.members(max_depth=None)
+            if isinstance(member, zarr.Array)
+        }
+        videos: Any = group.attrs["videos"]
+        described = [(video["id"], video["view"], video["frame_start"], video["num_frames"]) for video in videos]
+    except Exception as error:  # zarr raises whatever a damaged file makes it stumble over
+        raise CacheFormatError(f"{path}: zarr cannot open it: {type(error).__name__}: {error}") from error
+    expected = {spec.key: ((data.num_frames, *spec.frame_shape), spec.dtype) for spec in data.arrays}
+    if found != expected:
+        key = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise CacheFormatError(
+            f"{path}: its metadata describes {key} as {found.get(key)}, the shard's index as {expected.get(key)}"
+        )
+    start, stored = 0, []
+    for video in data.videos:
+        stored.append((video.id, video.view, start, video.num_frames))
+        start += video.num_frames
+    if described != stored:
+        raise CacheFormatError(f"{path}: its attribute `videos` names other videos or frames than the shard's index")
+
+
 def _digest(path: Path) -> str:
     """SHA-256 of a file, or why it cannot be read."""
     try:
@@ -251,34 +282,3 @@ def _blocks(data: ShardData, spec: ArraySpec) -> Iterator[range]:
 def _split(frames: range, step: int) -> Iterator[range]:
     for start in range(frames.start, frames.stop, step):
         yield range(start, min(start + step, frames.stop))
-
-
-def check_zarr(path: Path, data: ShardData) -> None:
-    """Compares the metadata of the group and of every array with the index; reads no chunk.
-
-    Raises:
-        CacheFormatError: when an array is missing, another one is there, or one is described otherwise.
-    """
-    try:
-        group = zarr.open_group(path, mode="r")
-        found: dict[str, Any] = {
-            name: (member.shape, member.dtype)
-            for name, member in group.members(max_depth=None)
-            if isinstance(member, zarr.Array)
-        }
-        videos: Any = group.attrs["videos"]
-        described = [(video["id"], video["view"], video["frame_start"], video["num_frames"]) for video in videos]
-    except Exception as error:  # zarr raises whatever a damaged file makes it stumble over
-        raise CacheFormatError(f"{path}: zarr cannot open it: {type(error).__name__}: {error}") from error
-    expected = {spec.key: ((data.num_frames, *spec.frame_shape), spec.dtype) for spec in data.arrays}
-    if found != expected:
-        key = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        raise CacheFormatError(
-            f"{path}: its metadata describes {key} as {found.get(key)}, the shard's index as {expected.get(key)}"
-        )
-    start, stored = 0, []
-    for video in data.videos:
-        stored.append((video.id, video.view, start, video.num_frames))
-        start += video.num_frames
-    if described != stored:
-        raise CacheFormatError(f"{path}: its attribute `videos` names other videos or frames than the shard's index")

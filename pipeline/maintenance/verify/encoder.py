@@ -51,60 +51,6 @@ COMPUTING_ERROR = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.05}
 MAX_PIXEL_DIFFERENCE = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColumnCheck:
-    """One column of the golden frames, encoded now and as it was stored.
-
-    Attributes:
-        column: its key.
-        min_cosine, mean_cosine: over the tokens of all golden frames.
-        relative_error: RMS difference in parts of the tokens' spread, each channel divided by its own.
-        cosine_mark, error_mark: least mean cosine and largest error that pass.
-        passed: whether they do.
-    """
-
-    column: str
-    min_cosine: float
-    mean_cosine: float
-    relative_error: float
-    cosine_mark: float
-    error_mark: float
-
-    @property
-    def passed(self) -> bool:
-        """Within both marks; false for tokens that are not finite."""
-        return self.mean_cosine >= self.cosine_mark and self.relative_error <= self.error_mark
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderReport:
-    """What `verify_encoder` saw.
-
-    Attributes:
-        encoder, weights_sha256, device: what encoded now.
-        num_frames: golden frames.
-        columns: each column of the cache that has golden tokens.
-        num_decoded: golden frames that were decoded again.
-        max_pixel_difference: of those, in units of 1/255; None where no video is there.
-        not_decoded: why golden frames were not decoded again, by video.
-    """
-
-    encoder: str
-    weights_sha256: str
-    device: str
-    num_frames: int
-    columns: tuple[ColumnCheck, ...]
-    num_decoded: int
-    max_pixel_difference: int | None
-    not_decoded: Mapping[str, str]
-
-    @property
-    def passed(self) -> bool:
-        """Whether tokens, and the pixels that could be compared, are those of the cache."""
-        same_pixels = self.max_pixel_difference is None or self.max_pixel_difference <= MAX_PIXEL_DIFFERENCE
-        return same_pixels and all(column.passed for column in self.columns)
-
-
 def verify_encoder(
     path: str | Path, *, weights: Path | None = None, root: Path | None = None, device: str = "auto"
 ) -> EncoderReport:
@@ -155,6 +101,60 @@ def verify_encoder(
         max_pixel_difference=pixels.max_difference,
         not_decoded=pixels.not_decoded,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderReport:
+    """What `verify_encoder` saw.
+
+    Attributes:
+        encoder, weights_sha256, device: what encoded now.
+        num_frames: golden frames.
+        columns: each column of the cache that has golden tokens.
+        num_decoded: golden frames that were decoded again.
+        max_pixel_difference: of those, in units of 1/255; None where no video is there.
+        not_decoded: why golden frames were not decoded again, by video.
+    """
+
+    encoder: str
+    weights_sha256: str
+    device: str
+    num_frames: int
+    columns: tuple[ColumnCheck, ...]
+    num_decoded: int
+    max_pixel_difference: int | None
+    not_decoded: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether tokens, and the pixels that could be compared, are those of the cache."""
+        same_pixels = self.max_pixel_difference is None or self.max_pixel_difference <= MAX_PIXEL_DIFFERENCE
+        return same_pixels and all(column.passed for column in self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnCheck:
+    """One column of the golden frames, encoded now and as it was stored.
+
+    Attributes:
+        column: its key.
+        min_cosine, mean_cosine: over the tokens of all golden frames.
+        relative_error: RMS difference in parts of the tokens' spread, each channel divided by its own.
+        cosine_mark, error_mark: least mean cosine and largest error that pass.
+        passed: whether they do.
+    """
+
+    column: str
+    min_cosine: float
+    mean_cosine: float
+    relative_error: float
+    cosine_mark: float
+    error_mark: float
+
+    @property
+    def passed(self) -> bool:
+        """Within both marks; false for tokens that are not finite."""
+        return self.mean_cosine >= self.cosine_mark and self.relative_error <= self.error_mark
 
 
 def pass_marks(precision_error: float, autocast: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The sealed files of a cache, all of them: each read and compared with its digest, and then with each other.
+"""The checked JSON files of a cache, all of them: each read and compared with its digest, and then with each other.
 
 Opening a cache stops at the first file that is damaged; this goes on, and gives what can still be read together with
 everything that is wrong. It reads no tokens. Cost: one read of a few kilobytes to megabytes per file.
@@ -26,6 +26,33 @@ _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.json")
 _ADVICE = re.compile("; restore (it|both|.*/)( from .*| or .*)?$")
 _RESTORE = "restore it from a copy of the cache"
 Found = TypeVar("Found")
+
+
+def read_state(path: Path) -> tuple[CacheState, list[Problem]]:
+    """Everything but tokens, and what is wrong with it.
+
+    Raises:
+        CacheFormatError: when the folder is no cache at all, or one of its own folders is a symbolic link.
+    """
+    for folder in FOLDERS:
+        if (path / folder).is_symlink():
+            raise CacheFormatError(
+                f"{path / folder} is a symbolic link: nobody could say what of that belongs to the cache; put the "
+                "folder itself in its place"
+            )
+    if not path.is_dir() or not ((path / HEADER).exists() or (path / SHARDS).is_dir()):
+        read_header(path)  # says what is wrong
+    state, problems = _StateReader(path).state()
+    problems += _check_references(state)
+    for plan in sorted({index.plan for index in state.indexes.values()}):
+        if f"{PLAN}/{plan}.json" not in state.named:
+            problems.append(Problem(file=f"{PLAN}/{plan}.json", text=f"it is gone, and commits name it; {_RESTORE}"))
+    for commit, index in state.indexes.items():
+        problems += [
+            Problem(file=f"{SHARDS}/{index.name}", text=text, remedy=remedy, shard=commit[0], number=commit[1])
+            for text, remedy in _check_index(state, index)
+        ]
+    return state, problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,40 +85,7 @@ class CacheState:
         return sum((shard, 0) not in self.indexes for shard in shard_of.values())
 
 
-def read_state(path: Path) -> tuple[CacheState, list[Problem]]:
-    """Everything but tokens, and what is wrong with it.
-
-    Raises:
-        CacheFormatError: when the folder is no cache at all, or one of its own folders is a symbolic link.
-    """
-    for folder in FOLDERS:
-        if (path / folder).is_symlink():
-            raise CacheFormatError(
-                f"{path / folder} is a symbolic link: nobody could say what of that belongs to the cache; put the "
-                "folder itself in its place"
-            )
-    if not path.is_dir() or not ((path / HEADER).exists() or (path / SHARDS).is_dir()):
-        read_header(path)  # says what is wrong
-    state, problems = _Reading(path).state()
-    problems += _check_references(state)
-    for plan in sorted({index.plan for index in state.indexes.values()}):
-        if f"{PLAN}/{plan}.json" not in state.named:
-            problems.append(Problem(file=f"{PLAN}/{plan}.json", text=f"it is gone, and commits name it; {_RESTORE}"))
-    for commit, index in state.indexes.items():
-        problems += [
-            Problem(file=f"{SHARDS}/{index.name}", text=text, remedy=remedy, shard=commit[0], number=commit[1])
-            for text, remedy in _check_index(state, index)
-        ]
-    return state, problems
-
-
-def short(error: Exception, path: Path) -> str:
-    """An error about a file, without its path and advice."""
-    text = str(error).replace(f"{path}: ", "").replace(str(path), "it")
-    return _ADVICE.sub("", text)
-
-
-class _Reading:
+class _StateReader:
     """Reads one file after the other and keeps what is wrong with them."""
 
     def __init__(self, path: Path) -> None:
@@ -175,6 +169,12 @@ class _Reading:
                 self._problems.append(Problem(file=f"{PLAN}/{plan.number}.json", text=text))
             seen |= plan.shards.keys()
         return tuple(plans)
+
+
+def short(error: Exception, path: Path) -> str:
+    """An error about a file, without its path and advice."""
+    text = str(error).replace(f"{path}: ", "").replace(str(path), "it")
+    return _ADVICE.sub("", text)
 
 
 def _refuse_link(path: Path) -> None:
