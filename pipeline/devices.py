@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_for(name: str, number: int) -> str:
-    """The device of one of several processes, which share a machine or see one GPU each: they take its GPUs in turn.
+    """The device of one of several processes: they take the GPUs of the machine in turn, or each the one that it sees.
 
     Args:
         name: the device asked for; one with a number, such as `cuda:1`, is taken at its word.

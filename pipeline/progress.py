@@ -59,7 +59,7 @@ STOPPING = (
 
 
 class StopRequest:
-    """Whether someone has asked to stop, and until when the work in hand may go on."""
+    """Whether someone has asked to stop, and until when the current work may go on."""
 
     def __init__(self) -> None:
         self._deadline: float | None = None
@@ -71,7 +71,7 @@ class StopRequest:
 
     @property
     def is_due(self) -> bool:
-        """Whether the shard in hand has had its time."""
+        """Whether the current shard has had its time."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def request(self) -> None:
@@ -112,7 +112,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def children_pass_over_ctrl_c() -> Iterator[None]:
-    """Processes that are started within the block, or by threads that are, never get a SIGINT: it is the parent's.
+    """Processes that are started in the block, or by threads started there, never get a SIGINT: it is the parent's.
 
     A terminal sends Ctrl-C to every process of a command. They inherit which signals are blocked, so there is no moment
     at their start in which they could get one. In this process a SIGINT takes effect at the end of the block.

@@ -117,7 +117,7 @@ def select_columns(columns: Columns, layers: Layers | None, parts: Parts | None,
 
 
 def check_checksums(checksums: object) -> None:
-    """Refuses what says nothing of when checksums are compared.
+    """Refuses a value that does not say when checksums are compared.
 
     Raises:
         UsageError: it is none of the choices; names them.
@@ -127,7 +127,7 @@ def check_checksums(checksums: object) -> None:
 
 
 def check_video(video_id: object, view: object) -> None:
-    """Refuses what cannot be looked up.
+    """Refuses a video and a view that cannot be looked up.
 
     Raises:
         UsageError: the id is no text, or the view no whole number.
@@ -175,7 +175,7 @@ def _clip_of(clip: tuple[str, Frames] | ClipLike) -> tuple[str, int, Frames]:
 
 
 def check_seconds(seconds: object, frames: Frames | None) -> None:
-    """Refuses what is no time window (start, end), and one beside frames.
+    """Refuses what is no time window (start, end), and a window where frames are given too.
 
     Raises:
         UsageError: unless they are two numbers, the start not after the end, and frames None.
@@ -190,7 +190,7 @@ def check_seconds(seconds: object, frames: Frames | None) -> None:
 
 
 def frame_numbers(frames: Frames | None, num_video_frames: int, video_id: str) -> FrameNumbers:
-    """[T] frame numbers of a video, all in range; None means all. Nothing is made of a range that is not.
+    """[T] frame numbers of a video, all in range; None means all. A range stays a range.
 
     Raises:
         UsageError: when they are no whole numbers, or the video does not have them.

@@ -27,7 +27,7 @@ from vfz.pipeline.errors import DatasetError
 
 
 class AnnotatedDataset(VideoDataset):
-    """A dataset that is listed when it is opened, from annotations.
+    """A dataset whose videos are listed in annotation files, which are read when it is opened.
 
     Attributes:
         layout: what `root` is expected to be, for messages.
@@ -84,7 +84,7 @@ class AnnotatedDataset(VideoDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What the annotations of a dataset come to.
+    """What the annotations of a dataset say.
 
     Attributes:
         name: of the dataset.
@@ -308,7 +308,7 @@ _LIKE_A_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?")
 
 
 def number_classes(labels: Iterable[tuple[Place, str | None]]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Class names in label order, and the label of each, from what stands for labels in annotations without a list.
+    """Class names in label order, and the label of each, where annotations come without a list of classes.
 
     Either all are numbers, which are the labels, up to the largest; or all are names, which are sorted.
 

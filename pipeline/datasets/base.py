@@ -93,7 +93,7 @@ class VideoDataset(ABC):
 
 
 def present_ids(records: Iterable[VideoRecord]) -> frozenset[str]:
-    """Ids of the videos whose file, or the tar they are in, is there, as `VideoSource.exists` has it."""
+    """Ids of the videos whose file is there, or the tar they are in; see `VideoSource.exists`."""
     wanted: dict[str, set[str]] = {}
     places = []
     for record in records:

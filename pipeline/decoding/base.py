@@ -150,7 +150,7 @@ class Decoder(Protocol):
 
 
 def refuse_odd_files(source: VideoSource) -> None:
-    """Refuses what would block, or give nothing, when it is read.
+    """Refuses a source that would block when it is read, or give nothing.
 
     Raises:
         DecodeError: a folder, a pipe or a device, or no bytes.
@@ -164,7 +164,7 @@ def refuse_odd_files(source: VideoSource) -> None:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Opens a file without waiting, as a pipe would have it, for someone to write."""
+    """Opens a regular file. It does not wait for someone to write, as opening a pipe does."""
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK)
     except BlockingIOError:  # no pipe, but a file that another process has a lease on, and is asked to give up

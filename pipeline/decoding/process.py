@@ -176,7 +176,7 @@ class DecodeProcess:
             self._poll.unregister(self._stdout)
 
     def _reap(self, *, patience_seconds: float = 0.0) -> str:
-        """Ends the child and closes its pipes; returns why it died, which it is left some time to do by itself."""
+        """Ends the child, after some time in which it may end by itself, and closes its pipes; returns why it died."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience_seconds)
         self.kill()

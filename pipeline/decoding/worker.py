@@ -181,7 +181,7 @@ class FrameGroups:
             self.flush()
 
     def flush(self) -> None:
-        """Sends what there is: before a wait for room, which must not be for these frames, and at the end."""
+        """Sends the frames gathered so far: before a wait for room, which they may take up, and at the end."""
         if self._frames:
             self._send(self._frames)
             self._frames, self._sent_at = [], self._clock()
@@ -205,7 +205,7 @@ def _send(output: BinaryIO, message: dict[str, Any], pixels: Sequence[memoryview
 
 
 def _die_with_parent() -> None:
-    """Asks Linux for a kill when the parent's thread ends; elsewhere the end of the standard input must do."""
+    """Asks Linux to kill this process when the parent's thread ends; elsewhere the end of standard input must do."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

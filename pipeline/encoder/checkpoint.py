@@ -71,7 +71,7 @@ def without_head(state: StateDict, expected: set[str]) -> StateDict:
 
 
 def describe_mismatch(error: Exception) -> str:
-    """The wall of keys that torch raises, as one clause: how many tensors differ, and the first of each kind."""
+    """Torch's long error about keys as one clause: how many tensors differ, and the first ones of each kind."""
     text = str(error)
     clauses = []
     for kind in ("Missing", "Unexpected"):

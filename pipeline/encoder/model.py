@@ -157,7 +157,7 @@ class FrozenEncoder:
             untyped.forward_intermediates = torch.compile(untyped.forward_intermediates)
 
     def with_layers(self, layers: Sequence[str]) -> FrozenEncoder:
-        """The same encoder, on the same weights, that gives these layers.
+        """The same encoder with the same weights, giving these layers.
 
         Raises:
             UsageError: for a layer it does not have.

@@ -234,7 +234,7 @@ def _reinstall() -> str:
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[bool]:
-    """Let the hub fail within seconds and without a word where it cannot be reached; gives whether it can be.
+    """Where the hub cannot be reached, lets it fail silently and within seconds; gives whether it can be reached.
 
     Without this, an offline machine waits a minute through five retries per file, each logged to stderr.
     """

@@ -76,7 +76,7 @@ class ShardExtractor:
         self._encoders = {self._encoder.layers: self._encoder}
         self._copier = HostCopier(self._encoder.device)
         self._batch_size = job.encoder.batch_size  # as was told last
-        self._told = False  # that it is going to stop
+        self._told = False  # that it is about to stop
 
     def extract_all(self, tasks: Iterable[ShardTask], *, stop: StopRequest | None = None) -> Iterator[ShardResult]:
         """The result of each task, in their order, as it is committed.
@@ -165,7 +165,7 @@ class ShardExtractor:
                 yield finished
 
     def _obey(self, stop: StopRequest) -> None:
-        """Tells that it is going to stop where someone has asked for that, and stops when the time for it is over."""
+        """Where someone has asked to stop: says so once, and stops when the time that is left for it is over."""
         if stop.is_requested and not self._told:
             self._told = True
             for line in STOPPING:

@@ -42,7 +42,7 @@ class Share:
     world_size: int = 1
 
     def of(self, tasks: Iterable[ShardTask]) -> list[ShardTask]:
-        """The tasks that are done here; all of a shard's are, whichever columns they add."""
+        """The tasks that are done here; those of one shard stay together, whichever columns they add."""
         return [task for task in tasks if int(task.shard) % self.world_size == self.rank]
 
 

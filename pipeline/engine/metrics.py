@@ -97,7 +97,7 @@ class RunMeter:
         return len(self._in_progress)
 
     def begin(self, shard: ShardInProgress) -> None:
-        """A shard comes in sight."""
+        """A shard is begun."""
         self._in_progress[shard.task.shard, shard.task.number] = shard
 
     def end(self, result: ShardResult) -> None:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 
 class BatchFeeder:
-    """Brings shards, their batches and their ends, in order.
+    """Hands on shards, their batches and their ends, in order.
 
     Args:
         recipe: how frames are cut.
@@ -87,7 +87,7 @@ class BatchFeeder:
         self._num_ended = 0  # videos, since the last message
 
     def run(self, tasks: Sequence[ShardTask], batches: Channel[FromFeeder]) -> None:
-        """Brings all there is, until the last shard or until it is stopped."""
+        """Hands on everything, until the last shard or until it is stopped."""
         streams = self._pool.videos(_sources(tasks))
         for task in tasks:
             if self._stop.is_requested:

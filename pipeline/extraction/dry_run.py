@@ -311,7 +311,7 @@ def _encode(encoder: FrozenEncoder, batch_BCHW: Tensor) -> None:
 
 
 def measure_disk(folder: Path, *, free_bytes: int, time_limit_seconds: float = DISK_SECONDS) -> DiskRates:
-    """Writes and reads a nameless file in `folder`, a quarter of what is free there at the most.
+    """Writes and reads a file without a name in `folder`, of at most a quarter of what is free there.
 
     Raises:
         StorageError: when the folder cannot be written.

@@ -56,7 +56,7 @@ def estimate_work(
     present: Collection[str],
     decoded: Mapping[str, bool] | None = None,
 ) -> WorkEstimate:
-    """What these tasks come to.
+    """How much work these tasks are.
 
     Args:
         tasks: what is to be done.
@@ -105,7 +105,7 @@ def estimate_work(
 
 @dataclass(frozen=True, kw_only=True)
 class WorkEstimate:
-    """What is to be done.
+    """How much work is to be done.
 
     Attributes:
         num_videos: videos to decode whose files are there, once per view and per attempt at a set of layers.
@@ -176,7 +176,7 @@ def check_space(work: WorkEstimate, folder: Path, *, force: bool) -> None:
 
 
 def forecast(work: WorkEstimate, machine: Machine) -> Forecast:
-    """How long the work, which must be some, will take on such machines."""
+    """How long the work will take on such machines; there must be some work."""
     num_clip_frames = min(CLIP_FRAMES, work.num_frames / work.num_videos) * work.num_videos
     num_clip_bytes = work.needed_bytes * num_clip_frames / work.num_frames
     stages = _stage_seconds(machine, work.num_frames) | {
@@ -200,7 +200,7 @@ def forecast(work: WorkEstimate, machine: Machine) -> Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What the figures come to.
+    """How long an extraction takes, and when it has paid off.
 
     Attributes:
         stage_seconds: how long each stage would take if it were the only one.
@@ -247,7 +247,7 @@ class Machine:
 
 
 def draw(items: Sequence[ItemT], count: int) -> list[ItemT]:
-    """Up to `count` of the items, drawn by a seed: the same ones whenever asked for, and of fewer the first."""
+    """Up to `count` of the items, drawn by a seed: always the same ones, and for a smaller count the first of them."""
     drawn = np.random.default_rng(SAMPLE_SEED).permutation(len(items))[:count]
     return [items[number] for number in drawn]
 

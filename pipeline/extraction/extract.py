@@ -319,7 +319,7 @@ def group_failures(rows: Iterable[LedgerRow]) -> tuple[FailureKind, ...]:
 
 
 def kind_of(row: LedgerRow) -> str:
-    """The reason of a row without what is this video's alone."""
+    """The reason of a row, without the names and numbers that only this video has."""
     path, separator, member = row.source_path.partition("::")
     names = {row.source_path, f"{Path(path).name}{separator}{member}", Path(row.source_path).name}
     any_name = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))

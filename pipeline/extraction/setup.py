@@ -94,7 +94,7 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What the options of an extraction come to.
+    """What an extraction starts from, made from its options.
 
     Attributes:
         dataset: where the videos are from.

@@ -186,7 +186,7 @@ def build_catalog(cache: CacheFolder) -> Catalog:
 
 
 def check_index(path: Path, index: ShardIndex, fingerprint: str, contents: Contents) -> None:
-    """Refuses a commit that is none of this cache's.
+    """Refuses a commit that does not belong to this cache.
 
     Raises:
         CacheFormatError: for another recipe, columns the cache does not have, or another calibration.

@@ -182,7 +182,7 @@ def new_data_path(cache_folder: Path, shard: str, suffix: str) -> Path:
 
 
 def is_data_name(name: str, shard: str | None = None) -> bool:
-    """Whether data is called so: by `new_data_path`, of any shard or of that one."""
+    """Whether `new_data_path` makes such a name, for any shard or for that one."""
     match = _DATA_NAME.fullmatch(name)
     return match is not None and shard in {None, match[1]}
 

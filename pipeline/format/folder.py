@@ -46,7 +46,7 @@ DEFAULT_FOLDER = Path("caches")
 
 
 class CacheFolder:
-    """The files of one cache, but its tokens.
+    """The files of one cache, all but its tokens.
 
     Args:
         path: the cache's folder, which need not be there.

@@ -115,14 +115,14 @@ class OpenArray(Protocol):
     """An array whose file is open."""
 
     def window(self, window: slice) -> NDArray[Any] | None:
-        """Frames of a window (at least one, all in range), fetched and checked, where they lie; None when apart."""
+        """Frames of a window (at least one, all in range), fetched and checked, where they lie; None if apart."""
 
     def read(self, frames: NDArray[np.int64], window: slice | None, out: NDArray[Any]) -> None:
         """Copies `frames` (at least one, all in range; `window` where they are one) to `out`."""
 
 
 class MappedShardReader(ShardReader):
-    """A reader that says how an array is opened, and leaves the rest to this class."""
+    """Reads arrays that lie in mapped files; a subclass says how an array is opened."""
 
     def __init__(self, path: Path, data: ShardData, *, checksums: Checksums = "first") -> None:
         super().__init__(path, data, checksums=checksums)
@@ -215,7 +215,7 @@ class MappedShardReader(ShardReader):
 
 
 def as_slice(frames: NDArray[np.int64]) -> slice | None:
-    """The window with a step that `frames` is, if it is one; the slice ends right after the last frame."""
+    """The frames as a window with a step, if they are one; the slice ends right after the last frame."""
     numbers = frames.tolist()
     if not numbers:
         return slice(0, 0, 1)

@@ -27,7 +27,7 @@ MIN_AGE_SECONDS = 3600.0
 
 
 def find_leftovers(state: CacheState) -> Iterator[Problem]:
-    """Everything that nobody names.
+    """Everything in a cache's folder that no file of the cache names.
 
     Data inside a commit's own folder is not looked at.
 
@@ -59,7 +59,7 @@ def find_leftovers(state: CacheState) -> Iterator[Problem]:
 
 
 def is_unfinished(name: str, cache_name: str) -> bool:
-    """Whether a folder beside a cache is called as one that a process was making this cache in."""
+    """Whether a folder beside a cache has the name of one in which a process was making this cache."""
     return re.fullmatch(rf"\.{re.escape(cache_name)}\.[0-9a-f]+\.tmp", name) is not None
 
 
