@@ -1,7 +1,8 @@
-"""Explicit registries: a name, the class that implements it, and one line that puts it there.
+"""Explicit registries: a name, what implements it, and one line that puts it there.
 
-Nothing is found by scanning folders or by subclass hooks: what can be built is what a registry's file lists. A
-duplicate is a programming error and raises at import; an unknown name is the user's and names its neighbours.
+Every kind of part has one: datasets, decoders, stores, mixers, cores, readouts, tasks, probes. Nothing is found by
+scanning folders or by subclass hooks: what can be built is what a registry's file lists. A duplicate is a programming
+error and raises at import; an unknown name is the user's and names its neighbours.
 
 Where names must be known without the libraries that their classes need (`vfz train-temporal --help` without torch), a
 registry is told where a class stands, and imports it when it is first asked for.
@@ -10,8 +11,8 @@ registry is told where a class stands, and imports it when it is first asked for
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from typing import Generic, TypeVar, cast
+from collections.abc import Iterator, Mapping
+from typing import TypeVar, cast
 
 from vfz.pipeline.errors import UnknownNameError
 
@@ -24,8 +25,10 @@ class _Place(str):
     __slots__ = ()
 
 
-class Registry(Generic[EntryT]):
-    """Names of one kind of part, each standing for one entry (a class); iterated over in the order of their lines.
+class Registry(Mapping[str, EntryT]):
+    """Names of one kind of part, each standing for one entry; a mapping in the order of their lines.
+
+    Looking up a name that is not there raises an `UnknownNameError`, which offers the nearest names.
 
     Attributes:
         kind: what the entries are, as messages call it: `core`, `readout`, `mixer`.
@@ -58,12 +61,7 @@ class Registry(Generic[EntryT]):
             )
         self._entries[name] = entry
 
-    def get(self, name: str) -> EntryT:
-        """The entry called `name`.
-
-        Raises:
-            UnknownNameError: when there is none; the message offers the nearest names.
-        """
+    def __getitem__(self, name: str) -> EntryT:
         if name not in self._entries:
             raise UnknownNameError(self.kind, name, self._entries)
         entry = self._entries[name]
@@ -77,5 +75,11 @@ class Registry(Generic[EntryT]):
         """All names, sorted."""
         return tuple(sorted(self._entries))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

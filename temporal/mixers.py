@@ -177,4 +177,4 @@ def build_mixer(name: str, *, dim: int, num_layers: int, num_prefix: int = 0) ->
         UnknownNameError: when no mixer has that name.
         UsageError: when `dim` or `num_layers` is below 1, or `num_prefix` below 0.
     """
-    return MIXERS.get(name)(dim, num_layers=num_layers, num_prefix=num_prefix)
+    return MIXERS[name](dim, num_layers=num_layers, num_prefix=num_prefix)

@@ -40,7 +40,7 @@ from vfz.pipeline.errors import CacheError, CacheFormatError, UsageError
 from vfz.pipeline.files import read_checked_json_digest
 from vfz.pipeline.format.catalog import check_index
 from vfz.pipeline.format.commits import SHARDS, read_shard_index
-from vfz.pipeline.stores import Checksums, ShardReader, get_store
+from vfz.pipeline.stores import STORES, Checksums, ShardReader
 from vfz.pipeline.stores.mapped import copy_frames
 from vfz.pipeline.stores.metadata import PTS_KEY
 
@@ -348,7 +348,7 @@ class OpenShards:
             check_index(path, index, source.fingerprint, source.contents)
             if (data := index.data) is None:
                 continue
-            reader = get_store(data.store).reader(
+            reader = STORES[data.store].reader(
                 source.path / SHARDS / data.name, _compact(data), checksums=source.checksums
             )
             starts = {row.key: row.frame_start for row in index.rows if row.status == "ok"}

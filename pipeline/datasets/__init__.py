@@ -18,23 +18,23 @@ from vfz.pipeline.datasets.ssv2 import SomethingSomethingV2
 from vfz.pipeline.datasets.synthetic import SyntheticDataset
 from vfz.pipeline.datasets.tars import TarsDataset
 from vfz.pipeline.datasets.ucf101 import Ucf101
-from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.pipeline.errors import UsageError
+from vfz.pipeline.registry import Registry
 
 __all__ = ["DATASETS", "VideoDataset", "VideoRecord", "open_dataset"]
 
-DATASETS: dict[str, type[VideoDataset]] = {
-    "k400": Kinetics400,
-    "k600": Kinetics600,
-    "k700": Kinetics700,
-    "ssv2": SomethingSomethingV2,
-    "ucf101": Ucf101,
-    "hmdb51": Hmdb51,
-    "folder": FolderDataset,
-    "list": ListDataset,
-    "csv": CsvDataset,
-    "tars": TarsDataset,
-    "synthetic": SyntheticDataset,
-}
+DATASETS: Registry[type[VideoDataset]] = Registry("dataset")
+DATASETS.register("k400", Kinetics400)
+DATASETS.register("k600", Kinetics600)
+DATASETS.register("k700", Kinetics700)
+DATASETS.register("ssv2", SomethingSomethingV2)
+DATASETS.register("ucf101", Ucf101)
+DATASETS.register("hmdb51", Hmdb51)
+DATASETS.register("folder", FolderDataset)
+DATASETS.register("list", ListDataset)
+DATASETS.register("csv", CsvDataset)
+DATASETS.register("tars", TarsDataset)
+DATASETS.register("synthetic", SyntheticDataset)
 
 
 def open_dataset(
@@ -65,8 +65,6 @@ def open_dataset(
         DatasetError: the root is not there, or is not such a dataset.
         StorageError: the files could not be written.
     """
-    if name not in DATASETS:
-        raise UnknownNameError("dataset", name, DATASETS)
     kind = DATASETS[name]
     numbers = {"num_videos": num_videos, "num_frames": num_frames, "size": size, "seed": seed}
     options = {key: number for key, number in numbers.items() if number is not None}

@@ -6,24 +6,14 @@ asked for, so that the libraries of a decoder are needed only by those who use i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vfz.pipeline.decoding.base import Decoder, VideoFrame
-from vfz.pipeline.errors import UnknownNameError
+from vfz.pipeline.registry import Registry
 
 __all__ = ["DECODERS", "DEFAULT_DECODER", "Decoder", "VideoFrame", "get_decoder"]
 
-
-def _pyav() -> Decoder:
-    from vfz.pipeline.decoding.pyav import PyAVDecoder
-
-    return PyAVDecoder()
-
-
 DEFAULT_DECODER = "pyav"
-DECODERS: dict[str, Callable[[], Decoder]] = {
-    "pyav": _pyav,
-}
+DECODERS: Registry[type[Decoder]] = Registry("decoder")
+DECODERS.register_place("pyav", "vfz.pipeline.decoding.pyav:PyAVDecoder")
 
 
 def get_decoder(name: str) -> Decoder:
@@ -32,6 +22,4 @@ def get_decoder(name: str) -> Decoder:
     Raises:
         UnknownNameError: when there is none; offers the nearest.
     """
-    if name not in DECODERS:
-        raise UnknownNameError("decoder", name, DECODERS)
     return DECODERS[name]()

@@ -43,7 +43,7 @@ from vfz.pipeline.engine.threads import Channel, timed
 from vfz.pipeline.errors import DecodeError, EncoderError
 from vfz.pipeline.files import writer_lock
 from vfz.pipeline.format.commits import ShardIndex, new_data_path
-from vfz.pipeline.stores import ShardVideo, ShardWriter, get_store
+from vfz.pipeline.stores import STORES, ShardVideo, ShardWriter
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ class ShardCommitter:
 
     def __init__(self, cache: CacheFolder, contents: Contents) -> None:
         self._cache, self._contents = cache, contents
-        self._store = get_store(contents.store)
+        self._store = STORES[contents.store]
 
     def run(self, tokens: Channel[ToWriter], results: Channel[ShardResult]) -> None:
         """Makes every shard that comes, until all have.

@@ -35,7 +35,7 @@ from vfz.pipeline.format.golden import (
 )
 from vfz.pipeline.format.header import Contents
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO, CALIBRATION_SEED, FrameSpec, Recipe
-from vfz.pipeline.stores import Column, get_store
+from vfz.pipeline.stores import STORES, Column
 
 STEP_FRAMES = 8
 MAX_FAILURES = 64
@@ -164,7 +164,7 @@ def _calibrate(
     folder: Path, columns: Sequence[Column], tokens: Mapping[str, LayerTokens], *, compression: str, store: str
 ) -> list[CalibratedColumn]:
     """The columns with their compression chosen; writes their calibrations."""
-    compresses = get_store(store).compresses
+    compresses = STORES[store].compresses
     return [
         write_calibration(
             folder,

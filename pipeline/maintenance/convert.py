@@ -38,7 +38,7 @@ from vfz.pipeline.format.ledger_table import LedgerRows
 from vfz.pipeline.maintenance.convert_source import SourceCache, open_source
 from vfz.pipeline.maintenance.convert_target import TargetCache, converted_recipe, open_target
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.pipeline.stores import Column, ShardVideo, ShardWriter, get_store
+from vfz.pipeline.stores import STORES, Column, ShardVideo, ShardWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,7 +134,7 @@ def _check_usage(folder: Path, source: SourceCache, options: ConvertOptions) -> 
     if inside in folder.resolve().parents:
         raise UsageError(f"{folder} lies in the cache that is converted; choose another --out or --name")
     store = options.store or source.contents.store
-    if options.compression not in {"auto", "none"} and not get_store(store).compresses:
+    if options.compression not in {"auto", "none"} and not STORES[store].compresses:
         raise UsageError(
             f"--compression {options.compression}: the {store} store keeps plain arrays; leave it out, or choose "
             "--store zarr"
@@ -217,7 +217,7 @@ class ShardConverter:
         if not rows:
             return
         columns = [self._target.columns[key] for key in index.column_keys]
-        store = get_store(self._target.contents.store)
+        store = STORES[self._target.contents.store]
         path = new_data_path(self._target.folder.path, index.shard, store.suffix)
         with writer_lock(path), store.writer(path, columns) as writer:
             converted = self._write(index, rows, writer)

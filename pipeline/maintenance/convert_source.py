@@ -26,7 +26,7 @@ from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import HEADER, CacheHeader, Contents
 from vfz.pipeline.format.plan import Plan
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO, CALIBRATION_SEED
-from vfz.pipeline.stores import ShardReader, get_store
+from vfz.pipeline.stores import STORES, ShardReader
 from vfz.pipeline.stores.metadata import PTS_KEY, Column
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, expand
 
@@ -110,7 +110,7 @@ class SourceCache:
         if index.data is None:
             raise ValueError(f"shard {index.shard}: commit {index.number} stores nothing")
         data = index.data
-        store_reader = get_store(data.store).reader(self.path / SHARDS / data.name, data, checksums="always")
+        store_reader = STORES[data.store].reader(self.path / SHARDS / data.name, data, checksums="always")
         try:
             yield SourceReader(store_reader, self.calibrations)
         except CacheFormatError as error:

@@ -25,7 +25,7 @@ from vfz.pipeline.format.plan import PLAN, write_plan
 from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays
 from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED, PRECISIONS, QUANTISED, StorageSpec
-from vfz.pipeline.stores import Column, get_store
+from vfz.pipeline.stores import STORES, Column
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, stored_arrays
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _calibrate(
         tokens_MND = _golden_sample(column, source)
     chosen = replace(column, precision=precision, compression="none")
     if tokens_MND is not None:
-        compresses = get_store(store).compresses
+        compresses = STORES[store].compresses
         chosen, calibration = calibrate(chosen, tokens_MND, requested_compression=compression, compresses=compresses)
     elif before is not None and source.has_outcome(column):
         calibration = replace(before, precision_error=None)  # of no video there are tokens to measure it on

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfz.pipeline.errors import UnknownNameError
+from vfz.pipeline.registry import Registry
 from vfz.pipeline.stores.base import Checksums, ShardReader, ShardWriter
 from vfz.pipeline.stores.metadata import Column, ShardData, ShardVideo, StoredVideo
 from vfz.pipeline.stores.tar_reader import WebDatasetShardReader
@@ -26,7 +26,6 @@ __all__ = [
     "ShardWriter",
     "Store",
     "StoredVideo",
-    "get_store",
 ]
 
 
@@ -45,18 +44,8 @@ class Store:
     compresses: bool
 
 
-STORES: dict[str, Store] = {
-    "zarr": Store(writer=ZarrShardWriter, reader=ZarrShardReader, suffix="", compresses=True),
-    "webdataset": Store(writer=WebDatasetShardWriter, reader=WebDatasetShardReader, suffix=".tar", compresses=False),
-}
-
-
-def get_store(name: str) -> Store:
-    """The store of that name.
-
-    Raises:
-        UnknownNameError: when there is none; offers the nearest.
-    """
-    if name not in STORES:
-        raise UnknownNameError("store", name, STORES)
-    return STORES[name]
+STORES: Registry[Store] = Registry("store")
+STORES.register("zarr", Store(writer=ZarrShardWriter, reader=ZarrShardReader, suffix="", compresses=True))
+STORES.register(
+    "webdataset", Store(writer=WebDatasetShardWriter, reader=WebDatasetShardReader, suffix=".tar", compresses=False)
+)

@@ -58,7 +58,7 @@ def build_core(
         UsageError: when `dim` or `num_layers` is below 1, `num_heads` does not divide `dim`, or the core takes no
             such further argument.
     """
-    core_class = CORES.get(name)
+    core_class = CORES[name]
     for what, size in (("dim", dim), ("num_layers", num_layers)):
         if size < 1:
             raise UsageError(f"{what} is {size}; a core needs at least 1")

@@ -179,8 +179,8 @@ class Augmentation:
         Raises:
             UsageError: says which tasks they are.
         """
-        if self.token_dropout and TASKS.get(task).asks_about_places:
-            asking = [name for name in TASKS if TASKS.get(name).asks_about_places]
+        if self.token_dropout and TASKS[task].asks_about_places:
+            asking = [name for name in TASKS if TASKS[name].asks_about_places]
             raise UsageError(
                 f"token dropout {self.token_dropout} with task {task}: it asks about places whose tokens may be gone; "
                 f"set it to 0 for {', '.join(asking)}"

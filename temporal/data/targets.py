@@ -69,7 +69,7 @@ class FrameTargets:
         targets: Targets | Path | str | Sequence[Targets | Path | str] | None = None,
         output_size: int | None = None,
     ) -> None:
-        self._task = TASKS.get(task)
+        self._task = TASKS[task]
         if not self._task.needs_targets:
             raise UsageError(f"task {task!r} has no targets in {TARGETS_FILE}; those with some: {', '.join(_takers())}")
         if (output_size is not None) != self._task.makes_maps:
@@ -203,15 +203,15 @@ def _loaded(targets: Targets | Path | str, task: str) -> Targets:
     """The targets, which must have something for the task."""
     where = "the targets" if isinstance(targets, Targets) else f"{targets}"
     loaded = targets if isinstance(targets, Targets) else Targets.load(Path(targets))
-    if not TASKS.get(task).num_known(loaded):
-        some = ", ".join(name for name in _takers() if TASKS.get(name).num_known(loaded))
+    if not TASKS[task].num_known(loaded):
+        some = ", ".join(name for name in _takers() if TASKS[name].num_known(loaded))
         raise UsageError(f"{where} has no {task} (size 0), which task {task} needs; it has {some}")
     return loaded
 
 
 def _takers() -> list[str]:
     """Tasks whose targets come from `targets.npz`; classes come with the cache."""
-    return [name for name in TASKS if TASKS.get(name).needs_targets]
+    return [name for name in TASKS if TASKS[name].needs_targets]
 
 
 def _interval_seconds(times_seconds: NDArray[np.float64]) -> float:

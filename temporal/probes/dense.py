@@ -175,7 +175,7 @@ class _DenseJob:
             "num_frames": num_frames if options.protocol == "clip" else None,
         }
         self._sizes = {name: size for name, size in sizes.items() if size is not None}
-        self._sizes |= TASKS.get(options.task).default_sizes(int(sources.cache.recipe["encoder"]["image_size"]))
+        self._sizes |= TASKS[options.task].default_sizes(int(sources.cache.recipe["encoder"]["image_size"]))
         if "output_size" in self._sizes and options.depth_size is not None:
             self._sizes["output_size"] = options.depth_size
         self._targets = FrameTargets(

@@ -262,7 +262,7 @@ def _fit(name: str, data: Data, labels: Labels | None, values: dict[str, Any], *
     if unknown := sorted(values.keys() - set(known)):
         raise TypeError(f"fit_{name}() got an unexpected argument {unknown[0]!r}; besides its own it takes {known}")
     settings = FitSettings(**values)
-    kind, spec = PROBES.get(name), ProbeSpec(seed=settings.seed, progress=settings.progress, **of_probe)
+    kind, spec = PROBES[name], ProbeSpec(seed=settings.seed, progress=settings.progress, **of_probe)
     features = settings.features(data, split=settings.split)
     if labels is None:
         if features.labels_V is None:

@@ -95,7 +95,7 @@ class _Job:
     def __init__(self, options: ProbeOptions, sources: Sources, progress: Progress) -> None:
         self._options, self._sources, self._progress = options, sources, progress
         self._cache = sources.cache
-        self._kind = PROBES.get(options.probe)
+        self._kind = PROBES[options.probe]
         default = "last" if options.temporal and self._kind.sees_vectors else self._kind.pools[0]
         self._pool = options.pool or default
         check_pool(self._pool, self._kind.pools)

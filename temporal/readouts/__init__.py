@@ -47,7 +47,7 @@ def build_readout(task: str, *, dim: int, protocol: str = "streaming", **sizes: 
         UnknownNameError: when no readout or no protocol has that name.
         UsageError: when the sizes do not fit, one is missing or not the task's; the message says which.
     """
-    readout_class: Any = READOUTS.get(task)
+    readout_class: Any = READOUTS[task]
     allowed = {name: parameter.default for name, parameter in inspect.signature(readout_class).parameters.items()}
     del allowed["dim"], allowed["protocol"]
     for name in sizes:

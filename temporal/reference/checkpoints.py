@@ -183,7 +183,7 @@ def load_readout(
         UsageError: when the task does not have that protocol, or `num_heads` does not fit.
         CheckpointError: when these are not the weights of that readout.
     """
-    READOUTS.get(name).check_protocol(protocol)
+    READOUTS[name].check_protocol(protocol)
     state_dict = released_tensors(state_dict)
     with torch.random.fork_rng(devices=[]):
         readout = build_readout(name, protocol=protocol, **readout_sizes(state_dict, name, protocol, num_heads))
@@ -200,7 +200,7 @@ def _core_of(state_dict: Mapping[str, Tensor]) -> str | None:
 
 def _readout_heads(state_dict: Mapping[str, Tensor], task: str, protocol: str, num_heads: int | None) -> int | None:
     """Heads of the readout where only those of the core were given."""
-    READOUTS.get(task).check_protocol(protocol)
+    READOUTS[task].check_protocol(protocol)
     if task not in PAPER_HEADS:
         return None
     width = readout_sizes(state_dict, task, protocol, num_heads)["readout_dim"]

@@ -36,7 +36,7 @@ def build_task(name: str, *, protocol: str = "streaming", **kwargs: Any) -> Task
     Raises:
         UnknownNameError: when no task or no protocol has that name. UsageError: when the task has no such protocol.
     """
-    task_class: Any = TASKS.get(name)
+    task_class: Any = TASKS[name]
     task: Task[Any] = task_class(protocol=protocol, **kwargs)
     return task
 

@@ -92,7 +92,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> E
 
 def _task_of(model: TemporalModel, run: RunInfo, caches: Sequence[FeatureCache]) -> Task[Any]:
     config = model.config
-    if TASKS.get(config.task).needs_targets:
+    if TASKS[config.task].needs_targets:
         return build_task(config.task, protocol=config.protocol)
     names = list(common_class_names(caches))
     if names != run.values["class_names"]:

@@ -184,7 +184,7 @@ def eval_clips_of(
             f"{' and '.join(str(cache.path) for cache in caches)} has no {', '.join(EVAL_SPLITS[:-1])} or "
             f"{EVAL_SPLITS[-1]} video with the tokens wanted; its splits are {', '.join(splits) or 'none'}: name one"
         )
-    labelled = not TASKS.get(config.task).needs_targets
+    labelled = not TASKS[config.task].needs_targets
     videos = clip_videos(
         caches, chosen, layers=config.encoder_layers, parts=config.parts, views=views, labelled=labelled
     )

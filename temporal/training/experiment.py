@@ -178,12 +178,12 @@ def task_of(options: TrainOptions, caches: Sequence[FeatureCache]) -> Task[Any]:
     Raises:
         UsageError: when it needs classes and the caches have none, or options belong to another task.
     """
-    if TASKS.get(options.task).needs_targets:
+    if TASKS[options.task].needs_targets:
         if options.label_smoothing:
             raise UsageError(f"--label-smoothing belongs to --task classify, this is {options.task}; leave it out")
         return build_task(options.task, protocol=options.protocol)
     if options.targets:
-        *takers, last = (name for name in TASKS if TASKS.get(name).needs_targets)
+        *takers, last = (name for name in TASKS if TASKS[name].needs_targets)
         raise UsageError(
             f"--targets is for {', '.join(takers)} and {last}; {options.task} takes the labels of the cache"
         )
@@ -208,7 +208,7 @@ def targets_of(
         UsageError: targets that are given and not needed, or have nothing for the task. DatasetError: no such file, or
         a damaged one.
     """
-    if not TASKS.get(config.task).needs_targets:
+    if not TASKS[config.task].needs_targets:
         if paths:
             raise UsageError(
                 f"--targets is not for task {config.task}, which takes the labels of the cache; leave it out"
@@ -283,7 +283,7 @@ def _model_config(
         "num_frames": options.clip_frames if options.protocol == "clip" else None,
     }
     readout = {name: size for name, size in asked.items() if size is not None}
-    task = TASKS.get(options.task)
+    task = TASKS[options.task]
     if not task.needs_targets:
         readout["num_classes"] = len(caches[0].class_names)
     for name, size in task.default_sizes(int(caches[0].recipe["encoder"]["image_size"])).items():

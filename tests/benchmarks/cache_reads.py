@@ -27,7 +27,7 @@ from vfz.pipeline.format.commits import ShardIndex, commit_shard, new_data_path
 from vfz.pipeline.format.header import create_cache, read_header
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import extend_plans
-from vfz.pipeline.stores import get_store
+from vfz.pipeline.stores import STORES
 from vfz.pipeline.stores.quantization import channel_stats, expand, to_stored
 
 BATCH = 16
@@ -48,7 +48,7 @@ def make_cache(folder: Path, *, store: str, dim: int, precision: str) -> Path:
     ]
     (plan,) = extend_plans(folder / "plan", records, shard_size_videos=len(records))
     ((shard, videos),) = plan.shards.items()
-    path = new_data_path(folder, shard, get_store(store).suffix)
+    path = new_data_path(folder, shard, STORES[store].suffix)
     data = write_shard(store, path, columns, make_arrays(columns, num_frames))
     header = read_header(folder)
     rows = tuple(

@@ -13,7 +13,7 @@ import numpy as np
 from disk import bytes_from_disk, can_evict, evict
 from timing import seconds_of
 
-from vfz.pipeline.stores import Column, ShardVideo, get_store
+from vfz.pipeline.stores import STORES, Column, ShardVideo
 
 TOKENS, WINDOW, NUM_WINDOWS = 201, 16, 50
 FRAMES = {384: 1024, 1024: 384}
@@ -55,7 +55,7 @@ def make_arrays(columns, num_frames, seed=0):
 def write_shard(store, path, columns, arrays, *, step=32):
     """A finished shard of videos of 128 frames, given `step` frames at a time."""
     num_frames = len(next(iter(arrays.values())))
-    with get_store(store).writer(path, columns) as writer:
+    with STORES[store].writer(path, columns) as writer:
         for start in range(0, num_frames, step):
             if start % VIDEO_FRAMES == 0:
                 writer.begin_video(ShardVideo(id=f"v{start}", view=0, split="train", label=None))
@@ -66,7 +66,7 @@ def write_shard(store, path, columns, arrays, *, step=32):
 def window_rows(store, folder, *, dim=384, precision="fp16", checksums=CHECKSUMS, rounds=41):
     """Random windows of 16 frames into a given buffer, against copying the float16 tokens out of an np.memmap."""
     columns, num_frames = make_columns(dim, precision), FRAMES[dim]
-    path = folder / f"{store}-{dim}-{precision}{get_store(store).suffix}"
+    path = folder / f"{store}-{dim}-{precision}{STORES[store].suffix}"
     data = write_shard(store, path, columns, make_arrays(columns, num_frames))
     plain_path = folder / f"plain-{dim}"
     make_arrays(make_columns(dim, "fp16"), num_frames)["layer_0/patch"].tofile(plain_path)
@@ -92,7 +92,7 @@ def window_rows(store, folder, *, dim=384, precision="fp16", checksums=CHECKSUMS
             for key, buffer in buffers.items():
                 reader.read(key, frames, buffer)
 
-    readers = [get_store(store).reader(path, data, checksums=policy) for policy in checksums]
+    readers = [STORES[store].reader(path, data, checksums=policy) for policy in checksums]
     *ours, theirs = seconds_of(
         *[lambda reader=reader: through_store(reader) for reader in readers], through_memmap, rounds=rounds
     )
@@ -113,7 +113,7 @@ def moved_rows(store, folder, *, dim=384, precision="fp16", num_frames=128):
     if not can_evict(folder):
         return []
     columns = make_columns(dim, precision, num_layers=4)
-    path = folder / f"moved-{store}{get_store(store).suffix}"
+    path = folder / f"moved-{store}{STORES[store].suffix}"
     data = write_shard(store, path, columns, make_arrays(columns, num_frames))
     parts = {
         "four layers": (columns, np.arange(num_frames)),
@@ -123,7 +123,7 @@ def moved_rows(store, folder, *, dim=384, precision="fp16", num_frames=128):
     }
     rows = []
     for name, (chosen, frames) in parts.items():
-        reader = get_store(store).reader(path, data, checksums="never")
+        reader = STORES[store].reader(path, data, checksums="never")
         evict(path)
         before = bytes_from_disk()
         wanted = sum(reader.read(spec.key, frames).nbytes for column in chosen for spec in column.arrays)
@@ -145,7 +145,7 @@ def writing_rows(store, folder, *, dim=384, precision="fp16", compression="none"
     columns, num_frames = make_columns(dim, precision, compression=compression), FRAMES[dim]
     arrays = make_arrays(columns, num_frames)
     label = f"{store},{TOKENS}x{dim},{precision},{compression}"
-    num_bytes, numbers, suffix = sum(array.nbytes for array in arrays.values()), count(), get_store(store).suffix
+    num_bytes, numbers, suffix = sum(array.nbytes for array in arrays.values()), count(), STORES[store].suffix
 
     # Both remove what they wrote: dirty pages of earlier rounds would be written back at the expense of later ones.
     def through_store():

@@ -112,7 +112,7 @@ def options_of(task: str, core: str, seed: int, cache: Path, out: Path) -> Train
     """What is trained."""
     setting = SETTINGS[task]
     values = {**SMALL, **setting.options}
-    taken = inspect.signature(CORES.get(core)).parameters
+    taken = inspect.signature(CORES[core]).parameters
     values = {name: value for name, value in values.items() if name not in {"dropout", "drop_path"} - taken.keys()}
     return TrainOptions(
         task=task, core=core, cache=(cache,), layers=(setting.layer,), clip_frames=NUM_FRAMES, seed=seed, out=out,

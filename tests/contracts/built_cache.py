@@ -25,7 +25,7 @@ from vfz.pipeline.format.header import Contents, create_cache
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import PlannedVideo, extend_plans
 from vfz.pipeline.recipe import QUANTISED, EncoderSpec, FrameSpec, Recipe, StorageSpec, ViewSpec
-from vfz.pipeline.stores import Column, ShardVideo, get_store
+from vfz.pipeline.stores import STORES, Column, ShardVideo
 from vfz.pipeline.stores.quantization import PRECISION_VERSION, to_stored
 
 FIRST = (("2", "patch", 4, 160), ("2", "prefix", 1, 160), ("5", "patch", 3, 33))
@@ -180,7 +180,7 @@ def commit(
     cache = CacheFolder(folder)
     contents = cache.contents()
     calibrations = cache.calibrations(contents)
-    store = get_store(contents.store)
+    store = STORES[contents.store]
     path = new_data_path(folder, shard, store.suffix)
     rows = []
     with writer_lock(path), store.writer(path, columns) as writer:
@@ -240,7 +240,7 @@ def _calibrate(
             replace(column, compression="none"),
             torch.from_numpy(sample),
             requested_compression=compression,
-            compresses=get_store(store).compresses,
+            compresses=STORES[store].compresses,
         )
         calibrated.append(write_calibration(folder, column, calibration))
     return calibrated

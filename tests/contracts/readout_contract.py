@@ -62,7 +62,7 @@ class ReadoutContract:
 
     def pytest_generate_tests(self, metafunc):
         if "readout" in metafunc.fixturenames:
-            metafunc.parametrize("readout", READOUTS.get(self.task).protocols, indirect=True)
+            metafunc.parametrize("readout", READOUTS[self.task].protocols, indirect=True)
 
     @pytest.fixture
     def readout(self, request):
@@ -157,7 +157,7 @@ class ReadoutContract:
                 build_readout(self.task, dim=DIM, **{**self.kwargs, name: 0})
 
     def test_a_protocol_is_had_or_refused_in_one_line(self):
-        if READOUTS.get(self.task).protocols == ("streaming",):
+        if READOUTS[self.task].protocols == ("streaming",):
             with pytest.raises(UsageError, match=r"no protocol 'clip'; use streaming$"):
                 self.build("clip")
         else:

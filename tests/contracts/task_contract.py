@@ -85,7 +85,7 @@ class TaskContract:
 
     def pytest_generate_tests(self, metafunc):
         if "protocol" in metafunc.fixturenames:
-            metafunc.parametrize("protocol", TASKS.get(self.task).protocols)
+            metafunc.parametrize("protocol", TASKS[self.task].protocols)
 
     @pytest.fixture
     def built(self, protocol):
@@ -259,9 +259,9 @@ class TaskContract:
         return readout(tokens, **built.readout_inputs(batch))
 
     def test_it_knows_the_inputs_and_the_protocols_of_its_readout(self, built):
-        assert built.input_names == READOUTS.get(self.task).input_names
-        assert built.protocols == READOUTS.get(self.task).protocols
-        assert TASKS.get(self.task).name == self.task
+        assert built.input_names == READOUTS[self.task].input_names
+        assert built.protocols == READOUTS[self.task].protocols
+        assert TASKS[self.task].name == self.task
 
     def test_the_readout_answers_what_the_task_takes(self, built, protocol):
         batch = self.batch()
@@ -301,7 +301,7 @@ class TaskContract:
     def clips(self, synthetic_cache):
         """Batches of 16 clips of a real cache with their targets, of 8 frames where the videos have 6."""
         targets = None
-        if TASKS.get(self.task).needs_targets:
+        if TASKS[self.task].needs_targets:
             size = self.readout_sizes.get("output_size")
             targets = FrameTargets(synthetic_cache, task=self.task, output_size=size)
         loader = ClipLoader(

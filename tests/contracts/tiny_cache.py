@@ -26,7 +26,7 @@ from vfz.pipeline.format.header import Contents, create_cache, fingerprint_of
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import Plan, extend_plans, read_plans
 from vfz.pipeline.recipe import QUANTISED
-from vfz.pipeline.stores import Column, ShardVideo, get_store
+from vfz.pipeline.stores import STORES, Column, ShardVideo
 
 DIM = 8
 NUM_TOKENS = {"patch": 4, "prefix": 1}
@@ -208,7 +208,7 @@ def prepare_shard(
         was_ok = {row.key for row in first.rows if row.status == "ok"}
         videos = tuple(video for video in videos if video.key in was_ok)
     rows = []
-    store = get_store(contents.store)
+    store = STORES[contents.store]
     with store.writer(new_data_path(folder, shard, store.suffix), columns) as writer:
         for video in videos:
             ok = video.id not in bad

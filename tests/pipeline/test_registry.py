@@ -13,7 +13,7 @@ def test_a_name_registered_twice_raises():
     registry.register("m", int)
     with pytest.raises(ValueError, match="core 'm' is already registered"):
         registry.register("m", float)
-    assert registry.get("m") is int
+    assert registry["m"] is int
 
 
 def test_names_are_listed_in_order_and_unknown_ones_are_refused():
@@ -22,17 +22,17 @@ def test_names_are_listed_in_order_and_unknown_ones_are_refused():
     registry.register("a", float)
     assert registry.names() == ("a", "b")
     with pytest.raises(UnknownNameError, match="unknown core"):
-        registry.get("c")
+        registry["c"]
 
 
 def test_an_entry_known_by_its_place_is_imported_when_it_is_asked_for():
     registry = Registry("core")
     registry.register_place("absent", "no.such.module:Core")
     registry.register_place("path", "pathlib:Path")
-    assert registry.get("path") is registry.get("path") is Path
+    assert registry["path"] is registry["path"] is Path
     assert registry.names() == ("absent", "path")
     with pytest.raises(ModuleNotFoundError):
-        registry.get("absent")
+        registry["absent"]
     with pytest.raises(ValueError, match=r"core 'absent' is already registered as 'no\.such\.module:Core'"):
         registry.register("absent", int)
 

@@ -29,7 +29,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError
 from vfz.pipeline.files import sha256_file
-from vfz.pipeline.stores import STORES, Column, ShardData, get_store
+from vfz.pipeline.stores import STORES, Column, ShardData
 from vfz.pipeline.stores.metadata import PTS_KEY, FileRecord
 from vfz.pipeline.stores.zarr_writer import chunk_index
 
@@ -339,4 +339,4 @@ def test_times_are_float64(tmp_path):
 
 def test_an_unknown_store_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="did you mean zarr"):
-        get_store("zar")
+        STORES["zar"]

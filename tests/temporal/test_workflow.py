@@ -366,7 +366,7 @@ def test_the_papers_workflows_aim_at_figures_that_their_task_measures(path):
     ]
     for training in workflow.trainings:
         figure = workflow.figures[run_folder(training)]
-        assert figure.metric == TASKS.get(training.task).headline
+        assert figure.metric == TASKS[training.task].headline
         assert workflow.extract.layers == training.layers == ("5", "11", "17", "23")
         assert workflow.only([training.core]).trainings == (training,)
 

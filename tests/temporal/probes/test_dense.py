@@ -42,17 +42,17 @@ def run(synthetic_cache, tmp_path):
 
 @pytest.mark.parametrize("task", DENSE)
 def test_a_tasks_readout_is_trained_on_tokens_and_reported_with_its_denominator(options, task):
-    takes_heads = "num_heads" in inspect.signature(READOUTS.get(task)).parameters
+    takes_heads = "num_heads" in inspect.signature(READOUTS[task]).parameters
     heads = options.readout_heads if takes_heads else None
     (report,) = probe_all(dataclasses.replace(options, task=task, readout_heads=heads))
     assert (report.num_eval_clips, report.num_eval_missing, report.num_eval_planned) == (12, 0, 12)
-    assert report.headline == TASKS.get(task).headline
+    assert report.headline == TASKS[task].headline
     assert np.isfinite(report.value)
     assert report.value == report.metrics[report.headline]
     record = read_record(Path(report.result))
     (of_seed,) = record["runs"]
     assert [head["lr"] for head in of_seed["heads"]] == [1e-3, 3e-3]
-    sign = 1 if TASKS.get(task).higher_is_better else -1
+    sign = 1 if TASKS[task].higher_is_better else -1
     held = [head[f"held_out_{report.headline}"] for head in of_seed["heads"]]
     assert report.chosen[f"held_out_{report.headline}"] == sign * max(sign * figure for figure in held)
     assert sign * report.best_head_on_validation >= sign * report.value

@@ -14,7 +14,7 @@ def test_every_registered_readout_is_held_to_the_contract_in_every_protocol_it_h
     contracts = {cls for cls in subclasses_in(Path(__file__).parent, ReadoutContract) if hasattr(cls, "task")}
     assert {cls.task for cls in contracts} == set(READOUTS.names())
     for cls in contracts:
-        assert issubclass(cls, ClipReadoutContract) == ("clip" in READOUTS.get(cls.task).protocols)
+        assert issubclass(cls, ClipReadoutContract) == ("clip" in READOUTS[cls.task].protocols)
 
 
 def test_an_unknown_task_is_refused_by_name():
