@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from timing import seconds_of
+from helpers.timing import seconds_of
 
 pytestmark = pytest.mark.bench
 

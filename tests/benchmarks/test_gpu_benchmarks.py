@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from benchmarks.clips import write_clip
-from contracts.plain_scan import plain_scan, published_scan
-from timing import seconds_of
+from benchmarks.pipeline.clips import write_clip
+from helpers.plain_scan import plain_scan, published_scan
+from helpers.timing import seconds_of
 
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.devices import num_cores

@@ -6,9 +6,9 @@ import json
 import shutil
 
 import pytest
-from contracts.built_cache import build, grow
-from contracts.damaged_cache import Originals, data_path, flip
-from contracts.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard
+from helpers.built_cache import build, grow
+from helpers.damaged_cache import Originals, data_path, flip
+from helpers.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard
 
 from vfz.cli.main import main
 from vfz.pipeline.format.commits import commit_shard, committed_paths, read_shard_index

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from video_files import VIDEOS
+from helpers.video_files import VIDEOS
 
 from vfz.cli.main import main
 

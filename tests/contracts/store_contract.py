@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.shards import (
+from helpers.disk import bytes_from_disk, can_evict, evict
+from helpers.shards import (
     COLUMNS,
     HARD_IDS,
     LARGE,
@@ -32,7 +33,6 @@ from contracts.shards import (
     read_in_process,
     window,
 )
-from disk import bytes_from_disk, can_evict, evict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 import pytest
-from extraction import command_line, shard_files
-from video_files import VIDEOS
+from helpers.extraction import command_line, shard_files
+from helpers.video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.extraction.options import ExtractOptions

@@ -10,9 +10,18 @@ import shutil
 
 import numpy as np
 import pytest
-from old_stores import EVALUATED, RUN_CACHES, RUNS, answers, expected, expected_arrays, probe_options, train_options
+from helpers.old_stores import (
+    EVALUATED,
+    RUN_CACHES,
+    RUNS,
+    answers,
+    expected,
+    expected_arrays,
+    probe_options,
+    train_options,
+)
+from helpers.training import lines_of
 from safetensors.numpy import load_file
-from training import lines_of
 
 from vfz.cli.main import main
 from vfz.temporal.probes.run import probe

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from extraction import command_line, shard_files
-from old_stores import (
+from helpers.extraction import command_line, shard_files
+from helpers.old_stores import (
     DATA,
     NEW_LAYER,
     OLD_CACHES,

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from training import arguments_of, losses_of, small_options
+from helpers.training import arguments_of, losses_of, small_options
 
 from vfz.cli.main import main
 from vfz.pipeline.datasets.targets import Targets

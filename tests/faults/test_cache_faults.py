@@ -13,10 +13,10 @@ import subprocess
 
 import numpy as np
 import pytest
-from contracts.built_cache import VIDEO_IDS, build, commit, num_frames_of, plan_and_commit
-from contracts.damaged_cache import KINDS, Originals, data_path, files_of, flip
-from extraction import all_tokens
-from faults.kill_points import killed_before
+from helpers.built_cache import VIDEO_IDS, build, commit, num_frames_of, plan_and_commit
+from helpers.damaged_cache import KINDS, Originals, data_path, files_of, flip
+from helpers.extraction import all_tokens
+from helpers.kill_points import killed_before
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, StorageError

@@ -4,7 +4,7 @@ import random
 import shutil
 
 import pytest
-from video_files import VIDEOS, frame_spec
+from helpers.video_files import VIDEOS, frame_spec
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.decoding.base import VideoSource

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from extraction import all_tokens, command_line, shard_files
-from processes import bytes_written_by, children_of, wait_until
-from video_files import VIDEOS
+from helpers.extraction import all_tokens, command_line, shard_files
+from helpers.processes import bytes_written_by, children_of, wait_until
+from helpers.video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.extraction.extract import extract

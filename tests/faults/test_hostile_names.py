@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 import pytest
-from extraction import command_line
-from video_files import write_video
+from helpers.extraction import command_line
+from helpers.video_files import write_video
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import DatasetError

@@ -6,8 +6,8 @@ import subprocess
 import time
 
 import pytest
-from extraction import all_tokens, command_line
-from processes import wait_until
+from helpers.extraction import all_tokens, command_line
+from helpers.processes import wait_until
 
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.maintenance.verify import verify_cache

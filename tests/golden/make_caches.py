@@ -24,7 +24,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from contracts.built_cache import FAILED, build, grow  # noqa: E402
+from helpers.built_cache import FAILED, build, grow  # noqa: E402
 
 from vfz.pipeline.files import FORMAT_VERSION  # noqa: E402
 from vfz.pipeline.format.catalog import write_catalog  # noqa: E402

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from extraction import Notes, all_tokens, shard_files
-from video_files import VIDEOS
+from helpers.extraction import Notes, all_tokens, shard_files
+from helpers.video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.decoding.base import VideoSource

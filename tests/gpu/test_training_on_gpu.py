@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from contracts.plain_scan import plain_scan
-from training import lines_of, losses_of, small_options
+from helpers.plain_scan import plain_scan
+from helpers.training import lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunInterruptedError
 from vfz.pipeline.progress import StopRequest

@@ -1,7 +1,7 @@
 """The layer mixers equal the implementation of the paper's authors, from the same weights."""
 
 import pytest
-from contracts.reference import Reference
+from helpers.reference import Reference
 
 from vfz.temporal.reference.checkpoints import load_mixer
 

@@ -28,8 +28,8 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from extraction import command_line  # noqa: E402
-from old_stores import (  # noqa: E402
+from helpers.extraction import command_line  # noqa: E402
+from helpers.old_stores import (  # noqa: E402
     DATA,
     EVALUATED,
     NEW_LAYER,
@@ -45,8 +45,8 @@ from old_stores import (  # noqa: E402
     read,
     train_options,
 )
-from processes import wait_until  # noqa: E402
-from training import arguments_of, lines_of, start  # noqa: E402
+from helpers.processes import wait_until  # noqa: E402
+from helpers.training import arguments_of, lines_of, start  # noqa: E402
 
 from vfz.pipeline.recipe import PRECISIONS  # noqa: E402
 

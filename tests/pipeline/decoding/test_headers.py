@@ -5,7 +5,7 @@ import tarfile
 from fractions import Fraction
 
 import pytest
-from video_files import VIDEOS, write_video
+from helpers.video_files import VIDEOS, write_video
 
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.headers import NOT_KNOWN, VideoHeader, read_headers

@@ -10,10 +10,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers.processes import bytes_written_by, children_of, state_of, wait_until, wait_until_steady
+from helpers.video_files import VIDEOS, decode_frames, frame_spec, read_number, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import bytes_written_by, children_of, state_of, wait_until, wait_until_steady
-from video_files import VIDEOS, decode_frames, frame_spec, read_number, write_video
 
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import DecodePool
@@ -339,7 +339,7 @@ def test_children_die_with_a_parent_that_is_killed(long_clip):
     script = f"""
 import sys
 sys.path.insert(0, {str(VIDEOS.parents[1])!r})
-from video_files import *
+from helpers.video_files import *
 from vfz.pipeline.decoding.pool import DecodePool
 with DecodePool(frame_spec(25), num_workers=2, time_limit_seconds=60, buffer_frames=2) as pool:
     for stream in pool.videos([VideoSource(path={str(long_clip)!r} and Path({str(long_clip)!r}))] * 4):

@@ -9,8 +9,8 @@ import time
 from fractions import Fraction
 
 import pytest
-from processes import children_of, state_of, wait_until, wait_until_steady
-from video_files import frame_spec, read_number, write_video
+from helpers.processes import children_of, state_of, wait_until, wait_until_steady
+from helpers.video_files import frame_spec, read_number, write_video
 
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import DecodePool

@@ -7,7 +7,7 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from video_files import VIDEOS, decode_frames, frame_spec, numbered, numbers, read_number, write_video
+from helpers.video_files import VIDEOS, decode_frames, frame_spec, numbered, numbers, read_number, write_video
 
 from vfz.pipeline.errors import DecodeError, UsageError
 

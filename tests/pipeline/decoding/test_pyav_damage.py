@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import av
 import pytest
-from video_files import VIDEOS, decode_frames, numbers, write_sound, write_video
+from helpers.video_files import VIDEOS, decode_frames, numbers, write_sound, write_video
 
 from vfz.pipeline.errors import DecodeError
 

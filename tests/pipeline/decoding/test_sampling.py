@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import av
 import pytest
+from helpers.video_files import VIDEOS, decode_frames, frame_spec, numbers, read_number, write_video
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from video_files import VIDEOS, decode_frames, frame_spec, numbers, read_number, write_video
 
 from vfz.pipeline.decoding.sampling import ShownFrame, Timeline, sample
 from vfz.pipeline.errors import DecodeError, UsageError

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts.built_cache import FAILED, FIRST, LATER, MISSING, build, columns_of, grow, plan_and_commit, tokens_of
-from contracts.plain_read import plain_arrays, plain_tokens
 from contracts.store_contract import flip_bytes
+from helpers.built_cache import FAILED, FIRST, LATER, MISSING, build, columns_of, grow, plan_and_commit, tokens_of
+from helpers.plain_read import plain_arrays, plain_tokens
 
 from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache

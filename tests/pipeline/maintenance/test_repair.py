@@ -8,10 +8,10 @@ import shutil
 import time
 
 import pytest
-from contracts.built_cache import build, plan_and_commit
-from contracts.damaged_cache import KINDS, Originals, data_path, files_of, flip, writer_process
-from extraction import all_tokens
-from faults.kill_points import killed_before
+from helpers.built_cache import build, plan_and_commit
+from helpers.damaged_cache import KINDS, Originals, data_path, files_of, flip, writer_process
+from helpers.extraction import all_tokens
+from helpers.kill_points import killed_before
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError

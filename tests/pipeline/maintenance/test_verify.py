@@ -9,8 +9,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from contracts.built_cache import build, commit, grow, num_frames_of
-from contracts.damaged_cache import KINDS, Originals, data_path, files_of, flip, writer_process
+from helpers.built_cache import build, commit, grow, num_frames_of
+from helpers.damaged_cache import KINDS, Originals, data_path, files_of, flip, writer_process
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.format.catalog import write_catalog
@@ -297,7 +297,7 @@ def test_another_recipe_is_told_field_by_field(originals, tmp_path):
 
 
 def test_another_file_or_number_of_frames_under_the_same_id_is_told(tmp_path, monkeypatch):
-    from contracts import built_cache
+    from helpers import built_cache
 
     a = build(tmp_path / "a")
     length = built_cache.num_frames_of

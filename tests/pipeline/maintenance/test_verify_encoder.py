@@ -103,7 +103,7 @@ def test_pixels_that_differ_fail(vit_cache, monkeypatch):
 
 
 def test_a_cache_without_golden_frames_says_so(tmp_path):
-    from contracts.tiny_cache import fill_cache, new_cache
+    from helpers.tiny_cache import fill_cache, new_cache
 
     new_cache(tmp_path / "cache")
     fill_cache(tmp_path / "cache")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from target_videos import FAR_METRES, NEAR_METRES, NUM_FRAMES, draw, write_folder
+from helpers.target_videos import FAR_METRES, NEAR_METRES, NUM_FRAMES, draw, write_folder
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets.synthetic import SyntheticParameters

@@ -1,0 +1,77 @@
+"""Video files whose frames show their own numbers, for the tests."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vfz.pipeline.decoding import get_decoder
+from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.recipe import FrameSpec
+
+VIDEOS = Path(__file__).parents[1] / "data" / "videos"
+
+BITS = 8
+
+
+def numbered(number, height=64, width=128):
+    """A picture that shows `number` in two rows of four blocks; black is 0."""
+    bits = [(number >> bit) & 1 for bit in range(BITS)]
+    grid = np.array(bits, np.uint8).reshape(2, 4) * 255
+    rows = np.minimum(np.arange(height) * 2 // height, 1)
+    columns = np.minimum(np.arange(width) * 4 // width, 3)
+    return np.repeat(grid[rows][:, columns][..., None], 3, axis=2)
+
+
+def read_number(pixels):
+    height, width = pixels.shape[:2]
+    blocks = [
+        pixels[height * (2 * r + 1) // 4, width * (2 * c + 1) // 8].mean() > 127 for r in range(2) for c in range(4)
+    ]
+    return sum(int(bit) << index for index, bit in enumerate(blocks))
+
+
+def write_video(
+    path, times, *, codec="libx264", time_base=Fraction(1, 1000), rate=25, options=None, prepare=None, **more
+):
+    """A video whose frame i shows the number i and begins at `times[i]` ticks."""
+    height, width = more.pop("size", (64, 128))
+    with av.open(str(path), "w", options=more.pop("container_options", {})) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height = width, height
+        stream.pix_fmt = more.pop("pix_fmt", "yuv420p")
+        stream.codec_context.time_base = time_base
+        if prepare:
+            prepare(stream)
+        sound = container.add_stream("aac", rate=48000, layout="mono") if more.pop("sound", False) else None
+        for number, ticks in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(numbered(number, height, width), format="rgb24")
+            frame.pts, frame.time_base = ticks, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound:
+            write_sound(container, sound, seconds=3)
+    return path
+
+
+def write_sound(container, stream, seconds):
+    for index in range(seconds * 48000 // 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48000, index * 1024
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def frame_spec(fps=6.0, **more):
+    """A rule for PyAV, which is the only decoder there is."""
+    return FrameSpec(fps=fps, decoder="pyav", decoder_version=1, **more)
+
+
+def decode_frames(path, fps=6.0, **more):
+    """The frames of a file, decoded in this process."""
+    return get_decoder("pyav").frames(VideoSource(path=Path(path)), frame_spec(fps, **more))
+
+
+def numbers(path, fps, **more):
+    return [read_number(frame.pixels_HWC) for frame in decode_frames(path, fps, **more)]
