@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.timing import seconds_of
+from helpers.measure import seconds_of
 
 pytestmark = pytest.mark.bench
 

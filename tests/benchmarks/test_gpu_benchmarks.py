@@ -3,8 +3,8 @@
 import pytest
 import torch
 from benchmarks.pipeline.clips import write_clip
-from helpers.plain_scan import plain_scan, published_scan
-from helpers.timing import seconds_of
+from helpers.measure import seconds_of
+from helpers.reference import plain_scan, published_scan
 
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.devices import num_cores

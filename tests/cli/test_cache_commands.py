@@ -6,8 +6,7 @@ import json
 import shutil
 
 import pytest
-from helpers.built_cache import build, grow
-from helpers.damaged_cache import Originals, data_path, flip
+from helpers.built_cache import Originals, build, data_path, flip, grow
 from helpers.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard
 
 from vfz.cli.main import main

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers.peak_memory import peak_bytes
+from helpers.measure import peak_bytes
 
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.cores import build_core

@@ -13,10 +13,20 @@ import subprocess
 
 import numpy as np
 import pytest
-from helpers.built_cache import VIDEO_IDS, build, commit, num_frames_of, plan_and_commit
-from helpers.damaged_cache import KINDS, Originals, data_path, files_of, flip
+from helpers.built_cache import (
+    KINDS,
+    VIDEO_IDS,
+    Originals,
+    build,
+    commit,
+    data_path,
+    files_of,
+    flip,
+    num_frames_of,
+    plan_and_commit,
+)
 from helpers.extraction import all_tokens
-from helpers.kill_points import killed_before
+from helpers.processes import killed_before
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, StorageError

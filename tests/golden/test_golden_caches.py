@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.built_cache import FAILED
-from helpers.plain_read import plain_arrays, plain_tokens
+from helpers.reference import plain_arrays, plain_tokens
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.maintenance.verify import verify_cache

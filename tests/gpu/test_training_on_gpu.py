@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers.plain_scan import plain_scan
+from helpers.reference import plain_scan
 from helpers.training import lines_of, losses_of, small_options
 
 from vfz.pipeline.errors import RunInterruptedError

@@ -2,12 +2,18 @@
 
 Two views, a prefix part, groups of channels, an odd number of channels, failed and missing videos, golden frames,
 calibrations, and a layer added later: in every store and precision. Tokens follow from the video's name.
+
+At the end: copies of them to be damaged, each kind made once.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +24,8 @@ from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.files import writer_lock
 from vfz.pipeline.format.calibration import CalibratedColumn, Calibration, calibrate, write_calibration
-from vfz.pipeline.format.commits import ShardIndex, new_data_path
+from vfz.pipeline.format.catalog import write_catalog
+from vfz.pipeline.format.commits import ShardIndex, committed_paths, new_data_path, read_shard_index
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.golden import FrameSample, write_golden_frames, write_golden_tokens
 from vfz.pipeline.format.header import Contents, create_cache
@@ -279,3 +286,62 @@ def _row(video: PlannedVideo, shard: str, *, ok: bool, frame_start: int) -> Ledg
         duration_seconds=num_frames_of(video.id) / FPS if ok else 0.0,
         folds=video.folds,
     )
+
+
+# --- copies to be damaged ---
+
+KINDS = (("zarr", "fp16"), ("zarr", "int4"), ("webdataset", "fp32"), ("webdataset", "int8"))
+"""Store and precision."""
+
+
+class Originals:
+    """Builds each kind of cache once and copies it as often as it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def copy(self, target: Path, store: str = "zarr", precision: str = "fp16") -> Path:
+        """A cache of two plans' worth of commits: four shards, each with a second commit of one more layer."""
+        original = self._folder / f"{store}-{precision}"
+        if not original.exists():
+            build(original, store=store, precision=precision)
+            grow(original)
+            write_catalog(CacheFolder(original))
+        return Path(shutil.copytree(original, target))
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    """Every file by its name in the cache."""
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def flip(file: Path, place: int, bit: int = 3) -> None:
+    """Changes one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def data_path(path: Path, shard: str, number: int = 0) -> Path:
+    """The data of a commit."""
+    return path / "shards" / read_shard_index(committed_paths(path)[shard, number]).data.name
+
+
+@contextmanager
+def writer_process(data: Path, content: bytes = b"half"):
+    """A living process that holds the lease of `data`, of which it has written something."""
+    code = (
+        "import sys; from pathlib import Path; from vfz.pipeline.files import writer_lock\n"
+        "data = Path(sys.argv[1])\n"
+        "with writer_lock(data):\n"
+        f"    data.write_bytes({content!r}); print('writing', flush=True); sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(data)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "writing\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,8 +1,14 @@
-"""Looking at the processes that a test started, through /proc."""
+"""Processes of a test: looking at them through /proc, and killing one right before its n-th operation on files."""
+
+from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import signal
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -47,3 +53,42 @@ def wait_until_steady(figure, seconds=60, steady=0.5):
         if (now := figure()) != value:
             value, since = now, time.monotonic()
     return value
+
+
+# --- killed (-9) before any operation ---
+
+OPERATIONS = ("fdatasync", "fsync", "link", "mkdir", "rename", "replace", "rmdir", "unlink")
+"""Between any two of these the files of a cache are in a state of their own."""
+
+
+def killed_before(operation: int, action: Callable[[], object]) -> bool:
+    """Runs `action` in a process of its own; whether it was killed, which it is not when it needs fewer operations."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _arm(operation)
+            action()
+        except BaseException:  # noqa: BLE001 - nothing of the test must go on in the child
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+def _arm(operation: int) -> None:
+    count = 0
+
+    def counted(function, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    for name in OPERATIONS:
+        setattr(os, name, functools.partial(counted, getattr(os, name)))

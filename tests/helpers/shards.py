@@ -1,4 +1,4 @@
-"""Seeded shards for the tests of stores: columns of every precision, videos with hard names, and damage."""
+"""Seeded shards for the tests of stores: columns of every precision, videos with hard names, damage, small tars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.stores import Column, ShardData, ShardReader, ShardVideo, ShardWriter
+from vfz.pipeline.stores import STORES, Column, ShardData, ShardReader, ShardVideo, ShardWriter
 from vfz.pipeline.stores.metadata import PTS_ARRAY, PTS_KEY, ArraySpec
 
 Arrays = dict[str, np.ndarray]
@@ -98,3 +98,22 @@ def read_in_process(method: str, reader: ShardReader, key: str, frames: np.ndarr
     process.join(60)
     assert process.exitcode == 0
     return found
+
+
+# --- tar shards ---
+
+TAR_VIDEO = ShardVideo(id="a.b", view=0, split="train", label=7)
+
+
+def write_tar(path: Path, columns: tuple[Column, ...], videos: list[ShardVideo], length: int = 3):
+    """A shard of these videos, so many frames each."""
+    arrays = make_arrays(columns, length * len(videos))
+    with STORES["webdataset"].writer(path, columns) as writer:
+        for number, video in enumerate(videos):
+            writer.begin_video(video)
+            append_frames(writer, arrays, number * length, (number + 1) * length)
+        return writer.finish(), arrays
+
+
+def read_tar(path: Path, data: ShardData, key: str, checksums: str = "always"):
+    return STORES["webdataset"].reader(path, data, checksums=checksums).read(key, np.arange(data.num_frames))

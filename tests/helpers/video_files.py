@@ -1,4 +1,4 @@
-"""Video files whose frames show their own numbers, for the tests."""
+"""Video files whose frames show their own numbers, and trees of files that stand for videos."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -75,3 +75,20 @@ def decode_frames(path, fps=6.0, **more):
 
 def numbers(path, fps, **more):
     return [read_number(frame.pixels_HWC) for frame in decode_frames(path, fps, **more)]
+
+
+# --- trees of text, and of files that need not be decoded ---
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    """Text files by path under the root, which is returned."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+def touch(root: Path, *names: str) -> None:
+    """Files that need not be decoded."""
+    write_tree(root, dict.fromkeys(names, "x"))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from helpers.large_cache import make_large_cache
+from helpers.tiny_cache import make_large_cache
 
 NUM_VIDEOS = 240_000
 

@@ -17,7 +17,7 @@ from benchmarks.pipeline.store_reads import (
     make_columns,
     write_shard,
 )
-from helpers.timing import seconds_of
+from helpers.measure import seconds_of
 from helpers.tiny_cache import contents_of, recipe_of
 
 from vfz.pipeline.cache.feature_cache import FeatureCache

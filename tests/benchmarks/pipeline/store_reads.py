@@ -10,8 +10,7 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-from helpers.disk import bytes_from_disk, can_evict, evict
-from helpers.timing import seconds_of
+from helpers.measure import bytes_from_disk, can_evict, evict, seconds_of
 
 from vfz.pipeline.stores import STORES, Column, ShardVideo
 

@@ -1,14 +1,11 @@
 """Seeded tokens [F, N, D] that stand for what encoders give, for the figures on precision."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from helpers.video_files import decode_frames
+from helpers.video_files import VIDEOS, decode_frames
 
 from vfz.pipeline.encoder.model import load_encoder
 
-VIDEOS = Path(__file__).parents[2] / "data" / "videos"
 TOKENS, DIM = 201, 1024
 OUTLIERS, OUTLIER_FACTOR = 8, 15
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.peak_memory import peak_bytes
-from helpers.plain_scan import plain_scan, published_scan
-from helpers.timing import seconds_of
+from helpers.measure import peak_bytes, seconds_of
+from helpers.reference import plain_scan, published_scan
 from mambapy.pscan import pscan
 
 from vfz.temporal.cores import CORES, build_core

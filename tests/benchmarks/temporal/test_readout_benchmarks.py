@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.timing import seconds_of
+from helpers.measure import seconds_of
 
 from vfz.temporal.readouts.decoder import QueryDecoder
 

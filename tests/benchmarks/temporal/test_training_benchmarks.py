@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.timing import seconds_of
+from helpers.measure import seconds_of
 
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.live_encoder import LiveEncoder

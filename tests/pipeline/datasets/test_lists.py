@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from contracts.dataset_contract import AnnotatedDatasetContract
-from helpers.dataset_files import touch, write_tree
+from helpers.video_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import DatasetError

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from contracts.dataset_contract import AnnotatedDatasetContract
-from helpers.dataset_files import touch, write_tree
+from helpers.video_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import DatasetError, UsageError

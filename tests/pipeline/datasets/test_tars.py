@@ -11,7 +11,7 @@ import av
 import pytest
 import webdataset
 from contracts.dataset_contract import DatasetContract
-from helpers.dataset_files import VIDEOS, touch
+from helpers.video_files import VIDEOS, touch
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.decoding.base import VideoSource

@@ -1,4 +1,4 @@
-"""Lanes: several pieces of work at a time, handed on in order; extraction stores the same with one and with more."""
+"""Threads of an extraction: stages are bounded and end together, lanes encode several batches at a time."""
 
 import dataclasses
 import threading
@@ -9,8 +9,10 @@ import torch
 from helpers.extraction import shard_files
 
 from vfz.pipeline.encoder.model import load_encoder
-from vfz.pipeline.engine.threads import EncodeLanes, num_lanes_for
+from vfz.pipeline.engine.threads import Channel, EncodeLanes, Stages, StoppedError, num_lanes_for, timed
 from vfz.pipeline.extraction.extract import extract
+
+# --- lanes: several pieces of work at a time, handed on in order ---
 
 TIMEOUT_SECONDS = 30
 
@@ -158,3 +160,81 @@ def test_three_lanes_store_the_bytes_of_one(synthetic_options, two_threads, tmp_
     torch.set_num_threads(1)
     one = extract(dataclasses.replace(options, name="one"))
     assert shard_files(three.cache) == shard_files(one.cache)
+
+
+# --- stages and the channels between them ---
+
+
+def test_items_come_through_in_order_and_no_more_wait_than_may():
+    most_waiting = 0
+    with Stages() as stages:
+        channel = Channel(stages, size=2)
+        made = []
+
+        def work():
+            for number in range(20):
+                channel.put(number)
+                made.append(number)
+
+        stages.start("work", work)
+        taken = []
+        while len(taken) < 20:
+            time.sleep(0.005)
+            most_waiting = max(most_waiting, len(made) - len(taken))
+            taken.append(channel.take())
+    assert taken == list(range(20))
+    assert most_waiting <= 2
+
+
+def test_nothing_comes_in_time_is_none_and_all_there_is_can_be_taken():
+    channel = Channel(Stages(), size=3)
+    assert channel.get(timeout_seconds=0.01) is None
+    channel.put(1)
+    channel.put(2)
+    assert channel.take_all() == [1, 2]
+    assert channel.take_all() == []
+
+
+def test_the_first_error_of_a_stage_ends_all_and_is_kept():
+    with Stages() as stages:
+        never, full = Channel(stages, size=1), Channel(stages, size=1)
+        full.put(0)
+        ended = []
+
+        def wait(step):
+            try:
+                step()
+            except StoppedError:
+                ended.append(step)
+                raise
+
+        def fail():
+            raise OSError("disk on fire")
+
+        stages.start("reader", lambda: wait(never.take))
+        stages.start("writer", lambda: wait(lambda: full.put(1)))
+        stages.start("broken", fail)
+        with pytest.raises(StoppedError):
+            never.take()
+        assert str(stages.error()) == "disk on fire"
+    assert len(ended) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vfz-")]
+
+
+def test_leaving_ends_threads_that_wait():
+    with Stages() as stages:
+        stages.start("reader", Channel(stages, size=1).take)
+    assert not [thread for thread in threading.enumerate() if thread.name == "vfz-reader"]
+
+
+def test_time_is_counted_also_where_work_fails():
+    seconds = {}
+
+    def work():
+        with timed(seconds, "encode"):
+            time.sleep(0.01)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert seconds["encode"] >= 0.01

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets import open_dataset
@@ -18,8 +19,8 @@ from vfz.pipeline.format.commits import committed_paths
 from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.progress import SilentProgress
 
-CLIP = Path(__file__).parents[2] / "data/videos/bikes.mp4"
-OTHER = Path(__file__).parents[2] / "data/videos/bigbuckbunny.mp4"
+CLIP = VIDEOS / "bikes.mp4"
+OTHER = VIDEOS / "bigbuckbunny.mp4"
 _opened: list[str] = []
 
 

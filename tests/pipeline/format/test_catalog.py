@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.large_cache import make_large_cache
-from helpers.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard, records
+from helpers.tiny_cache import add_layer, fill_cache, make_large_cache, new_cache, prepare_shard, records
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError, UnknownNameError

@@ -8,10 +8,9 @@ import shutil
 import time
 
 import pytest
-from helpers.built_cache import build, plan_and_commit
-from helpers.damaged_cache import KINDS, Originals, data_path, files_of, flip, writer_process
+from helpers.built_cache import KINDS, Originals, build, data_path, files_of, flip, plan_and_commit, writer_process
 from helpers.extraction import all_tokens
-from helpers.kill_points import killed_before
+from helpers.processes import killed_before
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError

@@ -9,8 +9,18 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers.built_cache import build, commit, grow, num_frames_of
-from helpers.damaged_cache import KINDS, Originals, data_path, files_of, flip, writer_process
+from helpers.built_cache import (
+    KINDS,
+    Originals,
+    build,
+    commit,
+    data_path,
+    files_of,
+    flip,
+    grow,
+    num_frames_of,
+    writer_process,
+)
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.format.catalog import write_catalog

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.shards import COLUMNS, SPECS, make_video
-from helpers.tar_shards import VIDEO, read_key, write_videos
+from helpers.shards import COLUMNS, SPECS, TAR_VIDEO, make_video, read_tar, write_tar
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores import STORES, Column, ShardData, ShardVideo
@@ -49,7 +48,7 @@ def crafted(data: ShardData, path: Path, offsets: list[int]) -> ShardData:
 def assert_refused(path: Path, data: ShardData):
     for key in data.chunks:
         with pytest.raises(CacheFormatError):
-            read_key(path, data, key, "never")
+            read_tar(path, data, key, "never")
     with pytest.raises(CacheFormatError):
         check_layout(path, data)
 
@@ -82,7 +81,7 @@ def pickled() -> bytes:
     ],
 )
 def test_a_member_that_is_not_the_expected_one_is_refused_unread(tmp_path, name, content):
-    data, _ = write_videos(tmp_path / "good.tar", COLUMNS[:1], [VIDEO])
+    data, _ = write_tar(tmp_path / "good.tar", COLUMNS[:1], [TAR_VIDEO])
     crafted_data, _ = hostile_tar(tmp_path / "bad.tar", data, name, content)
     assert_refused(tmp_path / "bad.tar", crafted_data)
 
@@ -90,7 +89,7 @@ def test_a_member_that_is_not_the_expected_one_is_refused_unread(tmp_path, name,
 def test_offsets_that_lead_elsewhere_are_refused(tmp_path):
     """Out of the file, negative, within a payload, unaligned, that of another video or array: none is followed."""
     path = tmp_path / "s.tar"
-    data, arrays = write_videos(path, COLUMNS[:2], [VIDEO, make_video(0)], length=200)
+    data, arrays = write_tar(path, COLUMNS[:2], [TAR_VIDEO, make_video(0)], length=200)
     key = COLUMNS[0].key
     first, second = data.chunks[key].offsets
     other = data.chunks[COLUMNS[1].key].offsets[0]
@@ -102,29 +101,29 @@ def test_offsets_that_lead_elsewhere_are_refused(tmp_path):
                 STORES["webdataset"].reader(path, bad, checksums="never").read(key, frames)
         with pytest.raises(CacheFormatError):
             check_layout(path, bad)
-    np.testing.assert_array_equal(read_key(path, data, key), arrays[key])
+    np.testing.assert_array_equal(read_tar(path, data, key), arrays[key])
 
 
 def test_a_header_within_a_payload_is_not_a_member(tmp_path):
     """Tokens whose bytes are those of a header, at a place where no block begins."""
     columns = (Column(layer="1", part="patch", num_tokens=1, dim=4096, precision="int8"),)
-    header = array_header(sample_name(VIDEO.id, 0), columns[0].payload, 1)
+    header = array_header(sample_name(TAR_VIDEO.id, 0), columns[0].payload, 1)
     tokens = np.zeros((1, 1, 4096), np.int8)
     tokens.reshape(-1)[7 : 7 + len(header)] = np.frombuffer(header, np.int8)
     with STORES["webdataset"].writer(tmp_path / "s.tar", columns) as writer:
-        writer.begin_video(VIDEO)
+        writer.begin_video(TAR_VIDEO)
         writer.append({"layer_1/patch": tokens, "layer_1/patch_scale": np.ones((1, 1, 32), np.float16)}, np.zeros(1))
         data = writer.finish()
     key = columns[0].key
     inside = data.chunks[key].offsets[0] + 7 + len(header)
     chunks = {**data.chunks, key: dataclasses.replace(data.chunks[key], offsets=(inside,))}
     with pytest.raises(CacheFormatError, match="not at"):
-        read_key(tmp_path / "s.tar", dataclasses.replace(data, chunks=chunks), key, "never")
+        read_tar(tmp_path / "s.tar", dataclasses.replace(data, chunks=chunks), key, "never")
 
 
 def test_an_index_that_contradicts_itself_or_the_file_is_refused(tmp_path):
     path = tmp_path / "s.tar"
-    data, _ = write_videos(path, COLUMNS[:1], [VIDEO, make_video(0)])
+    data, _ = write_tar(path, COLUMNS[:1], [TAR_VIDEO, make_video(0)])
     key, record = COLUMNS[0].key, data.chunks[COLUMNS[0].key]
     for wrong in (
         dataclasses.replace(record, offsets=()),
@@ -133,7 +132,7 @@ def test_an_index_that_contradicts_itself_or_the_file_is_refused(tmp_path):
         dataclasses.replace(record, frames_per_chunk=1),
     ):
         with pytest.raises(CacheFormatError, match="cannot have those"):
-            read_key(path, dataclasses.replace(data, chunks={**data.chunks, key: wrong}), key)
+            read_tar(path, dataclasses.replace(data, chunks={**data.chunks, key: wrong}), key)
     for num_frames in (4, 2**40, 2**70):
         videos = (dataclasses.replace(data.videos[0], num_frames=num_frames), data.videos[1])
         bad = dataclasses.replace(data, videos=videos)
@@ -142,7 +141,7 @@ def test_an_index_that_contradicts_itself_or_the_file_is_refused(tmp_path):
         with pytest.raises(CacheFormatError):
             check_layout(path, bad)
     with pytest.raises(CacheFormatError, match="not one tar"):
-        read_key(path, dataclasses.replace(data, files={"x": data.files["."]}), key)
+        read_tar(path, dataclasses.replace(data, files={"x": data.files["."]}), key)
     values = data.to_dict()
     for spoil in (
         lambda chunk: chunk.update(offsets=[1.5, 2]),
@@ -158,7 +157,7 @@ def test_an_index_that_contradicts_itself_or_the_file_is_refused(tmp_path):
 
 def test_the_layout_check_finds_any_changed_byte_outside_payloads(tmp_path):
     path = tmp_path / "s.tar"
-    data, _ = write_videos(path, COLUMNS[3:4], [VIDEO, ShardVideo(id="x" * 120, view=1, split="s", label=None)])
+    data, _ = write_tar(path, COLUMNS[3:4], [TAR_VIDEO, ShardVideo(id="x" * 120, view=1, split="s", label=None)])
     good = path.read_bytes()
     payloads = np.zeros(len(good), bool)
     for key, record in data.chunks.items():
@@ -175,7 +174,7 @@ def test_the_layout_check_finds_any_changed_byte_outside_payloads(tmp_path):
 
 def test_the_layout_check_finds_members_that_do_not_belong(tmp_path):
     path = tmp_path / "s.tar"
-    data, _ = write_videos(path, COLUMNS[:1], [VIDEO])
+    data, _ = write_tar(path, COLUMNS[:1], [TAR_VIDEO])
     with tarfile.open(path, "a") as tar:
         info = tarfile.TarInfo("../evil.pkl")
         info.size = 5
@@ -188,15 +187,15 @@ def test_the_layout_check_finds_members_that_do_not_belong(tmp_path):
 @pytest.mark.parametrize("num_letters", range(370, 420, 7))
 def test_the_layout_check_accepts_descriptions_of_any_length(tmp_path, num_letters):
     path = tmp_path / "s.tar"
-    data, _ = write_videos(
-        path, COLUMNS[:1], [dataclasses.replace(VIDEO, split="s" * (num_letters + n), view=n) for n in range(8)]
+    data, _ = write_tar(
+        path, COLUMNS[:1], [dataclasses.replace(TAR_VIDEO, split="s" * (num_letters + n), view=n) for n in range(8)]
     )
     check_layout(path, data)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"id":', "7", '{"label":NaN}', '{"a":1,"a":2}'])
 def test_a_description_that_is_none_is_refused(tmp_path, text):
-    data, _ = write_videos(tmp_path / "good.tar", COLUMNS[:1], [VIDEO])
+    data, _ = write_tar(tmp_path / "good.tar", COLUMNS[:1], [TAR_VIDEO])
     content, place = (tmp_path / "good.tar").read_bytes(), 0
     place = content.index(b"a%2Eb.json")
     raw = text.encode()

@@ -27,13 +27,15 @@ from helpers.shards import (
     LARGE,
     NUM_FRAMES,
     SPECS,
+    TAR_VIDEO,
     append_frames,
     lengths_of_videos,
     make_arrays,
     make_video,
+    read_tar,
     window,
+    write_tar,
 )
-from helpers.tar_shards import VIDEO, read_key, write_videos
 
 from vfz.pipeline.errors import StorageError
 from vfz.pipeline.stores import STORES, Column, ShardVideo
@@ -140,13 +142,13 @@ def test_quantised_tokens_come_back_by_the_formula_alone(shard):
 def test_any_id_and_both_views_are_samples_of_their_own(tmp_path):
     videos = [ShardVideo(id=video_id, view=view, split="s", label=None) for video_id in IDS for view in (0, 1)]
     videos += [ShardVideo(id="a%view1", view=0, split="s", label=-1), ShardVideo(id="a", view=1, split="s", label=0)]
-    data, arrays = write_videos(tmp_path / "s.tar", COLUMNS[:1], videos)
+    data, arrays = write_tar(tmp_path / "s.tar", COLUMNS[:1], videos)
     check_layout(tmp_path / "s.tar", data)
     samples = read_with_webdataset(tmp_path / "s.tar")
     assert [(sample["json"]["id"], sample["json"]["view"]) for sample in samples] == [(v.id, v.view) for v in videos]
     assert [sample["json"]["label"] for sample in samples] == [video.label for video in videos]
     for key in (COLUMNS[0].key, PTS_KEY):
-        np.testing.assert_array_equal(read_key(tmp_path / "s.tar", data, key), arrays[key])
+        np.testing.assert_array_equal(read_tar(tmp_path / "s.tar", data, key), arrays[key])
     (tmp_path / "out").mkdir()
     with tarfile.open(tmp_path / "s.tar") as tar:
         small = [member for member in tar if len(member.name.encode()) < 256]
@@ -254,7 +256,7 @@ def test_a_killed_writer_leaves_only_names_that_begin_with_the_tars(tmp_path):
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from contracts.store_contract import COLUMNS, append_frames, make_arrays, make_video
+from helpers.shards import COLUMNS, append_frames, make_arrays, make_video
 from vfz.pipeline.stores import STORES
 from pathlib import Path
 writer = STORES["webdataset"].writer(Path({str(tmp_path)!r}) / "s.tar", COLUMNS)
@@ -306,7 +308,7 @@ def test_a_short_write_is_carried_on(tmp_path, monkeypatch):
 def test_a_window_touches_only_the_frames_asked_for(tmp_path, step):
     """Every other frame and every other array is destroyed; the window is still read, checksums and all."""
     path = tmp_path / "s.tar"
-    data, arrays = write_videos(path, COLUMNS, [VIDEO, make_video(1)], length=40)
+    data, arrays = write_tar(path, COLUMNS, [TAR_VIDEO, make_video(1)], length=40)
     frames = np.arange(9, 33, step)
     content = np.fromfile(path, np.uint8)
     for key, record in data.chunks.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from contracts.store_contract import StoreContract
-from helpers.disk import bytes_from_disk, can_evict, evict
+from helpers.measure import bytes_from_disk, can_evict, evict
 from helpers.shards import (
     COLUMNS,
     LARGE,

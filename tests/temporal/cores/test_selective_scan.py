@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers.peak_memory import peak_bytes
-from helpers.plain_scan import plain_scan, published_scan
+from helpers.measure import peak_bytes
+from helpers.reference import plain_scan, published_scan
 
 from vfz.temporal.cores import selective_scan as module
 from vfz.temporal.cores.selective_scan import selective_scan
