@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: help demo test lint format bench faults clean
+.PHONY: help demo quick test lint format bench faults clean
 help:
-	@echo "make demo | test | lint | format | bench | faults | clean"
+	@echo "make demo | quick | test | lint | format | bench | faults | clean"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("vfz needs Python 3.11 or later, this is " + sys.version.split()[0] + "; use make PYTHON=...") if sys.version_info < (3, 11) else None'
@@ -29,6 +29,12 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The inner loop, under a minute on two cores: style, and the tests marked `quick`.
+quick: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest -m "quick and not faults"
 
 test: lint
 	$(BIN)/pytest

@@ -1,9 +1,11 @@
-"""The folders, the list of packages in pyproject.toml and the symlinks for analysers agree."""
+"""The folders, the list of packages in pyproject.toml, the symlinks for analysers and the folders of tests agree."""
 
 import tomllib
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -29,3 +31,10 @@ def test_every_package_is_typed_and_linked_for_analysers(folder):
 def test_there_is_no_top_level_package_to_shadow_the_namespace():
     assert not (ROOT / "vfz").exists()
     assert not (ROOT / ".links" / "vfz" / "__init__.py").exists()
+
+
+def test_every_package_has_a_folder_of_tests_with_some_that_are_quick():
+    for package in PYPROJECT["tool"]["setuptools"]["packages"]:
+        room = ROOT.joinpath("tests", *package.split(".")[1:3])  # packages inside a package are tested with it
+        quick = [path for path in room.glob("test_*.py") if "pytest.mark.quick" in path.read_text()]
+        assert quick, f"no quick test of {package}"

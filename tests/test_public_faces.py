@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 FACES = ("vfz.pipeline", "vfz.temporal")
 HEAVY = ("torch", "timm", "av", "zarr", "numpy", "pyarrow", "rich", "matplotlib", "dask")
 NAMES = [(face, name) for face in FACES for name in importlib.import_module(face).__all__]

@@ -13,6 +13,8 @@ from vfz.cli.console import LiveProgress, PlainProgress, print_json, show, table
 from vfz.cli.main import main
 from vfz.cli.options import printable
 
+pytestmark = pytest.mark.quick
+
 HOSTILE = "a\x1b[31mred\x9b2J\nb\tc\r\x07\u202e\udcff [bold]x[/bold] :smile: \\d é 視"
 SHOWN = "a\\x1b[31mred\\x9b2J\\nb\\tc\\r\\x07\\u202e\\udcff [bold]x[/bold] :smile: \\d é 視"
 PLAIN = "train [bold]x[/bold] :smile:"

@@ -13,6 +13,7 @@ def vfz(*arguments, cwd=None):
     return subprocess.run([sys.executable, "-m", "vfz.cli", *arguments], capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.quick
 def test_help_lists_every_command_with_an_example():
     shown = vfz("--help")
     assert shown.returncode == 0
@@ -27,6 +28,7 @@ def test_every_command_has_help_with_an_example(command):
     assert f"vfz {command}" in shown.stdout.split("Example:")[1]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["extract", "--help"], ["probe", "--help"], ["cache", "verify", "--help"]]
 )

@@ -14,6 +14,8 @@ from vfz.pipeline.maintenance.options import InfoOptions, LsOptions, RepairOptio
 from vfz.temporal.probes.options import DemoOptions, ProbeOptions
 from vfz.temporal.training.options import TrainOptions
 
+pytestmark = pytest.mark.quick
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Small(Options):

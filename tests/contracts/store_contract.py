@@ -41,6 +41,7 @@ class StoreContract(StoreReadingContract):
 
     # --- what is written ---
 
+    @pytest.mark.quick
     def test_the_record_lists_every_file_and_video_and_survives_json(self, shard):
         path, data, _ = shard
         on_disk = {found.relative_to(path).as_posix(): found for found in path.rglob("*") if found.is_file()}

@@ -91,6 +91,7 @@ class StoreReadingContract:
         assert read.dtype == arrays[key].dtype
         np.testing.assert_array_equal(read, arrays[key][frames])
 
+    @pytest.mark.quick
     @pytest.mark.parametrize("frames", [np.arange(60, 76), np.arange(2, 80, 5), np.array([199, 3, 3, 70])])
     def test_a_given_buffer_is_filled(self, shard, frames):
         path, data, arrays = shard

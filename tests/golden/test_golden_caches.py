@@ -15,6 +15,8 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.recipe import PRECISIONS, QUANTISED, STORE_NAMES
 
+pytestmark = pytest.mark.quick
+
 CACHES = Path(__file__).parent / "caches"
 VERSIONS = sorted(path.name for path in CACHES.iterdir() if path.is_dir())
 COLUMNS = (("2", "patch"), ("2", "prefix"), ("5", "patch"), ("final", "patch"))

@@ -6,6 +6,8 @@ import pytest
 
 from vfz.pipeline.files import canonical_json, write_file_atomic, write_file_once
 
+pytestmark = pytest.mark.quick
+
 
 def test_canonical_json_is_one_text_per_value():
     assert canonical_json({"b": (1, 2.5, None), "a": "é"}) == b'{"a":"\\u00e9","b":[1,2.5,null]}'

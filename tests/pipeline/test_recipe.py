@@ -16,6 +16,8 @@ from vfz.pipeline.recipe import (
     recipe_from_dict,
 )
 
+pytestmark = pytest.mark.quick
+
 RECIPE = Recipe(
     encoder=EncoderSpec(
         name="vit_tiny_patch16_224",

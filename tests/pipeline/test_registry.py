@@ -7,6 +7,8 @@ import pytest
 from vfz.pipeline.errors import UnknownNameError
 from vfz.pipeline.registry import Registry
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_name_registered_twice_raises():
     registry = Registry("core")

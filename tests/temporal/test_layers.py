@@ -1,9 +1,12 @@
 """Attention within a frame equals torch's own; dropout and stochastic depth act in training only."""
 
+import pytest
 import torch
 from torch import nn
 
 from vfz.temporal.layers import Attention, DropPath, SpatialBlock
+
+pytestmark = pytest.mark.quick
 
 
 def test_attention_loads_and_equals_multihead_attention():

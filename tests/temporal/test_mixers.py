@@ -9,6 +9,8 @@ from vfz.pipeline.errors import UnknownNameError
 from vfz.temporal.mixers import MIXERS, build_mixer
 from vfz.temporal.reference.checkpoints import load_mixer
 
+pytestmark = pytest.mark.quick
+
 
 class TestLast(MixerContract):
     name = "last"

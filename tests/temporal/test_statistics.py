@@ -8,6 +8,8 @@ import pytest
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.probes import bootstrap_interval, mcnemar, paired_bootstrap
 
+pytestmark = pytest.mark.quick
+
 
 def test_the_interval_of_a_share_is_that_of_the_binomial_distribution():
     interval = bootstrap_interval(np.arange(400) < 300, num_resamples=100_000)

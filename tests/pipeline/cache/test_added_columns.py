@@ -24,6 +24,8 @@ from vfz.pipeline.files import checked_json_bytes
 from vfz.pipeline.format.commits import commit_shard
 from vfz.pipeline.format.plan import extend_plans
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):

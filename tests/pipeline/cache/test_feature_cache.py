@@ -28,6 +28,8 @@ from vfz.pipeline.errors import CacheError, CacheFormatError, UnknownNameError, 
 from vfz.pipeline.format.commits import commit_shard
 from vfz.pipeline.stores import STORES
 
+pytestmark = pytest.mark.quick
+
 TESTS = Path(__file__).parents[2]
 
 

@@ -30,6 +30,8 @@ from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import create_cache
 from vfz.pipeline.format.plan import extend_plans
 
+pytestmark = pytest.mark.quick
+
 
 def test_an_incomplete_cache_is_refused_unless_asked_for(folder):
     (folder / "shards/00001.0.index.json").unlink()

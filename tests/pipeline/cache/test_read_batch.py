@@ -9,6 +9,8 @@ from helpers.tiny_cache import fill_cache, new_cache, video_tokens
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, UnknownNameError, UsageError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

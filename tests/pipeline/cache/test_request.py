@@ -12,6 +12,8 @@ from helpers.tiny_cache import add_layer, fill_cache, new_cache, video_tokens
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheError, UnknownNameError, UsageError
 
+pytestmark = pytest.mark.quick
+
 MEGABYTE = 1 << 20
 
 

@@ -12,6 +12,8 @@ from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import VIDEO_SUFFIXES
 from vfz.pipeline.errors import DatasetError, UsageError
 
+pytestmark = pytest.mark.quick
+
 
 def touch(*paths: Path) -> None:
     for path in paths:

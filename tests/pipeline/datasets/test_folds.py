@@ -9,6 +9,8 @@ from helpers.video_files import touch, write_tree
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import DatasetError
 
+pytestmark = pytest.mark.quick
+
 # UCF101
 
 MAKEUP = "ApplyEyeMakeup/v_ApplyEyeMakeup_g{:02}_c01"

@@ -11,6 +11,8 @@ from helpers.video_files import touch, write_tree
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import DatasetError
 
+pytestmark = pytest.mark.quick
+
 HEADER = "label,youtube_id,time_start,time_end,split,is_cc\n"
 TRAIN = HEADER + (
     "testifying,---QUuC4vJs,84,94,train,0\n"

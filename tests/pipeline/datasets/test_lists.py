@@ -9,6 +9,8 @@ from helpers.video_files import touch, write_tree
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import DatasetError
 
+pytestmark = pytest.mark.quick
+
 
 class TestListContract(AnnotatedDatasetContract):
     @pytest.fixture(params=["", "train.csv"])

@@ -10,6 +10,8 @@ import pytest
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.errors import UnknownNameError
 
+pytestmark = pytest.mark.quick
+
 
 def test_an_unknown_name_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="unknown dataset 'synthetik'; did you mean synthetic"):

@@ -13,6 +13,8 @@ from vfz.pipeline.errors import DatasetError, UsageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 
+pytestmark = pytest.mark.quick
+
 LEFT, RIGHT = "Pushing something from right to left", "Pushing something from left to right"
 LABELS = {"Approaching something with your camera": "0", RIGHT: "2", LEFT: "1"}
 

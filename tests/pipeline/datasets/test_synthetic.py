@@ -18,6 +18,8 @@ from vfz.pipeline.datasets.synthetic.render import render_clip, write_mp4
 from vfz.pipeline.datasets.targets import Targets
 from vfz.pipeline.errors import DatasetError, StorageError, UsageError
 
+pytestmark = pytest.mark.quick
+
 if TYPE_CHECKING:
     from pathlib import Path
 

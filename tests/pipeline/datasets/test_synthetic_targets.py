@@ -9,6 +9,8 @@ from vfz.pipeline.datasets.synthetic import SyntheticParameters
 from vfz.pipeline.datasets.synthetic.render import Rasters, rasterise, render_clip
 from vfz.pipeline.datasets.synthetic.scene import Geometry, Scene, draw_scene, place
 
+pytestmark = pytest.mark.quick
+
 SIZE = 96
 PARAMETERS = SyntheticParameters(num_frames=12, size=SIZE, seed=5)
 INDICES = range(6)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from vfz.pipeline.datasets.targets import Targets
 from vfz.pipeline.errors import DatasetError
 
+pytestmark = pytest.mark.quick
+
 
 def make_targets(
     lengths: list[int], *, objects: int = 2, points: int = 3, height: int = 4, width: int = 5, seed: int = 0

@@ -17,6 +17,8 @@ from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
 
+pytestmark = pytest.mark.quick
+
 
 def write_tar(path, members, *, mode="w"):
     """A tar of texts or bytes by member name."""

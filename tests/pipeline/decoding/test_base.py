@@ -8,6 +8,8 @@ import pytest
 
 from vfz.pipeline.decoding.base import VideoSource
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 65_536, 65_537, 131_072, 1_000_000])
 def test_a_source_digest_covers_size_and_both_ends(tmp_path, num_bytes):

@@ -3,12 +3,15 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vfz.pipeline.decoding import VideoFrame
 from vfz.pipeline.decoding.messages import Room, Setup
 from vfz.pipeline.decoding.worker import GROUP_BYTES, GROUP_FRAMES, GROUP_SECONDS, FrameGroups
+
+pytestmark = pytest.mark.quick
 
 SHAPES = [(8, 8, 3), (8, 4, 3), (512, 512, 3), (1024, 1024, 3)]
 

@@ -10,6 +10,8 @@ from helpers.video_files import VIDEOS, write_video
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.headers import NOT_KNOWN, VideoHeader, read_headers
 
+pytestmark = pytest.mark.quick
+
 BIKES = VideoHeader(duration_seconds=10.0, frames_per_second=25.0)
 
 

@@ -34,6 +34,7 @@ def b_frames(tmp_path_factory):
     return path
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("fps", [1, 2.5, 6, 7.3, 12, 24, 25, 29.97, 60])
 def test_the_frame_on_display_at_each_sample_time_is_given(b_frames, fps):
     assert numbers(b_frames, fps) == on_display([i / 25 for i in range(50)], fps, 2.0)
@@ -129,6 +130,7 @@ def test_a_single_frame_is_a_video(tmp_path, name):
     assert numbers(path, 6) == [0]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 1), (180, 2), (-90, 3)])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_the_display_matrix_is_applied(tmp_path, degrees, turns, mirrored):

@@ -35,6 +35,7 @@ def hooked(modules):
         hook.remove()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("name", "num_prefix"), [(VIT, 1), ("vit_small_patch16_dinov3", 5)])
 def test_vit_layers_are_block_outputs_after_the_final_norm(name, num_prefix):
     encoder = load(name, layers=("11", "0", "5", "final"))
@@ -61,6 +62,7 @@ def test_a_norm_behind_the_pooling_is_applied_to_every_token():
     assert torch.allclose(tokens.var(-1, unbiased=False), torch.ones(()), atol=1e-3)
 
 
+@pytest.mark.quick
 def test_cnn_layers_are_stage_outputs_cell_by_cell():
     encoder = load("tf_efficientnet_lite0", image_size=64, layers=("final", "3", "4"))
     model, frames = encoder._reader._model, random_frames(4, 64)

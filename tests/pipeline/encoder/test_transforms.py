@@ -11,6 +11,8 @@ from vfz.pipeline.encoder.transforms import Preprocess, ViewCropper, cropper_of,
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.recipe import ViewSpec
 
+pytestmark = pytest.mark.quick
+
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

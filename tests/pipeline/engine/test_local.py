@@ -9,6 +9,8 @@ from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 
+pytestmark = pytest.mark.quick
+
 
 def task(shard, number=0):
     return ShardTask(

@@ -8,6 +8,8 @@ from vfz.pipeline.engine.metrics import LOG, read_log
 from vfz.pipeline.engine.tasks import STAGES
 from vfz.pipeline.maintenance.verify import verify_cache
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def log(synthetic_cache, tmp_path):

@@ -33,6 +33,7 @@ def test_a_second_call_does_no_work_and_says_so(folder):
     assert {path: path.stat().st_mtime_ns for path in sorted(folder.out.rglob("*"))} == before
 
 
+@pytest.mark.quick
 def test_the_report_counts_what_is_in_the_cache(folder):
     report = extract(folder)
     cache = FeatureCache(report.cache)

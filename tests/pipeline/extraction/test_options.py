@@ -11,6 +11,7 @@ from vfz.pipeline.extraction.live_encoder import LiveEncoder
 from vfz.pipeline.extraction.options import ExtractOptions
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("values", "words"),
     [

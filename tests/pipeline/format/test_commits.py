@@ -26,6 +26,7 @@ def _folders(cache: Path) -> set[str]:
     return {path.name for path in (cache / "shards").iterdir() if path.is_dir()}
 
 
+@pytest.mark.quick
 def test_a_committed_shard_reads_back(tmp_path):
     (plan,) = new_cache(tmp_path / "cache")
     index = prepare_shard(tmp_path / "cache", plan, "00001")
@@ -33,6 +34,7 @@ def test_a_committed_shard_reads_back(tmp_path):
     assert CacheFolder(tmp_path / "cache").commits() == (index,)
 
 
+@pytest.mark.quick
 def test_the_second_writer_loses_and_deletes_only_its_own_data(tmp_path):
     (plan,) = new_cache(tmp_path / "cache")
     first, second = (prepare_shard(tmp_path / "cache", plan, "00000", seed=seed) for seed in (0, 1))
@@ -167,6 +169,7 @@ def _change(index: dict, path: str, value) -> dict:
     return index
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -201,6 +204,7 @@ def test_an_index_that_contradicts_itself_is_refused_with_its_name_and_the_reaso
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.quick
 def test_any_changed_byte_of_an_index_is_found(tmp_path):
     (plan,) = new_cache(tmp_path / "cache")
     commit_shard(tmp_path / "cache", prepare_shard(tmp_path / "cache", plan, "00000"))

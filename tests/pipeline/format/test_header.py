@@ -16,6 +16,8 @@ from vfz.pipeline.format.calibration import write_calibration
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, contents_paths, create_cache, read_header
 
+pytestmark = pytest.mark.quick
+
 
 def _create(folder: Path, *, also=lambda _: None, **changes) -> bool:
     def fill(inside: Path) -> Contents:

@@ -10,6 +10,8 @@ from helpers.tiny_cache import records
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.format.plan import Plan, PlannedVideo, extend_plans, make_plan, read_plans, write_plan
 
+pytestmark = pytest.mark.quick
+
 
 def _ids(plan: Plan) -> dict[str, list[str]]:
     return {shard: [video.id for video in videos] for shard, videos in plan.shards.items()}

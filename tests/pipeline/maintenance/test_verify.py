@@ -48,6 +48,7 @@ def _lines(path):
     return [str(problem) for problem in verify_cache(path).problems]
 
 
+@pytest.mark.quick
 @kinds
 def test_an_undamaged_cache_is_intact_and_was_read_in_full(originals, tmp_path, store, precision):
     path = originals.copy(tmp_path / "cache", store, precision)
@@ -68,6 +69,7 @@ def test_videos_not_extracted_yet_are_no_problem(tmp_path):
     assert report.num_pending == 6
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "words"),
     [

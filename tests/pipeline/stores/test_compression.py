@@ -9,6 +9,8 @@ from hypothesis.extra import numpy as hnp
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.stores.compression import MIN_SAVING, choose_compression, decode, encode, encoded_bytes_limit
 
+pytestmark = pytest.mark.quick
+
 CODECS = ("none", "zstd", "blosc-zstd")
 
 

@@ -10,6 +10,8 @@ from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores import STORES
 from vfz.pipeline.stores.mapped import copy_frames
 
+pytestmark = pytest.mark.quick
+
 LENGTHS = (5, 64, 1, 100, 35)
 
 

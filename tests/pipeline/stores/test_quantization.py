@@ -22,6 +22,8 @@ from vfz.pipeline.stores.quantization import (
     to_stored,
 )
 
+pytestmark = pytest.mark.quick
+
 QUANTISED = ("int8", "int4")
 HALF_STEP = 0.5 + 127 * 2e-6  # rounding of z / scale in float32
 SMALLEST = 127 * 2.0**-25  # a scale too small for float16 is its nearest subnormal

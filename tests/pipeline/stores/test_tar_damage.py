@@ -20,6 +20,8 @@ from vfz.pipeline.stores.metadata import FileRecord
 from vfz.pipeline.stores.tar_reader import check_layout
 from vfz.pipeline.stores.tar_writer import array_header, end_of_archive, padding, sample_name, tar_header
 
+pytestmark = pytest.mark.quick
+
 
 class _Bomb:
     def __reduce__(self):

@@ -11,6 +11,8 @@ from vfz.temporal.comparison.compare import Curve, ProbeResult, compare
 from vfz.temporal.comparison.report import render_page
 from vfz.temporal.statistics import bootstrap_interval
 
+pytestmark = pytest.mark.quick
+
 NAMES = ("left", "right", "up")
 LABELS = {"a": 0, "b": 0, "c": 1, "d": 1, "e": 2, "f": 2}
 

@@ -8,6 +8,8 @@ from vfz.pipeline.errors import UsageError
 from vfz.temporal.cores import build_core
 from vfz.temporal.cores.attention import CausalAttention, rotate
 
+pytestmark = pytest.mark.quick
+
 
 def build(**kwargs):
     torch.manual_seed(0)

@@ -6,6 +6,8 @@ from helpers.reference import Reference
 
 from vfz.temporal.cores import build_core
 
+pytestmark = pytest.mark.quick
+
 PREFIX = "model.sequential_core."
 CORES = {
     "core_m": ("m", {}),

@@ -1,8 +1,11 @@
 """The recurrence of the core `mingru` equals its definition, in value and in every gradient."""
 
+import pytest
 import torch
 
 from vfz.temporal.cores.gru import gated_average
+
+pytestmark = pytest.mark.quick
 
 
 def make_inputs(num_frames=6, dtype=torch.float64):

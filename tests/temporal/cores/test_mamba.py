@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from vfz.temporal.cores.mamba import Mamba
 
+pytestmark = pytest.mark.quick
+
 
 def make_layer():
     torch.manual_seed(0)

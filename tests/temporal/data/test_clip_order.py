@@ -61,6 +61,7 @@ def rows_of(batches):
 VARIED = Augmentation(stride_factors=(1, 2), random_view=True, token_dropout=0.5)
 
 
+@pytest.mark.quick
 @settings(deadline=None, max_examples=40)
 @given(world_size=st.integers(1, 7), batch_size=st.integers(1, 14), epoch=st.integers(0, 3), seed=st.integers(0, 3))
 def test_ranks_share_every_batch_between_them(cache, world_size, batch_size, epoch, seed):

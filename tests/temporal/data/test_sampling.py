@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.data.sampling import ClipRule
 
+pytestmark = pytest.mark.quick
+
 POSITIONS = st.floats(0, 1)
 
 

@@ -6,6 +6,8 @@ import torch
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.probes.selection import best_setting, few_videos, fold_masks, hold_out
 
+pytestmark = pytest.mark.quick
+
 LABELS_V = torch.tensor([0] * 50 + [1] * 20 + [2] * 3 + [3])
 
 

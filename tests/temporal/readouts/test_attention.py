@@ -1,9 +1,12 @@
 """The attention readout: its two forms agree, and its time embedding stretches to other lengths."""
 
+import pytest
 import torch
 
 from vfz.temporal.layers import resize_time
 from vfz.temporal.readouts import build_readout
+
+pytestmark = pytest.mark.quick
 
 
 def test_folding_the_projections_out_changes_nothing():

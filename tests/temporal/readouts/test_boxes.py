@@ -8,6 +8,8 @@ from contracts.readout_contract import NUM_VIDEOS, CoordinatesContract, ReadoutC
 
 from vfz.pipeline.errors import UsageError
 
+pytestmark = pytest.mark.quick
+
 
 class TestBoxes(CoordinatesContract, ReadoutContract):
     task = "boxes"

@@ -2,8 +2,11 @@
 
 from typing import ClassVar
 
+import pytest
 import torch
 from contracts.readout_contract import NUM_FRAMES, NUM_VIDEOS, UNSEEN_BY_SOFTMAX, ClipReadoutContract
+
+pytestmark = pytest.mark.quick
 
 
 class TestClassify(ClipReadoutContract):

@@ -7,6 +7,8 @@ import torch
 
 from vfz.temporal.readouts.decoder import FourierQueryEncoder, Memory, QueryDecoder
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("dim", [16, 24])
 @pytest.mark.parametrize("group_size", [1, 3])

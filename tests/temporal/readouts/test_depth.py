@@ -8,6 +8,8 @@ from contracts.readout_contract import NUM_FRAMES, UNSEEN_BY_SOFTMAX, ClipReadou
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.readouts import build_readout
 
+pytestmark = pytest.mark.quick
+
 
 class TestDepth(ClipReadoutContract):
     task = "depth"

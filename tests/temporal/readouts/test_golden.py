@@ -6,6 +6,8 @@ from helpers.reference import READOUTS, Reference
 
 from vfz.temporal.reference.checkpoints import load_readout
 
+pytestmark = pytest.mark.quick
+
 
 def load(task, protocol):
     reference = Reference(f"readout_{task}_{protocol}")

@@ -9,6 +9,8 @@ from contracts.readout_contract import NUM_FRAMES, NUM_VIDEOS, ClipReadoutContra
 from vfz.pipeline.errors import UsageError
 from vfz.temporal.readouts import build_readout
 
+pytestmark = pytest.mark.quick
+
 
 class TestPoints(CoordinatesContract, ClipReadoutContract):
     task = "points"

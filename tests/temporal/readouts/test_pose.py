@@ -2,7 +2,10 @@
 
 from typing import ClassVar
 
+import pytest
 from contracts.readout_contract import DIM, CoordinatesContract, ReadoutContract
+
+pytestmark = pytest.mark.quick
 
 
 class TestPose(CoordinatesContract, ReadoutContract):

@@ -9,6 +9,8 @@ from helpers.contracts import subclasses_in
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.temporal.readouts import READOUTS, build_readout
 
+pytestmark = pytest.mark.quick
+
 
 def test_every_registered_readout_is_held_to_the_contract_in_every_protocol_it_has():
     contracts = {cls for cls in subclasses_in(Path(__file__).parent, ReadoutContract) if hasattr(cls, "task")}

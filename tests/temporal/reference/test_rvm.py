@@ -88,6 +88,7 @@ def states_as_rvm_computes_them(tokens, arrays):
     return torch.stack(states, 1)
 
 
+@pytest.mark.quick
 def test_the_core_computes_what_the_arrays_mean_in_rvm(tmp_path, arrays):
     core = load_rvm_npz(save(tmp_path, arrays))
     assert not core.training

@@ -27,6 +27,8 @@ from vfz.pipeline.encoder.transforms import SeenCrop
 from vfz.temporal.tasks import build_task
 from vfz.temporal.tasks.depth import DepthMetrics, clip_depth, depth_loss, valid_depth
 
+pytestmark = pytest.mark.quick
+
 
 class TestDepth(TaskContract):
     task = "depth"

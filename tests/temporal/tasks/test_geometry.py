@@ -8,6 +8,8 @@ from torchvision.ops import box_iou as torchvision_iou
 
 from vfz.temporal.tasks.geometry import box_corners, box_iou, chordal_distance, rotation_angle, rotation_from_6d
 
+pytestmark = pytest.mark.quick
+
 
 def about_z(degrees):
     angle = math.radians(degrees)

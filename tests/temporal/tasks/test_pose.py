@@ -16,6 +16,8 @@ from vfz.temporal.tasks import build_task
 from vfz.temporal.tasks.geometry import rotation_from_6d
 from vfz.temporal.tasks.pose import PoseLoss, PoseMetrics, clip_pose, valid_poses
 
+pytestmark = pytest.mark.quick
+
 ALL = torch.ones(1, dtype=torch.bool)
 
 

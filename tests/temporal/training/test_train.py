@@ -29,6 +29,7 @@ def options(synthetic_cache, tmp_path):
     return small_options(synthetic_cache, tmp_path / "runs")
 
 
+@pytest.mark.quick
 def test_a_run_leaves_weights_a_record_metrics_and_a_picture(options, synthetic_cache):
     report = train_temporal(options)
     run = options.out / "run"
