@@ -24,6 +24,7 @@ from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, create_cache, read_header
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import read_plans
@@ -146,7 +147,7 @@ def measure_planning(num_videos: int = NUM_VIDEOS) -> list[Planning]:
         create_cache(root / "cache", recipe=RECIPE, provenance={}, fill=contents_of)
         first = _plan("first", root, num_videos)
         commit_all(root / "cache")
-        write_catalog(root / "cache")
+        write_catalog(CacheFolder(root / "cache"))
         resumed = _plan("resume", root, num_videos)
         (root / "cache/index.parquet").unlink()
         return [first, resumed, _plan("resume without catalog", root, num_videos)]

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from helpers.processes import children_of, state_of, wait_until
 from helpers.video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.errors import EngineError, UnknownNameError, UsageError
+from vfz.pipeline.errors import EngineError, UnknownNameError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.repair import repair_cache
@@ -218,13 +217,6 @@ def test_a_scheduler_that_is_not_there_is_one_clear_line(options, monkeypatch):
         address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
     with pytest.raises(EngineError, match=rf"no dask scheduler answers at {address}"):
         extract(dataclasses.replace(options, dask=address))
-
-
-def test_without_dask_installed_one_line_says_what_to_install(options, monkeypatch):
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UsageError, match=r"pip install 'vfz\[dask\]'"):
-        extract(dataclasses.replace(options, dask="2"))
-    assert not options.out.exists()
 
 
 def test_errors_come_through_a_pickle_with_their_line_and_exit_code():
