@@ -6,8 +6,8 @@ STAMP  := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 export OMP_NUM_THREADS ?= $(shell nproc)
 
 .PHONY: help demo quick test lint format bench faults clean
-help:
-	@echo "make demo | quick | test | lint | format | bench | faults | clean"
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("vfz needs Python 3.11 or later, this is " + sys.version.split()[0] + "; use make PYTHON=...") if sys.version_info < (3, 11) else None'
@@ -17,33 +17,33 @@ $(STAMP): pyproject.toml
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-demo: $(STAMP)
+demo: $(STAMP)  ## extract, train and probe on built-in videos
 	$(BIN)/vfz demo --out .demo
 
-lint: $(STAMP)
+lint: $(STAMP)  ## format, lint, types and imports, checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)
+format: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The inner loop, under a minute on two cores: style, and the tests marked `quick`.
-quick: $(STAMP)
+# The inner loop, under a minute on two cores.
+quick: $(STAMP)  ## style, and the tests marked quick: the inner loop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -m "quick and not faults"
 
-test: lint
+test: lint  ## lint, then all tests: what CI runs
 	$(BIN)/pytest
 
-bench: $(STAMP)
+bench: $(STAMP)  ## benchmarks: ratios against named baselines
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks --timeout 1800
 
-faults: $(STAMP)
+faults: $(STAMP)  ## the long fault campaigns
 	$(BIN)/pytest -m faults --timeout 3600
 
-clean:
+clean:  ## remove everything that these targets made
 	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
