@@ -40,7 +40,7 @@ DATASETS.register("synthetic", SyntheticDataset)
 def open_dataset(
     name: str,
     *,
-    root: Path | None = None,
+    root: str | Path | None = None,
     num_videos: int | None = None,
     num_frames: int | None = None,
     size: int | None = None,
@@ -72,6 +72,7 @@ def open_dataset(
         if key not in kind.option_names:
             takers = ", ".join(other for other, cls in DATASETS.items() if key in cls.option_names)
             raise UsageError(f"--{key.replace('_', '-')} belongs to dataset {takers}, not to {name!r}; leave it out")
+    root = None if root is None else Path(root)
     variable = f"VFZ_DATA_{name.upper()}"
     if root is None and os.environ.get(variable):
         root = Path(os.environ[variable])

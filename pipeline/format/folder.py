@@ -204,13 +204,14 @@ def cache_name(name: str, encoder_name: str, fingerprint: str) -> str:
     return f"{name}-{encoder_name.partition('.')[0]}-{fingerprint[:12]}"
 
 
-def find_cache(path: Path | None, *, under: Path = DEFAULT_FOLDER, how: str = "with --cache") -> Path:
+def find_cache(path: str | Path | None = None, *, under: Path = DEFAULT_FOLDER, how: str = "with --cache") -> Path:
     """`path`, or the only cache in the folder `under`; `how` says in an error how to name one.
 
     Raises:
         UsageError: when `path` is no folder, or where none is named, when there is none or more than one.
     """
     if path is not None:
+        path = Path(path)
         if not path.is_dir():
             raise UsageError(f"{path} is not a folder; name that of a cache, as vfz cache ls {under} lists them")
         return path

@@ -83,12 +83,13 @@ def write_run(path: Path, values: dict[str, Any]) -> None:
     write_file_atomic(path / "run.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[TemporalModel, RunInfo]:
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[TemporalModel, RunInfo]:
     """The trained model of a finished run, in evaluation mode. The cache is not needed.
 
     Raises:
         UsageError: no run there. RunError: not finished, or damaged. CheckpointError: weights of another model.
     """
+    path = Path(path)
     run = read_run(path)
     if not run.finished:
         raise RunError(f"{path} has not been trained to its end; continue it with vfz train-temporal --resume")
