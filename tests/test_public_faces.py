@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.quick
 
-FACES = ("vfz.pipeline", "vfz.temporal")
+FACES = ("vfz.pipeline", "vfz.temporal", "vfz.temporal.probes", "vfz.temporal.reference")
 HEAVY = ("torch", "timm", "av", "zarr", "numpy", "pyarrow", "rich", "matplotlib", "dask")
 NAMES = [(face, name) for face in FACES for name in importlib.import_module(face).__all__]
 

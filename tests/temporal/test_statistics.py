@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.probes import bootstrap_interval, mcnemar, paired_bootstrap
+from vfz.temporal import bootstrap_interval, mcnemar, paired_bootstrap
 
 pytestmark = pytest.mark.quick
 
