@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from video_files import write_video
+from helpers.video_files import write_video
 
 from vfz.cli.main import main
 from vfz.pipeline.config import Options
