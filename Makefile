@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: help demo quick test lint format bench faults clean
+.PHONY: help demo lint format quick test bench faults clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
