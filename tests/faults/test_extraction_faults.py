@@ -108,7 +108,7 @@ def _decoders_at_work(process):
     found = []
     for pid in children_of(process.pid):
         with contextlib.suppress(OSError):
-            is_decoder = "decoding.child" in Path(f"/proc/{pid}/cmdline").read_text()
+            is_decoder = "decoding.worker" in Path(f"/proc/{pid}/cmdline").read_text()
             if is_decoder and bytes_written_by(pid) > 10 * FRAME_BYTES:
                 found.append(pid)
     return found

@@ -329,7 +329,7 @@ def data_path(path: Path, shard: str, number: int = 0) -> Path:
 
 @contextmanager
 def writer_process(data: Path, content: bytes = b"half"):
-    """A living process that holds the lease of `data`, of which it has written something."""
+    """A living process that holds the lock of `data`, of which it has written something."""
     code = (
         "import sys; from pathlib import Path; from vfz.pipeline.files import writer_lock\n"
         "data = Path(sys.argv[1])\n"
