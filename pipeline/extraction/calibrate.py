@@ -21,10 +21,11 @@ from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.encoder.batching import prepare_frame
 from vfz.pipeline.encoder.layers import LayerTokens
-from vfz.pipeline.encoder.model import FrozenEncoder
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.engine.columns import layers_of, stored_arrays, tokens_of
 from vfz.pipeline.errors import DecodeError, TooManyFailuresError
+from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.extraction.setup import Prepared
 from vfz.pipeline.format.calibration import CalibratedColumn, calibrate, write_calibration
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.golden import (
@@ -34,60 +35,48 @@ from vfz.pipeline.format.golden import (
     write_golden_tokens,
 )
 from vfz.pipeline.format.header import Contents
-from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO, CALIBRATION_SEED, FrameSpec, Recipe
+from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_FRAMES_PER_VIDEO, CALIBRATION_SEED, FrameSpec
 from vfz.pipeline.stores import STORES, Column
 
+DEFAULT_STORE = "zarr"
 STEP_FRAMES = 8
 MAX_FAILURES = 64
 
 
-def fill_cache(
-    folder: Path,
-    *,
-    dataset: str,
-    class_names: tuple[str, ...],
-    store: str,
-    columns: Sequence[Column],
-    compression: str,
-    encoder: FrozenEncoder,
-    records: Sequence[VideoRecord],
-    recipe: Recipe,
-    time_limit_seconds: float,
-) -> Contents:
+def fill_cache(folder: Path, columns: Sequence[Column], options: ExtractOptions, prepared: Prepared) -> Contents:
     """Puts calibrations and golden frames into a new cache's folder, and says what it holds.
+
+    Args:
+        folder: where the new cache is made.
+        columns: what it is to store.
+        options: say how: store, compression.
+        prepared: the videos that the frames are from, and the encoder, which gives the layers of all the columns.
 
     Raises:
         TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
     """
-    sample = _sample(records, encoder, recipe, time_limit_seconds)
-    tokens = encoder.encode(sample.pixels_MCHW)
-    calibrated = _calibrate(folder, columns, tokens, compression=compression, store=store)
+    sample, store = _sample(options, prepared), options.store or DEFAULT_STORE
+    tokens = prepared.encoder.encode(sample.pixels_MCHW)
+    calibrated = _calibrate(folder, columns, tokens, options, store)
     golden = write_golden_frames(folder, sample)
     golden |= write_golden_tokens(folder, _stored(_first(tokens, NUM_GOLDEN_FRAMES), calibrated))
-    return Contents.of(calibrated, dataset=dataset, class_names=class_names, store=store, golden=golden)
+    dataset = prepared.dataset
+    return Contents.of(calibrated, dataset=dataset.name, class_names=dataset.class_names, store=store, golden=golden)
 
 
 def extend_cache(
-    cache: CacheFolder,
-    contents: Contents,
-    columns: Sequence[Column],
-    *,
-    compression: str,
-    encoder: FrozenEncoder,
-    records: Sequence[VideoRecord],
-    recipe: Recipe,
-    time_limit_seconds: float,
+    cache: CacheFolder, contents: Contents, columns: Sequence[Column], options: ExtractOptions, prepared: Prepared
 ) -> Contents:
-    """Adds columns to a cache; its shards follow.
+    """Adds columns to a cache; its shards follow. Arguments as of `fill_cache`; `contents` are the cache's.
 
     Raises:
         TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
     """
-    reader = encoder.with_layers(layers_of(columns))
-    tokens = reader.encode(_sample(records, encoder, recipe, time_limit_seconds).pixels_MCHW)
-    calibrated = _calibrate(cache.path, columns, tokens, compression=compression, store=contents.store)
+    encoder = prepared.encoder.with_layers(layers_of(columns))
+    tokens = encoder.encode(_sample(options, prepared).pixels_MCHW)
+    calibrated = _calibrate(cache.path, columns, tokens, options, contents.store)
     pixels_GCHW = torch.from_numpy(cache.golden(contents).pixels_GCHW)
-    return cache.add_columns(calibrated, _stored(reader.encode(pixels_GCHW), calibrated))
+    return cache.add_columns(calibrated, _stored(encoder.encode(pixels_GCHW), calibrated))
 
 
 def draw_sample(
@@ -147,24 +136,22 @@ def draw_sample(
     )
 
 
-def _sample(
-    records: Sequence[VideoRecord], encoder: FrozenEncoder, recipe: Recipe, time_limit_seconds: float
-) -> FrameSample:
+def _sample(options: ExtractOptions, prepared: Prepared) -> FrameSample:
     return draw_sample(
-        records,
-        recipe.frames,
-        encoder.preprocess,
+        prepared.records,
+        prepared.recipe.frames,
+        prepared.encoder.preprocess,
         num_frames=CALIBRATION_FRAMES,
         seed=CALIBRATION_SEED,
-        time_limit_seconds=time_limit_seconds,
+        time_limit_seconds=options.video_timeout,
     )
 
 
 def _calibrate(
-    folder: Path, columns: Sequence[Column], tokens: Mapping[str, LayerTokens], *, compression: str, store: str
+    folder: Path, columns: Sequence[Column], tokens: Mapping[str, LayerTokens], options: ExtractOptions, store: str
 ) -> list[CalibratedColumn]:
     """The columns with their compression chosen; writes their calibrations."""
-    compresses = STORES[store].compresses
+    compression, compresses = options.compression or "auto", STORES[store].compresses
     return [
         write_calibration(
             folder,

@@ -25,6 +25,7 @@ import torch
 from vfz.pipeline.decoding.pool import DecodePool, default_num_workers
 from vfz.pipeline.devices import num_cores
 from vfz.pipeline.errors import DecodeError
+from vfz.pipeline.extraction.destination import find_destination
 from vfz.pipeline.extraction.estimate import (
     Forecast,
     Machine,
@@ -35,7 +36,7 @@ from vfz.pipeline.extraction.estimate import (
     forecast,
 )
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
-from vfz.pipeline.extraction.setup import Prepared, find_destination, prepare
+from vfz.pipeline.extraction.setup import Prepared, prepare
 from vfz.pipeline.files import storage_errors
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.ledger_table import LedgerRows
@@ -69,7 +70,7 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     """
     progress = progress or SilentProgress()
     prepared = prepare(options, progress)
-    destination = find_destination(options, prepared.dataset, prepared.encoder, prepared.recipe)
+    destination = find_destination(options, prepared)
     cache, folder = destination.cache, destination.cache.path
     catalog = open_catalog(cache) if folder.exists() else None
     rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}

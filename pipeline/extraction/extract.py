@@ -24,10 +24,11 @@ from vfz.pipeline.engine import run_tasks
 from vfz.pipeline.engine.metrics import RunTotals, bottleneck_of, busy_shares
 from vfz.pipeline.engine.tasks import ExtractionJob, ShardTask
 from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError
+from vfz.pipeline.extraction.destination import open_or_create
 from vfz.pipeline.extraction.estimate import check_space, estimate_work
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
-from vfz.pipeline.extraction.setup import open_or_create, prepare
+from vfz.pipeline.extraction.setup import prepare
 from vfz.pipeline.format.catalog import Catalog, current_catalog, open_catalog
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.ledger import LedgerRow
@@ -52,7 +53,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     """
     progress = progress or SilentProgress()
     prepared = prepare(options, progress)
-    destination = open_or_create(options, prepared.dataset, prepared.encoder, prepared.recipe, prepared.records)
+    destination = open_or_create(options, prepared)
     cache = destination.cache
     catalog = open_catalog(cache)
     before = {row.key: row for row in LedgerRows(catalog.table)}

@@ -29,7 +29,7 @@ from vfz.pipeline.format.header import (
     read_contents_file,
     read_header,
 )
-from vfz.pipeline.format.plan import PLAN, Plan, extend_plans, preview_plans, read_plans
+from vfz.pipeline.format.plan import PLAN, Plan, extend_plans, read_plans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -162,9 +162,14 @@ class CacheFolder:
         Returns:
             All plans, oldest first.
         """
-        plan_videos = preview_plans if preview else extend_plans
-        plans = plan_videos(
-            self.path / PLAN, records, shard_size_videos=shard_size_videos, views=views, again=again, known=self.plans()
+        plans = extend_plans(
+            self.path / PLAN,
+            records,
+            shard_size_videos=shard_size_videos,
+            views=views,
+            again=again,
+            known=self.plans(),
+            preview=preview,
         )
         if not preview:
             self._plans = plans

@@ -185,6 +185,7 @@ def extend_plans(
     views: Sequence[int] = (0,),
     again: Collection[VideoKey] = (),
     known: Sequence[Plan] = (),
+    preview: bool = False,
 ) -> tuple[Plan, ...]:
     """Plans every video that is in no plan yet, together with any other process that does the same.
 
@@ -195,6 +196,7 @@ def extend_plans(
         views: which crops.
         again: keys of videos to be tried again: planned once more, in one new plan.
         known: plans that were read before, as for `read_plans`.
+        preview: write nothing; the plans as they would be, were no other process to plan anything.
 
     Returns:
         All plans, oldest first; together they name every video of `records`.
@@ -209,26 +211,11 @@ def extend_plans(
         plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, views=views, again=again)
         if plan is None:
             return existing
-        written = write_plan(folder, plan)
+        written = plan if preview else write_plan(folder, plan)
         if written is plan:
             return (*existing, plan)
         # Another process was first: the next round sees its plan.
         again = set(again) - {video.key for videos in written.shards.values() for video in videos}
-
-
-def preview_plans(
-    folder: Path,
-    records: Iterable[VideoRecord],
-    *,
-    shard_size_videos: int,
-    views: Sequence[int] = (0,),
-    again: Collection[VideoKey] = (),
-    known: Sequence[Plan] = (),
-) -> tuple[Plan, ...]:
-    """What `extend_plans` would give, were no other process to plan anything; nothing is written."""
-    existing = read_plans(folder, known=known)
-    plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, views=views, again=again)
-    return existing if plan is None else (*existing, plan)
 
 
 def read_plans(folder: Path, *, known: Sequence[Plan] = ()) -> tuple[Plan, ...]:

@@ -1,0 +1,158 @@
+"""The cache that an extraction writes to: made where it is not there, checked and given new columns where it is.
+
+`open_or_create` makes it; `find_destination` says what that would come to, and makes nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from vfz.pipeline.encoder.model import FrozenEncoder
+from vfz.pipeline.engine.columns import columns_of, layers_of
+from vfz.pipeline.errors import CacheMismatchError, UsageError
+from vfz.pipeline.extraction.calibrate import DEFAULT_STORE, extend_cache, fill_cache
+from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.extraction.setup import Prepared
+from vfz.pipeline.format.folder import CacheFolder, cache_name
+from vfz.pipeline.format.header import Contents, create_cache, sorted_columns
+from vfz.pipeline.recipe import QUANTISED, describe_difference
+from vfz.pipeline.stores import Column
+
+
+def open_or_create(options: ExtractOptions, prepared: Prepared) -> Destination:
+    """The cache that `options` ask for, made where it is not there, with the columns they ask for.
+
+    A cache that is there keeps what it has; layers and parts that are named and not in it are added. Where none are
+    named, the cache's own are meant.
+
+    Raises:
+        CacheMismatchError: when it holds tokens of another recipe, or labels of other classes.
+        UsageError: when it has another store, or `--cache` names none.
+        TooManyFailuresError: when no video can be decoded; no cache was made.
+    """
+    cache, encoder = _cache(options, prepared), prepared.encoder
+    wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
+    if not cache.path.exists():
+        create_cache(
+            cache.path,
+            recipe=prepared.recipe.to_dict(),
+            provenance=_provenance(options, prepared),
+            fill=lambda folder: fill_cache(folder, wanted, options, prepared),
+        )
+    contents = cache.contents()
+    _check(cache, contents, options, prepared)
+    new = _new_columns(contents, wanted, encoder, options)
+    if new:
+        contents = extend_cache(cache, contents, new, options, prepared)
+    return Destination(cache=cache, contents=contents, encoder=encoder.with_layers(layers_of(contents.columns)))
+
+
+def find_destination(options: ExtractOptions, prepared: Prepared) -> Destination:
+    """Where `options` would write, and what the cache would then hold; nothing is made.
+
+    Raises:
+        CacheMismatchError, UsageError: as `open_or_create`.
+    """
+    cache, encoder = _cache(options, prepared), prepared.encoder
+    wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
+    if cache.path.exists():
+        contents = cache.contents()
+        _check(cache, contents, options, prepared)
+        new = _new_columns(contents, wanted, encoder, options)
+        contents = replace(contents, columns=sorted_columns([*contents.columns, *new]))
+    else:
+        contents = Contents(
+            dataset=prepared.dataset.name,
+            class_names=prepared.dataset.class_names,
+            store=options.store or DEFAULT_STORE,
+            columns=sorted_columns(list(wanted)),
+            calibrations={},
+            golden={},
+        )
+    return Destination(cache=cache, contents=contents, encoder=encoder.with_layers(layers_of(contents.columns)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where an extraction writes.
+
+    Attributes:
+        cache: the cache, which need not be there yet.
+        contents: what it holds, with the columns that this extraction adds.
+        encoder: gives the layers of all its columns.
+    """
+
+    cache: CacheFolder
+    contents: Contents
+    encoder: FrozenEncoder
+
+
+def _cache(options: ExtractOptions, prepared: Prepared) -> CacheFolder:
+    """The cache that is meant, which need not be there."""
+    if options.cache is None:
+        name = options.name or prepared.dataset.name
+        return CacheFolder(options.out / cache_name(name, prepared.encoder.name, prepared.recipe.fingerprint))
+    if not options.cache.is_dir():
+        raise UsageError(f"--cache {options.cache} is not a cache; leave it out to make a new one under {options.out}/")
+    return CacheFolder(options.cache)
+
+
+def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prepared: Prepared) -> None:
+    """Refuses a cache that this extraction cannot go on with."""
+    recipe, class_names = prepared.recipe.to_dict(), prepared.dataset.class_names
+    if cache.header.recipe != recipe:
+        lines = "; ".join(describe_difference(cache.header.recipe, recipe))
+        raise CacheMismatchError(f"{cache.path} holds tokens of another recipe: {lines}; use another --name or --out")
+    if options.store is not None and options.store != contents.store:
+        raise UsageError(
+            f"{cache.path} is a {contents.store} store, --store {options.store} was asked for; leave it out, or make "
+            "another cache with `vfz cache convert`"
+        )
+    if contents.class_names != class_names:
+        raise CacheMismatchError(
+            f"{cache.path} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
+            f"{', '.join(class_names[:8])}: labels would not agree; give another --name"
+        )
+    if cache.header.precision in QUANTISED:
+        cache.calibrations(contents)  # tokens can neither be stored nor read without them: better told now
+
+
+def _new_columns(
+    contents: Contents, wanted: Sequence[Column], encoder: FrozenEncoder, options: ExtractOptions
+) -> list[Column]:
+    """Columns that were asked for by name and are not in the cache."""
+    if options.layers is None and options.parts is None:
+        return []
+    if options.layers is None:  # parts alone: of the layers that the cache has
+        own = encoder.with_layers(layers_of(contents.columns))
+        wanted = columns_of(own.shapes, options.precision, parts=options.parts)
+    if options.parts is None:  # layers alone: a layer that is there is not given parts it was made without
+        known = set(contents.layers)
+        return [column for column in wanted if column.layer not in known]
+    keys = {column.key for column in contents.columns}
+    return [column for column in wanted if column.key not in keys]
+
+
+def _provenance(options: ExtractOptions, prepared: Prepared) -> dict[str, Any]:
+    """What does not decide a number but is good to know, and what it takes to build the encoder again."""
+    encoder = prepared.encoder
+    return {
+        "root": str(prepared.dataset.root.absolute()),
+        "encoder_request": {
+            "name": options.encoder,
+            "weights": str(options.weights.resolve()) if options.weights else None,
+            "random_weights": options.random_weights,
+            "seed": options.seed or 0,
+            "batch_size": options.batch_size,
+        },
+        "weights_source": encoder.weights_source,
+        "weights_license": encoder.license,
+        "versions": {name: version(name) for name in ("vfz", "torch", "timm", "av", "zarr")},
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": str(encoder.device),
+    }
