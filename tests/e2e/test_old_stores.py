@@ -14,6 +14,7 @@ import torch
 from helpers.extraction import command_line, shard_files
 from helpers.old_stores import (
     DATA,
+    KINDS,
     NEW_LAYER,
     OLD_CACHES,
     RUNS,
@@ -34,7 +35,7 @@ from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.maintenance.verify import verify_cache
-from vfz.pipeline.recipe import PRECISIONS, QUANTISED, STORE_NAMES
+from vfz.pipeline.recipe import PRECISIONS, QUANTISED
 
 ANEW = {"fp32": 1e-4, "fp16": 2e-4, "int8": 2e-3, "int4": 3e-2}
 """How far numbers that are computed again may be from those of then, RMS in parts of their deviation: on another CPU
@@ -137,7 +138,7 @@ def weights_now(name, *, random):
 
 
 def test_both_encoders_are_there_in_every_store_and_precision():
-    assert len(OLD_CACHES) == 2 * len(STORE_NAMES) * len(PRECISIONS) == 16
+    assert len(OLD_CACHES) == 2 * len(KINDS) * len(PRECISIONS) == 16
     for old in OLD_CACHES:
         header = json.loads((old.folder / "vfz.json").read_bytes())
         assert header["contents"]["store"] == old.store
@@ -145,7 +146,7 @@ def test_both_encoders_are_there_in_every_store_and_precision():
         assert len(list(old.folder.glob("shards/*.0.index.json"))) == 2
         assert {row[4] for row in expected()[old.key]["rows"]} == {"ok", "failed", "missing"}
     grown = [old for old in OLD_CACHES if (old.folder / "contents" / "1.json").exists()]
-    assert [old.store for old in grown] == list(STORE_NAMES)
+    assert [old.store for old in grown] == list(KINDS)
     assert all(len(list(old.folder.glob("shards/*.1.index.json"))) == 2 for old in grown)
 
 

@@ -12,13 +12,15 @@ import torch
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.recipe import PRECISIONS, STORE_NAMES
+from vfz.pipeline.recipe import PRECISIONS
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.runs import load_model
 
 DATA = Path(__file__).parents[1] / "data"
 STORES, RUNS = DATA / "old_stores", DATA / "old_runs"
+KINDS = ("zarr", "webdataset")
+"""The kinds of store that there were then."""
 
 VIDEOS = {
     "train/film/bunny.mp4": "bigbuckbunny.mp4",
@@ -100,7 +102,7 @@ class OldCache:
 
 
 OLD_CACHES = tuple(
-    OldCache(encoder, store, precision) for encoder in _ENCODERS for store in STORE_NAMES for precision in PRECISIONS
+    OldCache(encoder, store, precision) for encoder in _ENCODERS for store in KINDS for precision in PRECISIONS
 )
 
 _SMALL = {
