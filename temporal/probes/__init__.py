@@ -4,7 +4,7 @@
     run, dense                `vfz probe`: probes of classes; readouts of boxes, points, depth and pose
     linear, attentive, knn    the three kinds of probe, by name in `PROBES` (fitters)
     heads, selection          a grid of settings as heads of one pass; the choice among them on held-out videos
-    sources, record, saved    features as the options say; probe.json; a result that is found again
+    sources, record           features as the options say; probe.json, and a result that is found again
 
 Names are imported when they are first used, so that this package does not import torch.
 """

@@ -30,7 +30,7 @@ from vfz.temporal.data.tokens import ClipRequest, ClipTokens
 from vfz.temporal.data.videos import ClipVideo
 from vfz.temporal.probes.heads import HeadOptimizer
 from vfz.temporal.probes.options import ProbeOptions
-from vfz.temporal.probes.saved import StoredResult
+from vfz.temporal.probes.record import StoredResult
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.readouts import build_readout
 from vfz.temporal.statistics import bootstrap_interval

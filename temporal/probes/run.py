@@ -27,8 +27,7 @@ from vfz.temporal.probes.dense import DenseReport, probe_dense
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.heads import answer
 from vfz.temporal.probes.options import ProbeOptions
-from vfz.temporal.probes.record import ProbeReport, report_of
-from vfz.temporal.probes.saved import StoredResult
+from vfz.temporal.probes.record import ProbeReport, StoredResult, report_of
 from vfz.temporal.probes.selection import check_classes, few_videos, fit_and_choose
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.statistics import bootstrap_interval
