@@ -37,6 +37,7 @@ def option(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    added_later: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line flag and a TOML key.
 
@@ -47,10 +48,13 @@ def option(
         minimum: least number.
         above: exclusive lower bound.
         maximum: largest number.
+        added_later: whether there are runs or results from before it was there. Where it has its default they are as if
+            it had been given: they are continued, and found again.
     """
     info = OptionInfo(
-        help=help, choices=tuple(choices) if choices else None, minimum=minimum, above=above, maximum=maximum
-    )
+        help=help, choices=tuple(choices) if choices else None, minimum=minimum, above=above, maximum=maximum,
+        added_later=added_later,
+    )  # fmt: skip
     return dataclasses.field(default=default, metadata={_INFO: info})
 
 
@@ -63,6 +67,7 @@ class OptionInfo:
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
+    added_later: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,7 +187,9 @@ class StoredResult:
         if record["digests"] == self.digests:
             return record
         old, new = record["settings"], self.settings
-        differing = [f"{key} (there {old.get(key)}, now {new[key]})" for key in new if old.get(key) != new[key]]
+        differing = [
+            f"{key} (there {old.get(key)}, now {new.get(key)})" for key in new | old if old.get(key) != new.get(key)
+        ]
         differing += [
             f"the {key}"
             for key in self.digests

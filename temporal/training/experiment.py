@@ -221,11 +221,8 @@ def targets_of(
 
 def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequence[FeatureCache]) -> list[str]:
     """Which options and which tokens of the run that `record` is of are not these; empty where all are the same."""
-    found = [
-        f"{key} (run {record['options'].get(key)}, now {value})"
-        for key, value in option_values(options, without=_MAY_DIFFER).items()
-        if record["options"].get(key) != value
-    ]
+    then, now = record["options"], option_values(options, without=_MAY_DIFFER)
+    found = [f"{key} (run {then.get(key)}, now {now.get(key)})" for key in now | then if then.get(key) != now.get(key)]
     ours = cache_record(caches)
     if record["cache"]["fingerprint"] != ours["fingerprint"]:
         found.append("the cache's recipe")

@@ -143,11 +143,19 @@ class EvaluateOptions(Options):
 
 
 def option_values(options: Options, *, without: Collection[str]) -> dict[str, Any]:
-    """The options as JSON values, but for those named in `without`."""
+    """The options as JSON values, but for those named in `without` and those `added_later` that have their default.
+
+    So the record of a run or result from before an option was there equals that of one with its default.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return {name: plain(value) for name, value in dataclasses.asdict(options).items() if name not in without}
+    new = {field.name: field.default for field in options.option_fields() if field.info.added_later}
+    return {
+        name: plain(value)
+        for name, value in dataclasses.asdict(options).items()
+        if name not in without and not (name in new and value == new[name])
+    }
