@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from helpers.video_files import write_video
 
+from vfz.cli import cache
 from vfz.cli.main import main
+from vfz.pipeline import config
 from vfz.pipeline.config import Options
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOptions, RepairOptions, VerifyOptions
@@ -98,6 +100,11 @@ def test_a_block_that_is_marked_runs_or_says_why_not():
         for kind in re.findall(r"^```(\w*)\n(?:.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
     }
     assert kinds <= {"python", "bash", "text", "toml"}
+
+
+def test_every_command_is_looked_for():
+    assert {name.partition(" ")[0] for name in COMMANDS} == config.COMMANDS
+    assert {name.removeprefix("cache ") for name in COMMANDS if name.startswith("cache ")} == set(cache.COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
