@@ -19,9 +19,15 @@ from vfz.cli import cache
 from vfz.cli.main import main
 from vfz.pipeline import config
 from vfz.pipeline.config import Options
+from vfz.pipeline.datasets import DATASETS
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOptions, RepairOptions, VerifyOptions
+from vfz.pipeline.stores import STORES
+from vfz.temporal.cores import CORES
+from vfz.temporal.mixers import MIXERS
+from vfz.temporal.probes import PROBES
 from vfz.temporal.probes.options import CompareOptions, DemoOptions, ProbeOptions
+from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
 from vfz.temporal.workflow import RunOptions
 
@@ -116,6 +122,26 @@ def test_every_flag_of_a_command_on_the_pages_exists(command):
     lines = [line for path in PAGES for line in re.findall(pattern, path.read_text(), flags=re.MULTILINE)]
     assert lines or command in {"cache ls", "cache info", "cache verify", "demo"}, f"no page shows vfz {command}"
     assert {flag for line in lines for flag in re.findall(r"--[a-z-]+", line)} <= known
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "name", "page"),
+    [
+        (DATASETS, ExtractOptions, "dataset", "pipeline/datasets"),
+        (STORES, ExtractOptions, "store", "pipeline/format"),
+        (CORES, TrainOptions, "core", "temporal"),
+        (MIXERS, TrainOptions, "mixer", "temporal"),
+        (TASKS, TrainOptions, "task", "temporal"),
+        (PROBES, ProbeOptions, "probe", "temporal/probes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_can_be_chosen_by_name_is_in_the_help_and_on_a_page(parts, options, name, page):
+    (field,) = [field for field in options.option_fields() if field.name == name]
+    assert set(parts) <= set(re.findall(r"\w+", field.info.help)) | set(field.info.choices or ())
+    assert field.info.choices is None or set(field.info.choices) == set(parts)
+    text = (ROOT / page / "README.md").read_text()
+    assert set(parts) <= {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\w+", code)}
 
 
 @pytest.mark.parametrize("name", NAMES)
