@@ -21,7 +21,7 @@ COMMANDS: Commands = {
     "extract": ("vfz.cli.extract", "extract_command", "Run a frozen encoder over videos and cache the tokens."),
     "train-temporal": ("vfz.cli.train", "train_temporal_command", "Train a recurrent temporal module from a cache."),
     "evaluate": ("vfz.cli.train", "evaluate_command", "Evaluate a trained temporal module on a split of a cache."),
-    "probe": ("vfz.cli.probe", "probe_command", "Fit a linear or attentive probe on cached tokens."),
+    "probe": ("vfz.cli.probe", "probe_command", "Fit a linear, attentive or kNN probe on cached tokens."),
     "cache": ("vfz.cli.cache", "cache_group", "List, describe, verify, convert and repair caches."),
     "run": ("vfz.cli.workflow", "run_command", "All stages of a workflow, those that are done left out."),
     "demo": ("vfz.cli.workflow", "demo_command", "All three on built-in videos; prints a table."),

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from vfz.pipeline.errors import CacheFormatError, UsageError
 from vfz.pipeline.recipe import (
+    STORE_NAMES,
     EncoderSpec,
     FrameSpec,
     Recipe,
@@ -128,7 +130,13 @@ def test_a_storage_that_cannot_be_is_refused(values, message):
 
 
 def test_the_stores_that_the_command_line_offers_are_the_registered_ones():
-    from vfz.pipeline.recipe import STORE_NAMES
     from vfz.pipeline.stores import STORES
 
     assert tuple(STORES) == STORE_NAMES
+
+
+def test_every_store_is_held_to_the_contract():
+    from contracts.store_contract import StoreContract
+    from helpers.contracts import subclasses_in
+
+    assert {cls.store for cls in subclasses_in(Path(__file__).parent / "stores", StoreContract)} == set(STORE_NAMES)
