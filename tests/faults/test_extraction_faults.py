@@ -12,12 +12,11 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from helpers.extraction import all_tokens, command_line, shard_files
-from helpers.processes import bytes_written_by, children_of, wait_until
+from helpers.processes import bytes_written_by, decoders_of, wait_until
 from helpers.video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
@@ -106,10 +105,9 @@ def test_a_decoder_that_dies_or_sleeps_for_ever_in_a_run_costs_one_video(tmp_pat
 def _decoders_at_work(process):
     """Decode processes of a run that have sent a few frames and not all."""
     found = []
-    for pid in children_of(process.pid):
+    for pid in decoders_of(process.pid):
         with contextlib.suppress(OSError):
-            is_decoder = "decoding.worker" in Path(f"/proc/{pid}/cmdline").read_text()
-            if is_decoder and bytes_written_by(pid) > 10 * FRAME_BYTES:
+            if bytes_written_by(pid) > 10 * FRAME_BYTES:
                 found.append(pid)
     return found
 

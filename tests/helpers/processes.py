@@ -21,6 +21,16 @@ def children_of(pid=None):
     return [child for child in found if state_of(child) not in {"Z", ""}]
 
 
+def decoders_of(pid=None):
+    """The ids of its living decode processes; what multiprocessing has started for another test is none of them."""
+    found = []
+    for child in children_of(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if "vfz.pipeline.decoding.worker" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
+
+
 def state_of(pid):
     """`R`, `S`, `T`, `Z`, ...; empty when there is no such process."""
     try:

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers.processes import bytes_written_by, children_of, state_of, wait_until, wait_until_steady
+from helpers.processes import bytes_written_by, decoders_of, state_of, wait_until, wait_until_steady
 from helpers.video_files import VIDEOS, decode_frames, frame_spec, read_number, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,7 +184,7 @@ def test_a_child_waits_when_its_frames_are_not_taken(long_clip, num_workers):
         stream = next(videos)
         frames = iter(stream)
         assert read_number(next(frames).pixels_HWC) == 0
-        for child in children_of():
+        for child in decoders_of():
             written = wait_until_steady(lambda child=child: bytes_written_by(child))
             assert written <= 6 * (FRAME_BYTES + 1000)
         assert [read_number(frame.pixels_HWC) for frame in frames] == list(range(1, 250))
@@ -196,7 +196,7 @@ def test_a_child_that_sends_groups_fills_its_room_and_no_more(long_clip):
         frames = iter(next(videos))
         for count, num_more in ((0, 1), (1, 70), (71, 40)):
             assert [read_number(next(frames).pixels_HWC) for _ in range(num_more)] == [*range(count, count + num_more)]
-            (child,) = children_of()
+            (child,) = decoders_of()
             written = wait_until_steady(lambda child=child: bytes_written_by(child))
             assert written // FRAME_BYTES <= count + num_more + 64
             assert written // FRAME_BYTES >= count + num_more + 64 - 16  # of which some are taken, not all of its group
@@ -233,8 +233,8 @@ def test_many_videos_of_one_frame_do_not_pile_up(tmp_path):
     with open_pool(buffer_frames=6) as pool:
         videos = pool.videos([source(path)] * 100)
         next(videos)
-        wait_until(children_of)
-        (child,) = children_of()
+        wait_until(decoders_of)
+        (child,) = decoders_of()
         assert wait_until_steady(lambda: bytes_written_by(child)) <= 6 * (FRAME_BYTES + 1000)
 
 
@@ -250,8 +250,8 @@ def test_large_frames_are_bounded_by_their_bytes(tmp_path):
     with open_pool(buffer_frames=100, buffer_bytes=8 * 1024**2) as pool:
         videos = pool.videos([source(path)])
         stream = next(videos)
-        wait_until(children_of)
-        (child,) = children_of()
+        wait_until(decoders_of)
+        (child,) = decoders_of()
         wait_until(lambda: bytes_written_by(child) > 6 * 1024**2)
         assert wait_until_steady(lambda: bytes_written_by(child)) < 11 * 1024**2
         assert numbers_of(stream) == list(range(12))
@@ -316,8 +316,8 @@ def test_leaving_the_pool_ends_its_children_and_whoever_waits(long_clip):
         stream = next(videos)
         frames = iter(stream)
         next(frames)
-        wait_until(lambda: len(children_of()) == 2)
-    assert children_of() == []
+        wait_until(lambda: len(decoders_of()) == 2)
+    assert decoders_of() == []
     assert not [thread for thread in threading.enumerate() if thread.name == "vfz-decode"]
     with pytest.raises(RunError, match="stopped"):
         list(frames)
@@ -329,7 +329,7 @@ def test_ctrl_c_is_left_to_the_parent(long_clip):
         stream = next(videos)
         frames = iter(stream)
         next(frames)
-        (child,) = children_of()
+        (child,) = decoders_of()
         os.kill(child, signal.SIGINT)
         assert len(list(frames)) == 249
         assert os.getpgid(child) != os.getpgid(0)
@@ -350,7 +350,7 @@ with DecodePool(frame_spec(25), num_workers=2, time_limit_seconds=60, buffer_fra
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     with parent:
         assert parent.stdout.readline() == b"decoding\n"
-        children = children_of(parent.pid)
+        children = decoders_of(parent.pid)
         assert len(children) == 2
         parent.kill()
     wait_until(lambda: all(state_of(child) in {"", "Z"} for child in children))

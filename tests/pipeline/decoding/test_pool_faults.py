@@ -9,7 +9,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from helpers.processes import children_of, state_of, wait_until, wait_until_steady
+from helpers.processes import decoders_of, state_of, wait_until, wait_until_steady
 from helpers.video_files import frame_spec, read_number, write_video
 
 from vfz.pipeline.decoding.base import VideoSource
@@ -45,14 +45,14 @@ def test_a_child_that_dies_costs_the_video_in_hand_and_is_replaced(clip, name):
         assert is_whole(next(videos))
         frames = iter(next(videos))
         next(frames)
-        (child,) = children_of()
+        (child,) = decoders_of()
         number = signal.Signals[name]
         os.kill(child, number)
         assert reason_of(frames) == f"clip.mp4: decoder died: signal {int(number)} ({name})"
         assert is_whole(next(videos))
         assert is_whole(next(videos))
         assert pool.figures.num_restarts == 1
-        assert children_of() != [child]
+        assert decoders_of() != [child]
 
 
 def test_a_child_killed_in_the_middle_of_a_group_costs_its_video(clip, tmp_path):
@@ -69,7 +69,7 @@ def test_a_child_killed_in_the_middle_of_a_group_costs_its_video(clip, tmp_path)
             for frame in frames:
                 found.append(read_number(frame.pixels_HWC))
                 if len(found) == 1 + 2 * number:
-                    for child in children_of():
+                    for child in decoders_of():
                         os.kill(child, signal.SIGKILL)
                     break
             with pytest.raises(DecodeError, match=r"wide.mkv: decoder died: signal 9 \(SIGKILL\)"):
@@ -91,7 +91,7 @@ def test_a_child_that_hangs_in_the_middle_of_a_large_frame_is_given_up(clip, tmp
         videos = pool.videos([VideoSource(path=path), VideoSource(path=clip)])
         frames = iter(next(videos))
         next(frames)
-        (child,) = children_of()
+        (child,) = decoders_of()
         os.kill(child, signal.SIGSTOP)
         assert reason_of(frames) == "large.mkv: decoder timed out after 2 s"
         assert is_whole(next(videos))
@@ -101,7 +101,7 @@ def test_a_child_killed_while_it_waits_for_work_costs_no_video(clip):
     with open_pool() as pool:
         for _ in range(3):
             assert all(map(is_whole, pool.videos([VideoSource(path=clip)] * 2)))
-            (child,) = children_of()
+            (child,) = decoders_of()
             os.kill(child, signal.SIGKILL)
             wait_until(lambda child=child: state_of(child) in {"", "Z"})
 
@@ -111,7 +111,7 @@ def test_a_decoder_that_hangs_is_killed_and_the_run_goes_on(clip):
         videos = pool.videos([VideoSource(path=clip)] * 3)
         frames = iter(next(videos))
         next(frames)
-        (child,) = children_of()
+        (child,) = decoders_of()
         os.kill(child, signal.SIGSTOP)  # as hung as a process can be: it does not even hear of its end
         assert reason_of(frames) == "clip.mp4: decoder timed out after 1 s"
         assert state_of(child) == ""
@@ -218,9 +218,9 @@ def test_many_deaths_leave_neither_processes_nor_descriptors(clip):
             with contextlib.suppress(DecodeError):
                 for taken, _ in enumerate(stream):
                     if number % 2 and taken == 1:
-                        for child in children_of():
+                        for child in decoders_of():
                             os.kill(child, signal.SIGKILL)
-        assert len(children_of()) <= 2
+        assert len(decoders_of()) <= 2
         assert pool.figures.num_restarts >= 8
     assert wait_until_steady(descriptors, steady=0.1) == before
-    assert children_of() == []
+    assert decoders_of() == []
