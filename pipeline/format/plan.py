@@ -233,6 +233,7 @@ def read_plans(folder: Path, *, known: Sequence[Plan] = ()) -> tuple[Plan, ...]:
     numbers = sorted(int(match[1]) for path in folder.iterdir() if (match := _PLAN_NAME.fullmatch(path.name)))
     if numbers != list(range(len(numbers))):
         raise CacheFormatError(f"{folder} holds the plans {numbers}; one is missing: restore it")
+    known = known[: len(numbers)]  # of a cache that was removed and made again there may be fewer
     plans = (*known, *(read_plan(folder / f"{number}.json") for number in numbers[len(known) :]))
     shards = [shard for plan in plans for shard in plan.shards]
     if len(shards) != len(set(shards)):
