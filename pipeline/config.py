@@ -230,9 +230,11 @@ def read_toml(path: Path, *, command: str) -> dict[str, Any]:
         return document
     found: Any = document
     for name in command.split("."):
-        found = found.get(name, {})
+        found = found.get(name, {}) if isinstance(found, dict) else None
     if isinstance(found, list):
         raise UsageError(f"{path} has {len(found)} tables [[{command}]]; run them all with vfz run {path}")
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: {command} is not one table; write [{command}]")
     table = _with_defaults(found, document, command)
     return {key: value for key, value in table.items() if (command, key) != ("train-temporal", "paper")}
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from vfz.cli.options import command
-from vfz.pipeline.config import COMMANDS, Options, option
+from vfz.pipeline.config import COMMANDS, Options, option, read_toml
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import InfoOptions, LsOptions, RepairOptions, VerifyOptions
@@ -102,6 +102,13 @@ def test_bad_values_are_refused_alike_in_python_and_toml(run, values, words):
 def test_a_file_that_cannot_be_understood_is_refused(run, toml, words):
     with pytest.raises(UsageError, match=words):
         run(toml=toml)
+
+
+@pytest.mark.parametrize("toml", ["[cache]\nverify = 3", "[[cache]]\nverify = 3"])
+def test_a_value_where_a_table_is_meant_is_refused(tmp_path, toml):
+    (tmp_path / "c.toml").write_text(toml)
+    with pytest.raises(UsageError, match=r"c\.toml: cache\.verify is not one table; write \[cache\.verify\]"):
+        read_toml(tmp_path / "c.toml", command="cache.verify")
 
 
 @pytest.mark.parametrize(
