@@ -80,6 +80,14 @@ def test_indexes_of_complete_shards_are_not_read_again(options):
     assert not [name for name in opened if name.endswith("index.json") and name != "index.json"]
 
 
+def test_what_describes_a_cache_is_read_once_a_run(options):
+    extract(options)
+    shutil.copy(CLIP, options.root / "train/more/e.mp4")
+    _, opened = _opened_by(lambda: extract(options))
+    assert opened.count("vfz.json") == 1
+    assert opened.count("0.json") == 1, "the plan of the first run; that of this one is written"
+
+
 def _overwrite(folder):
     _copy(OTHER, folder / "b.mp4")
 
