@@ -9,6 +9,7 @@ import sys
 import pytest
 
 ENCODER = ("--encoder", "demo", "--layers", "3", "--batch-size", "16")
+SHORT = ("--end-seconds", "2")
 
 
 def vfz(*arguments, cwd):
@@ -48,7 +49,7 @@ def test_probes_run_on_tokens_and_on_a_temporal_module(folder_dataset, tmp_path)
         for label, name in (("traffic", "bikes"), ("cartoon", "bigbuckbunny")):
             source = folder_dataset / "train" / label / f"{name}.mp4"
             shutil.copy(source, source.with_name(f"{name}{number}.mp4"))
-    vfz_json("extract", "--dataset", "folder", "--root", str(folder_dataset), *ENCODER, cwd=tmp_path)
+    vfz_json("extract", "--dataset", "folder", "--root", str(folder_dataset), *ENCODER, *SHORT, cwd=tmp_path)
     linear = vfz_json("probe", "--probe", "linear", "--clip-frames", "4", cwd=tmp_path)
     assert linear["top1"] == 1.0, "a cartoon and a street are told apart by a pretrained encoder"
     assert linear["num_eval_clips"] == 2
@@ -66,7 +67,7 @@ def test_broken_videos_are_named_and_the_good_ones_kept(folder_dataset, tmp_path
     bikes = (folder_dataset / "train/traffic/bikes.mp4").read_bytes()
     (folder_dataset / "train/traffic/text.mp4").write_text("not a video")
     (folder_dataset / "train/traffic/cut.mp4").write_bytes(bikes[: len(bikes) // 2])
-    ran = vfz("extract", "--dataset", "folder", "--root", str(folder_dataset), *ENCODER, cwd=tmp_path)
+    ran = vfz("extract", "--dataset", "folder", "--root", str(folder_dataset), *ENCODER, *SHORT, cwd=tmp_path)
     assert ran.returncode == 0
     assert "4 ok, 2 failed, 0 missing" in ran.stdout
     kind = (
@@ -79,7 +80,7 @@ def test_broken_videos_are_named_and_the_good_ones_kept(folder_dataset, tmp_path
     assert "\x1b" not in ran.stdout + ran.stderr, "plain lines where the output is no terminal"
 
     strict = vfz(
-        *("extract", "--dataset", "folder", "--root", str(folder_dataset), *ENCODER, "--name", "strict"),
+        *("extract", "--dataset", "folder", "--root", str(folder_dataset), *ENCODER, *SHORT, "--name", "strict"),
         *("--max-failures", "1"),
         cwd=tmp_path,
     )

@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 def options(root, tmp_path):
     return ExtractOptions(
         dataset="folder", root=root, encoder="vit_tiny_patch16_224", random_weights=True, layers=("5", "11"),
-        image_size=64, batch_size=16, shard_videos=2, out=tmp_path / "caches", device="cpu",
+        end_seconds=3.0, image_size=64, batch_size=16, shard_videos=2, out=tmp_path / "caches", device="cpu",
     )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def local(root, tmp_path_factory):
                 encoder="vit_tiny_patch16_224",
                 random_weights=True,
                 layers=("5", "11"),
+                end_seconds=3.0,
                 image_size=64,
                 batch_size=16,
                 shard_videos=2,

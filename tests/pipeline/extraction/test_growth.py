@@ -21,7 +21,7 @@ def vit(folder_dataset, tmp_path):
 
     return ExtractOptions(
         dataset="folder", root=folder_dataset, encoder="vit_tiny_patch16_224", random_weights=True, image_size=64,
-        layers=("2",), parts=("patch",), fps=1, batch_size=8, shard_videos=2, out=tmp_path / "caches",
+        layers=("2",), parts=("patch",), fps=1, end_seconds=3.0, batch_size=8, shard_videos=2, out=tmp_path / "caches",
     )  # fmt: skip
 
 
