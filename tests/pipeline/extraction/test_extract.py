@@ -83,7 +83,8 @@ def test_retry_failed_tries_again_and_records_the_attempt(folder, folder_dataset
 
 def test_a_video_that_fails_half_way_leaves_nothing_in_its_shard(folder, folder_dataset):
     """Cut after its index of frames: the first half decodes, is encoded, and must not stay."""
-    good = all_tokens(extract(dataclasses.replace(folder, end_seconds=None)).cache)
+    folder = dataclasses.replace(folder, end_seconds=None)
+    good = all_tokens(extract(folder).cache)
     faststart = folder_dataset / "train/traffic/cut.mp4"
     faststart.write_bytes(_with_index_in_front(folder_dataset / "train/traffic/bikes.mp4")[:350_000])
     report = extract(dataclasses.replace(folder, name="with-a-cut-one"))
