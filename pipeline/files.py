@@ -23,6 +23,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -173,6 +174,32 @@ def sha256_file(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_of_name(name: str) -> str:
+    """A path or the name of a file as text: its bytes as UTF-8, whatever encoding the locale has.
+
+    Bytes that are no UTF-8 become the code points that Python keeps such bytes as.
+    """
+    return name if _is_plain(name) else os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def name_of_text(text: str) -> str:
+    """The inverse of `text_of_name`: what the file system's functions take for that text."""
+    return text if _is_plain(text) else os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() or sys.getfilesystemencoding() == "utf-8"
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:::.*)?:/")
+"""A path that Python has made of an address has one slash only. A single letter is a drive of Windows, no scheme."""
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is an address such as s3://bucket/x, which names no file of this machine."""
+    return _ADDRESS.match(str(path)) is not None
 
 
 def unique_token() -> str:

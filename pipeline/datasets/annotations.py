@@ -10,20 +10,28 @@ read once each, and no video file is looked at.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
-from vfz.pipeline.datasets.base import VIDEO_SUFFIXES, VideoDataset, VideoRecord, is_text
+from vfz.pipeline.datasets.base import (
+    HIDDEN,
+    NOT_ANNOTATED,
+    VIDEO_SUFFIXES,
+    LeftOut,
+    VideoDataset,
+    VideoRecord,
+    is_hidden,
+    is_text,
+)
+from vfz.pipeline.datasets.text import Place, clean, file_text, folder_text
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
+from vfz.pipeline.files import is_address, name_of_text
 
 
 class AnnotatedDataset(VideoDataset):
@@ -39,7 +47,7 @@ class AnnotatedDataset(VideoDataset):
         self.root = root
         listing = self.read_annotations(root)
         self.name = listing.name
-        self.class_names = listing.class_names
+        self.class_names, self.left_out = listing.class_names, listing.left_out
         placed: dict[str, tuple[Place, VideoRecord]] = {}
         for place, record in listing.records:
             if record.id in placed:
@@ -90,31 +98,45 @@ class Listing:
         name: of the dataset.
         class_names: in label order.
         records: its videos in any order, each with the place that names it.
+        left_out: what lies there and is none of them.
     """
 
     name: str
     class_names: tuple[str, ...]
     records: Iterable[tuple[Place, VideoRecord]]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class VideoFiles:
     """The video files up to three folders below a root, by what identifies them, from one read of each folder.
 
-    Hidden files and folders are skipped and links followed, except one back to a folder it lies in.
+    Hidden files and folders are skipped and links followed, except one back to a folder it lies in. Names are compared
+    as text, clean: a file is found however its letters are composed.
 
     Args:
         root: the folder.
+        annotations: files there that are known, and not to be counted as left out.
         by_class: whether a video is known by `<its folder>/<its stem>`; else by its stem alone.
         replacements: how folders begin whose files take the place of others of the same name; None for no such folders.
     """
 
-    def __init__(self, root: Path, *, by_class: bool = False, replacements: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        annotations: Iterable[Path] = (),
+        by_class: bool = False,
+        replacements: str | None = None,
+    ) -> None:
         self.root = root
         self.num_found = 0
         self._by_class, self._replacements = by_class, replacements
+        self._annotations = {str(path) for path in annotations}
         self._paths: dict[str, str] = {}
         self._replacing: dict[str, str] = {}
         self._twice: dict[str, str] = {}
+        self._num_twice = 0
+        self._left_out = LeftOut()
         self._read(root, depth=0)
 
     def source(self, key: str, *, expected: str) -> VideoSource:
@@ -130,27 +152,47 @@ class VideoFiles:
             both = f"{self._paths[key]} and {self._twice[key]}"
             raise DatasetError(f"two files could be the video {key!r}: {both}; remove one")
         if (found := self._paths.get(key)) is None:
-            return VideoSource(path=self.root / expected)
+            return VideoSource(path=self.root / name_of_text(expected))
         self.num_found += 1
         return VideoSource(path=Path(found))
+
+    def left_out(self) -> LeftOut:
+        """What lies there and was no `source`; to be asked for once, when all have been found."""
+        replaced = len(self._replacing.keys() & self._paths.keys())
+        self._left_out.add("replaced by others", replaced)
+        num_files = len(self._paths) + len(self._replacing) + self._num_twice
+        self._left_out.add(NOT_ANNOTATED, num_files - replaced - self.num_found)
+        return self._left_out
 
     def _read(self, folder: Path, *, depth: int) -> None:
         below = []
         replaces = self._replacements is not None and folder.name.startswith(self._replacements) and depth > 0
         paths = self._replacing if replaces else self._paths
+        folder_name = folder_text(folder.name) if self._by_class else ""
         with os.scandir(folder) as entries:
             for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 - a Path for each would take longer
-                if entry.name.startswith("."):
+                name = entry.name
+                if is_hidden(name):
+                    self._left_out.add(HIDDEN)
                     continue
+                stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path for each would take longer
                 if suffix.lower() in VIDEO_SUFFIXES and not entry.is_dir(follow_symlinks=False):
-                    key = f"{folder.name}/{stem}" if self._by_class else stem
-                    (self._twice if key in paths else paths)[key] = entry.path
+                    stem = clean(file_text(stem))
+                    key = f"{folder_name}/{stem}" if self._by_class else stem
+                    if key in paths:
+                        self._twice[key] = entry.path
+                        self._num_twice += 1
+                    else:
+                        paths[key] = entry.path
                 elif _leads_down(entry, folder):
-                    below.append(folder / entry.name)
+                    below.append(folder / name)
+                elif entry.path not in self._annotations:
+                    self._left_out.add_no_video(name)
         if depth < _MOST_FOLDERS_DEEP:
             for path in sorted(below):
                 self._read(path, depth=depth + 1)
+        else:
+            self._left_out.add("in folders too deep", len(below))
 
 
 _MOST_FOLDERS_DEEP = 3
@@ -161,81 +203,6 @@ def _leads_down(entry: os.DirEntry[str], folder: Path) -> bool:
         return entry.is_dir()
     path = Path(entry.path)  # which takes a link to itself for no folder, where DirEntry.is_dir raises
     return path.is_dir() and not folder.resolve().is_relative_to(path.resolve())
-
-
-class Place(NamedTuple):
-    """Where in an annotation file something stands."""
-
-    path: Path
-    number: int
-    unit: str = "line"
-
-    def __str__(self) -> str:
-        return f"{self.path}, {self.unit} {self.number}"
-
-
-def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
-    """The lines that are not blank, without white space at their ends.
-
-    Raises:
-        DatasetError: it is not UTF-8 text.
-    """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if text := line.strip():
-            yield Place(path, number), text
-
-
-def read_csv(path: Path, *, required: Collection[str]) -> Iterator[tuple[Place, dict[str, str]]]:
-    """The rows of a comma-separated file with a header, by column name.
-
-    Raises:
-        DatasetError: a required column is missing, a row has another number of fields, or it is no such file.
-    """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if missing := [name for name in required if name not in header]:
-            there = ", ".join(map(repr, header)) or "none"
-            raise DatasetError(f"{path}, line 1: no column {missing[0]!r} among {there}; name the columns there")
-        if len(set(header)) != len(header):
-            raise DatasetError(f"{path}, line 1: a column is named twice: {', '.join(header)}")
-        for row in reader:
-            place = Place(path, reader.line_num)
-            if row and len(row) != len(header):
-                raise DatasetError(f"{place}: {len(row)} fields, the header has {len(header)}; quote those with commas")
-            if row:
-                yield place, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise DatasetError(f"{Place(path, reader.line_num)}: not comma-separated text: {error}") from error
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """A JSON file that holds a list or a dictionary, as `kind` says.
-
-    Raises:
-        DatasetError: it does not, or is no JSON.
-    """
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{Place(path, error.lineno)}: not JSON: {error.msg}") from error
-    if not isinstance(value, kind):
-        raise DatasetError(f"{path}, line 1: a {type(value).__name__} where a {kind.__name__} was expected")
-    return value
-
-
-def read_text(path: Path) -> str:
-    """All of a UTF-8 file, a byte order mark left out.
-
-    Raises:
-        DatasetError: it is not UTF-8.
-    """
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = 1 + raw[: error.start].count(b"\n")
-        raise DatasetError(f"{Place(path, line)}: not UTF-8 text; save the file as UTF-8") from error
 
 
 def first_file(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
@@ -260,12 +227,14 @@ def check_path(path: str, place: Place) -> str:
     """A path from an annotation file; whether it may be absolute is the caller's to say.
 
     Raises:
-        DatasetError: it is empty, cannot be a path, or has `..` in it and so may lead out of the root.
+        DatasetError: it is empty, cannot be a path, is an address, or has `..` in it and so may lead out of the root.
     """
     if not path or "\0" in path or not is_text(path):
         raise DatasetError(f"{place}: {path!r} cannot be the name of a file")
     if ".." in path.split("/"):
         raise DatasetError(f"{place}: {path!r} may lead out of the root; write it without '..'")
+    if is_address(path):
+        raise DatasetError(f"{place}: {path!r} is an address, and videos are files; give the path of a file")
     return path
 
 

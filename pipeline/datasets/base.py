@@ -10,17 +10,33 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from vfz.pipeline.progress import counted
+
 if TYPE_CHECKING:
     from vfz.pipeline.decoding.base import VideoSource
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".wmv", ".flv"}
+_FILMS = """
+.mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .gif .ts .wmv .flv .3g2 .3gp .3gpp .asf .divx .f4v .m1v .m2p .m2t
+.m2ts .m2v .mk3d .mp2v .mp4v .mpe .mpeg4 .mpv .mpv2 .mts .ogm .ogv .ogx .qt .tod .trp .vob .xvid .264 .265
+.266 .amv .apv .av1 .avc .avs2 .avs3 .bik .bk2 .cavs .dav .dif .dirac .dv .dvr-ms .evc .evo .fli .flc .gxf
+.h261 .h263 .h264 .h265 .h266 .h26l .hevc .imx .ism .ismv .ivf .ivr .kux .mj2 .mjpeg .mjpg .moflex .mvi .mxf
+.mxg .nsv .nut .nuv .obu .rm .rmvb .roq .smk .swf .thp .usm .vc1 .viv .vivo .vro .vvc .wtv .xmv .y4m .yop
+"""
+VIDEO_SUFFIXES = frozenset(_FILMS.split())
+"""What ffmpeg's demuxers take, in small letters: of films, not of sound, pictures or subtitles alone."""
+_OTHER_SYSTEMS = frozenset(
+    (
+        "__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+        "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
+    )
 )  # fmt: skip
+"""What macOS, Windows and network disks leave in folders and archives, without a dot in front."""
 OnProgress = Callable[[int, int], None]
 """Called as `on_progress(done, total)` while a dataset makes or looks through its files."""
 
@@ -45,6 +61,45 @@ class VideoRecord:
     folds: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What lies beside the videos of a dataset and is no part of it, counted.
+
+    Attributes:
+        reasons: how many files (or folders with all that is in them) for each reason.
+        suffixes: of those that are no video.
+    """
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    suffixes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, reason: str, count: int = 1) -> None:
+        """Counts for a reason."""
+        if count:
+            self.reasons[reason] += count
+
+    def add_no_video(self, name: str) -> None:
+        """Counts a file that is no video by its suffix."""
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each would take longer
+        self.reasons[NO_VIDEO] += 1
+        self.suffixes[suffix if 1 < len(suffix) <= _LONG_SUFFIX else "others"] += 1
+
+    def __str__(self) -> str:
+        """`12 files left out: 8 no video (.txt, .jpg), 4 hidden`."""
+        reasons = []
+        for reason, count in self.reasons.most_common():
+            shown = [suffix for suffix, _ in self.suffixes.most_common(_SHOWN_SUFFIXES)] if reason == NO_VIDEO else []
+            more = ["…"] if shown and len(self.suffixes) > len(shown) else []
+            named = f" ({', '.join([*shown, *more])})" if shown else ""
+            reasons.append(f"{count} {reason}{named}")
+        return f"{counted(self.reasons.total(), 'file')} left out: {', '.join(reasons)}"
+
+
+NO_VIDEO, HIDDEN, NOT_ANNOTATED = "no video", "hidden", "not in the annotations"
+"""Reasons for leaving a file out."""
+_LONG_SUFFIX, _SHOWN_SUFFIXES = 10, 8
+
+
 class VideoDataset(ABC):
     """A named list of videos. One file and one registry line per kind (see CONTRIBUTING.md).
 
@@ -58,6 +113,7 @@ class VideoDataset(ABC):
             one.
         default_fps: the sampling rate (frames per second) that `vfz extract` uses unless told otherwise.
         can_flip: whether a mirrored video keeps its class.
+        left_out: what lies there and is no video of it.
     """
 
     needs_root: ClassVar[bool] = True
@@ -69,6 +125,7 @@ class VideoDataset(ABC):
     class_names: tuple[str, ...]
     targets_path: Path | None = None
     default_fps: float = 6.0
+    left_out: LeftOut = LeftOut()
 
     @classmethod
     @abstractmethod
@@ -127,6 +184,30 @@ def _ask_for(folder: str, names: set[str]) -> set[str]:
     return {name for name in names if os.path.exists(os.path.join(folder, name))}  # noqa: PTH110, PTH118
 
 
+def describe_lack(dataset: VideoDataset, everything: Iterable[VideoRecord]) -> list[str]:
+    """A line each for what is left out, for videos without a label and for classes without a video; most have none.
+
+    Args:
+        dataset: as it was opened.
+        everything: all of its videos.
+    """
+    lines = [f"{dataset.name}: {dataset.left_out}"] if dataset.left_out.reasons else []
+    counts = Counter(record.label for record in everything)
+    if counts[None]:
+        lines.append(f"{dataset.name}: {counted(counts[None], 'video')} without a label, of {counts.total()}")
+    if empty := [name for label, name in enumerate(dataset.class_names) if label not in counts]:
+        shown = ", ".join(empty[:_SHOWN_CLASSES]) + (", …" if len(empty) > _SHOWN_CLASSES else "")
+        all_of_them = len(dataset.class_names)
+        lines.append(
+            f"{dataset.name}: {len(empty)} of {all_of_them} classes have no video: {shown}; chance is of the other "
+            f"{all_of_them - len(empty)}"
+        )
+    return lines
+
+
+_SHOWN_CLASSES = 8
+
+
 def describe_missing(dataset: str, *, num_listed: int, num_missing: int) -> str:
     """One line that says how incomplete a dataset is."""
     return (
@@ -137,6 +218,11 @@ def describe_missing(dataset: str, *, num_listed: int, num_missing: int) -> str:
 def safe_name(root: Path) -> str:
     """The base name of `root` with only [A-Za-z0-9_.-], never empty and never starting with a dot."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", root.resolve().name).lstrip(".").strip("-") or "folder"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is not meant to be seen: hidden, or left by another system."""
+    return name.startswith(".") or name.casefold() in _OTHER_SYSTEMS
 
 
 def is_text(name: str) -> bool:

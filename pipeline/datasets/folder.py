@@ -7,51 +7,67 @@ other depth is an error that says what is expected. Listing costs one directory 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import NamedTuple, Self
 
-from vfz.pipeline.datasets.base import VIDEO_SUFFIXES, VideoDataset, VideoRecord, is_text, safe_name
+from vfz.pipeline.datasets.base import (
+    HIDDEN,
+    VIDEO_SUFFIXES,
+    LeftOut,
+    VideoDataset,
+    VideoRecord,
+    is_hidden,
+    is_text,
+    safe_name,
+)
+from vfz.pipeline.datasets.text import file_text, folder_text
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 LAYOUT = "<root>/<split>/<class>/<video>"
 
 
 class FolderDataset(VideoDataset):
-    """`root/<split>/<class>/<video>`; a video's id is its path under the root without the suffix.
+    """`root/<split>/<class>/<video>`; a video's id is its path under the root without the suffix, as composed text.
 
     Split and class folders may be symbolic links, and so may videos; a broken link is listed, as a file that is not
-    there (yet). Hidden files and folders and files without a video suffix are skipped.
+    there (yet). Hidden files and folders and files without a video suffix are skipped and counted. Folders whose names
+    are the same text are one class, however their letters are composed.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.name = safe_name(root)
+        self.left_out = LeftOut()
         try:
-            paths = _list_videos(root)
+            found = list(_list_videos(root, self.left_out))
         except OSError as error:
             raise DatasetError(
                 f"cannot read {error.filename or root}: {error.strerror}; check its permissions"
             ) from error
-        self.class_names = tuple(sorted({path.parent.name for path in paths}))
+        if not found:
+            others = f"; {self.left_out}" if self.left_out.reasons else ""
+            raise DatasetError(
+                f"no videos under {root}; expected {LAYOUT} with a suffix such as .mp4, .webm or .avi{others}"
+            )
+        self.class_names = tuple(sorted({video.class_name for video in found}))
         labels = {name: label for label, name in enumerate(self.class_names)}
         records: dict[str, VideoRecord] = {}
-        for path in paths:
-            video_id = path.relative_to(root).with_suffix("").as_posix()
-            if video_id in records:
-                both = f"{records[video_id].source.name} and {path.name}"
-                raise DatasetError(
-                    f"two videos have the id {video_id!r}: {both} in {path.parent}; rename or remove one"
-                )
-            if not is_text(video_id):
-                raise DatasetError(f"the name {video_id!a} under {root} is not valid UTF-8; rename it")
-            split, class_name = path.relative_to(root).parts[:2]
-            records[video_id] = VideoRecord(
-                id=video_id, source=VideoSource(path=path), split=split, label=labels[class_name]
+        for video in found:
+            if video.id in records:
+                before, path = records[video.id].source.path, Path(video.path)
+                both = f"{before.name} and {path.name} in {path.parent}"
+                if before.parent != path.parent or file_text(before.name) == file_text(path.name):
+                    both = f"{before} and {path}, whose names are the same text"
+                raise DatasetError(f"two videos have the id {video.id!r}: {both}; rename or remove one")
+            if not is_text(video.id):
+                raise DatasetError(f"the name {video.id!a} under {root} is not valid UTF-8; rename it")
+            records[video.id] = VideoRecord(
+                id=video.id,
+                source=VideoSource(path=Path(video.path)),
+                split=video.split,
+                label=labels[video.class_name],
             )
         self._records = [records[video_id] for video_id in sorted(records)]
 
@@ -67,43 +83,65 @@ class FolderDataset(VideoDataset):
         return list(self._records)
 
 
-def _list_videos(root: Path) -> list[Path]:
+class _Found(NamedTuple):
+    path: str
+    id: str
+    split: str
+    class_name: str
+
+
+def _list_videos(root: Path, left_out: LeftOut) -> Iterator[_Found]:
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise DatasetError(f"dataset root {root} {problem}; give --root a folder laid out as {LAYOUT}")
-    _refuse_videos_in(root, root)
-    videos = []
-    for split in _folders(root):
-        _refuse_videos_in(split, root)
-        for class_folder in _folders(split):
-            videos += _videos_in(class_folder)
-            for deeper in _folders(class_folder):
+    for split in _refuse_videos_in(root, root, left_out):
+        for class_folder in _refuse_videos_in(split, root, left_out):
+            names = folder_text(split.name), folder_text(class_folder.name)
+            prefix = f"{file_text(split.name)}/{file_text(class_folder.name)}/"
+            videos, folders = _read(class_folder, left_out)
+            for path, stem in videos:
+                yield _Found(path, prefix + file_text(stem), *names)
+            for deeper in folders:
                 # links are not followed from here on, so that a loop of links ends
-                for parent, names, _ in os.walk(deeper):
-                    names[:] = [name for name in names if not name.startswith(".")]
-                    _refuse_videos_in(Path(parent), root)
-    if not videos:
-        suffixes = " ".join(sorted(VIDEO_SUFFIXES))
-        raise DatasetError(f"no videos under {root}; expected {LAYOUT} with one of the suffixes {suffixes}")
-    return videos
+                for parent, below, _ in os.walk(deeper):
+                    below[:] = [name for name in below if not is_hidden(name)]
+                    _refuse_videos_in(Path(parent), root, left_out)
 
 
-def _folders(folder: Path) -> Iterator[Path]:
-    """Sub-folders by name, without hidden ones and without links back to a folder that holds them."""
-    for path in _visible(folder):
-        if path.is_dir() and not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve())):
-            yield path
+def _refuse_videos_in(folder: Path, root: Path, left_out: LeftOut) -> list[Path]:
+    """The folders in one where no video is expected, by name.
 
-
-def _videos_in(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _refuse_videos_in(folder: Path, root: Path) -> None:
-    if videos := _videos_in(folder):
-        shown = videos[0].relative_to(root)
+    Raises:
+        DatasetError: there is a video.
+    """
+    videos, folders = _read(folder, left_out)
+    if videos:
+        shown = Path(videos[0][0]).relative_to(root)
         raise DatasetError(f"{shown} is not where a video is expected under {root}; the layout is {LAYOUT}")
+    return folders
+
+
+def _read(folder: Path, left_out: LeftOut) -> tuple[list[tuple[str, str]], list[Path]]:
+    """The videos of a folder, each with its stem, and the folders in it, both by name; the rest is counted.
+
+    Folders are without hidden ones and without links back to a folder that holds them.
+    """
+    videos, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if is_hidden(name):
+                left_out.add(HIDDEN)
+                continue
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path for each would take longer
+            # Path.is_dir takes a link to itself for no folder, where DirEntry.is_dir raises.
+            is_link = entry.is_symlink()
+            if Path(entry.path).is_dir() if is_link else entry.is_dir():
+                path = Path(entry.path)
+                if not (is_link and folder.resolve().is_relative_to(path.resolve())):
+                    folders.append(path)
+            elif suffix.lower() in VIDEO_SUFFIXES:
+                videos.append((entry.path, stem))
+            else:
+                left_out.add_no_video(name)
+    return sorted(videos), sorted(folders)

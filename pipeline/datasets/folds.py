@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from vfz.pipeline.datasets.annotations import Place, VideoFiles
+from vfz.pipeline.datasets.annotations import VideoFiles
 from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.datasets.text import Place
 from vfz.pipeline.errors import DatasetError
 
 UNUSED = "unused"

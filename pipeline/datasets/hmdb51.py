@@ -14,8 +14,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vfz.pipeline.datasets.annotations import AnnotatedDataset, Listing, VideoFiles, check_name, read_lines
+from vfz.pipeline.datasets.annotations import AnnotatedDataset, Listing, VideoFiles, check_name
+from vfz.pipeline.datasets.base import is_hidden
 from vfz.pipeline.datasets.folds import UNUSED, FoldEntry, records_of_folds
+from vfz.pipeline.datasets.text import file_text, read_lines, split_last, trimmed
 from vfz.pipeline.errors import DatasetError
 
 _FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits", "splits")
@@ -33,35 +35,33 @@ class Hmdb51(AnnotatedDataset):
         matches = next((found for folder in _FOLDERS if (found := _split_files(root / folder))), _split_files(root))
         if not matches:
             raise self.nothing_there(root, f"no <class>_test_split1.txt (also tried: {', '.join(_FOLDERS)})")
-        class_names = tuple(sorted({match["class_name"] for _, match in matches}))
+        class_names = tuple(sorted({trimmed(match["class_name"]) for _, match in matches}))
         labels = {name: label for label, name in enumerate(class_names)}
-        files = VideoFiles(root, by_class=True)
+        files = VideoFiles(root, annotations=[path for path, _ in matches], by_class=True)
         entries = [entry for path, match in matches for entry in _read_split(path, match, labels)]
         records = records_of_folds(entries, files)
         if not files.num_found:
             raise self.nothing_there(root, f"none of the {len(records)} videos that its splits name")
-        return Listing(name="hmdb51", class_names=class_names, records=records)
+        return Listing(name="hmdb51", class_names=class_names, records=records, left_out=files.left_out())
 
 
 def _split_files(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    """The split files in a folder, fold by fold."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    matches = [match for name in names if (match := _FILE.fullmatch(name))]
-    return [
-        (folder / match.string, match) for match in sorted(matches, key=lambda match: (match["number"], match.string))
-    ]
+    """The split files in a folder, fold by fold; a match is of the name as text."""
+    paths = [path for path in folder.iterdir() if not is_hidden(path.name)] if folder.is_dir() else []
+    matches = [(path, match) for path in paths if (match := _FILE.fullmatch(file_text(path.name)))]
+    return sorted(matches, key=lambda found: (found[1]["number"], found[1].string))
 
 
 def _read_split(path: Path, match: re.Match[str], labels: dict[str, int]) -> Iterator[FoldEntry]:
     for place, line in read_lines(path):
-        name, _, code = line.rpartition(" ")
+        name, code = split_last(line)
         if code not in _SPLITS:
             raise DatasetError(f"{place}: {line!r} does not end in 0 (unused), 1 (train) or 2 (test)")
         yield FoldEntry(
             place=place,
             fold=f"fold{match['number']}",
             split=_SPLITS[code],
-            class_name=match["class_name"],
-            file_name=check_name(name.strip(), place),
-            label=labels[match["class_name"]],
+            class_name=trimmed(match["class_name"]),
+            file_name=check_name(name, place),
+            label=labels[trimmed(match["class_name"])],
         )

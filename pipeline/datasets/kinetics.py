@@ -19,14 +19,13 @@ from typing import ClassVar
 from vfz.pipeline.datasets.annotations import (
     AnnotatedDataset,
     Listing,
-    Place,
     VideoFiles,
     check_name,
     check_number,
     first_file,
-    read_csv,
 )
 from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.datasets.text import Place, read_csv
 from vfz.pipeline.errors import DatasetError
 
 _SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
@@ -39,26 +38,27 @@ class _Kinetics(AnnotatedDataset):
 
     def read_annotations(self, root: Path) -> Listing:
         """See `AnnotatedDataset.read_annotations`."""
-        rows = list(self._read_rows(root))
+        paths = self._find_annotations(root)
+        rows = [row for name, path in paths.items() for row in _read_split(path, _SPLITS[name])]
         class_names = tuple(sorted({row["label"] for _, _, row in rows if row.get("label")}))
         labels = {name: label for label, name in enumerate(class_names)}
-        files = VideoFiles(root, replacements="replacement")
+        files = VideoFiles(root, annotations=paths.values(), replacements="replacement")
         records = [(place, _record(place, split, row, labels, files)) for place, split, row in rows]
         if not files.num_found:
             raise self.nothing_there(root, f"none of the {len(records)} clips that its annotations name")
-        return Listing(name=f"k{self.num_classes}", class_names=class_names, records=records)
+        return Listing(name=f"k{self.num_classes}", class_names=class_names, records=records, left_out=files.left_out())
 
-    def _read_rows(self, root: Path) -> Iterator[_Row]:
+    def _find_annotations(self, root: Path) -> dict[str, Path]:
         folders = (root, root / "annotations")
         files = {
-            name: first_file(folders, (f"{name}.csv", f"kinetics-{self.num_classes}_{name}.csv")) for name in _SPLITS
+            name: path
+            for name in _SPLITS
+            if (path := first_file(folders, (f"{name}.csv", f"kinetics-{self.num_classes}_{name}.csv")))
         }
-        if not any(files.values()):
+        if not files:
             tried = " or ".join(f"{name}.csv" for name in _SPLITS)
             raise self.nothing_there(root, f"no {tried} (also tried: annotations/, kinetics-{self.num_classes}_….csv)")
-        for name, path in files.items():
-            if path is not None:
-                yield from _read_split(path, _SPLITS[name])
+        return files
 
 
 class Kinetics400(_Kinetics):
@@ -80,8 +80,9 @@ class Kinetics700(_Kinetics):
 
 
 def _read_split(path: Path, split: str) -> Iterator[_Row]:
-    required = ("youtube_id", "time_start", "time_end", *(() if split == "test" else ("label",)))
-    for place, row in read_csv(path, required=required):
+    required, optional = ["youtube_id", "time_start", "time_end"], ["split"]
+    (optional if split == "test" else required).append("label")
+    for place, row in read_csv(path, required=required, optional=optional):
         if split != "test" and not row["label"]:
             raise DatasetError(f"{place}: no label; only the test split may have none")
         named = row.get("split") or split

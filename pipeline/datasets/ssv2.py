@@ -18,15 +18,14 @@ from typing import Any
 from vfz.pipeline.datasets.annotations import (
     AnnotatedDataset,
     Listing,
-    Place,
     VideoFiles,
     check_name,
     check_number,
     find_label,
     first_file,
-    read_json,
 )
 from vfz.pipeline.datasets.base import VideoRecord
+from vfz.pipeline.datasets.text import Place, clean, read_json
 from vfz.pipeline.errors import DatasetError
 
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
@@ -48,7 +47,7 @@ class SomethingSomethingV2(AnnotatedDataset):
             missing = "labels.json" if labels_path is None else "train.json, validation.json or test.json"
             raise self.nothing_there(root, f"no {missing} (also tried: labels/, annotations/, {_PREFIX}….json)")
         labels = _read_labels(labels_path)
-        files = VideoFiles(root)
+        files = VideoFiles(root, annotations=[labels_path, *paths.values()])
         records = [
             (place, _record(place, entry, split=_SPLITS[name], labels=labels, labels_path=labels_path, files=files))
             for name, path in paths.items()
@@ -56,7 +55,12 @@ class SomethingSomethingV2(AnnotatedDataset):
         ]
         if not files.num_found:
             raise self.nothing_there(root, f"none of the {len(records)} videos that its annotations name")
-        return Listing(name="ssv2", class_names=tuple(sorted(labels, key=labels.__getitem__)), records=records)
+        return Listing(
+            name="ssv2",
+            class_names=tuple(sorted(labels, key=labels.__getitem__)),
+            records=records,
+            left_out=files.left_out(),
+        )
 
 
 def _find(root: Path, name: str) -> Path | None:
@@ -65,7 +69,7 @@ def _find(root: Path, name: str) -> Path | None:
 
 def _read_labels(path: Path) -> dict[str, int]:
     labels = {
-        name: check_number(str(label), Place(path, number, "entry"), what=f"label of {name!r}")
+        clean(name): check_number(clean(str(label)), Place(path, number, "entry"), what=f"label of {name!r}")
         for number, (name, label) in enumerate(read_json(path, dict).items(), start=1)
     }
     if sorted(labels.values()) != list(range(len(labels))):
@@ -84,12 +88,12 @@ def _read_entries(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
 def _record(
     place: Place, entry: dict[str, Any], *, split: str, labels: dict[str, int], labels_path: Path, files: VideoFiles
 ) -> VideoRecord:
-    video_id = check_name(str(entry["id"]), place)
+    video_id = check_name(clean(str(entry["id"])), place)
     label = None
     if split != "test":
         if not isinstance(entry.get("template"), str):
             raise DatasetError(f"{place}: no template, which is its class; only the test split may have none")
-        template = entry["template"].replace("[", "").replace("]", "")
+        template = clean(entry["template"].replace("[", "").replace("]", ""))
         label = find_label(template, labels, place, where=labels_path)
     return VideoRecord(
         id=video_id, source=files.source(video_id, expected=f"{video_id}.webm"), split=split, label=label

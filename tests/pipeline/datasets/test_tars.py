@@ -82,7 +82,7 @@ def test_a_label_is_the_number_in_cls_or_else_what_json_says(tmp_path):
     assert dataset.class_names == ("0", "1", "2", "3")
 
 
-def test_keys_and_labels_are_those_that_webdataset_itself_finds(tmp_path):
+def test_keys_and_labels_are_those_that_webdataset_itself_finds_but_for_hidden_members(tmp_path):
     names = [
         "a.mp4",
         "d.e/b.WebM",
@@ -107,8 +107,9 @@ def test_keys_and_labels_are_those_that_webdataset_itself_finds(tmp_path):
         for sample in samples
         if any(kind.endswith(("mp4", "webm")) for kind in sample)
     }
+    assert found.pop("c/") is None  # of c/._a.mp4, in which macOS keeps what it knows about a.mp4
     assert {row[0]: row[2] for row in listed(tmp_path)} == {key: label and int(label) for key, label in found.items()}
-    assert found == {"a": b"1", "d.e/b": None, "c/": None, "x\ny/c": None, "f": b"2"}
+    assert found == {"a": b"1", "d.e/b": None, "x\ny/c": None, "f": b"2"}
 
 
 def test_class_names_in_json_are_sorted_over_all_tars(tmp_path):
