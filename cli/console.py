@@ -69,7 +69,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout; what is not printable in its strings is escaped as JSON does it."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") in {"utf-8", "utf8"}
+    text = json.dumps(value, indent=2, ensure_ascii=not is_utf8, default=str)
     lines = (
         line if line.isprintable() else "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
         for line in text.split("\n")

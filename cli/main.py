@@ -6,11 +6,16 @@ little more than importing click.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from typing import Any, TextIO
 
 import click
 
@@ -52,6 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 failed, 2 the request was wrong, 3 too many videos failed, 130 interrupted.
     """
     session = Session()
+    with _own_streams():
+        try:
+            code = _call(session, arguments)
+            sys.stdout.flush()
+        except _OutputError as error:
+            code = _end_without_output(session, error)
+    return code
+
+
+def _call(session: Session, arguments: Sequence[str] | None) -> int:
     try:
         outcome = cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False, obj=session)
     except VfzError as error:
@@ -65,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             session, "interrupted; what was finished is kept, and the same command goes on from there", INTERRUPTED
         )
+    except _OutputError:
+        raise
     except Exception as error:  # noqa: BLE001 - the outermost edge: one line for people, -vv for the traceback
         line = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
         return _fail(session, f"{line}; this is a bug in vfz: run again with -vv and report it", 1)
@@ -72,11 +89,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(session: Session, line: str, exit_code: int) -> int:
-    if session.verbosity >= 2:
-        for traced in traceback.format_exc().rstrip("\n").split("\n"):
-            click.echo(printable(traced), err=True)
-    click.echo(printable(f"vfz: error: {line}"), err=True)
+    lines = traceback.format_exc().rstrip("\n").split("\n") if session.verbosity >= 2 else []
+    with contextlib.suppress(
+        _OutputError
+    ):  # where stderr cannot be written there is nobody to tell it; the code says it
+        for shown in [*lines, f"vfz: error: {line}"]:
+            click.echo(printable(shown), err=True)
     return exit_code
+
+
+class _OutputError(Exception):
+    """Output cannot be written. No `OSError`, so that nobody takes it for that of a file."""
+
+
+class _Stream:
+    """stdout or stderr, whose errors are told from those of files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _output_errors():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _output_errors():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _OutputError(error) from error
+
+
+@contextlib.contextmanager
+def _own_streams() -> Iterator[None]:
+    """What is written in the block raises `_OutputError`; what cannot be written then is not tried again at the end.
+
+    Output that was closed (`>&-`) goes nowhere, and letters that the locale does not have become escapes.
+    """
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in before.items():
+        if stream is None:
+            before[name] = stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - to the very end
+        elif isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Stream(stream))
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+            try:
+                stream.flush()
+            except OSError:
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _end_without_output(session: Session, error: _OutputError) -> int:
+    """The exit code where output cannot be written; who closed a pipe (`| head`) has seen enough: nothing is said."""
+    reason: OSError = error.args[0]
+    if reason.errno == errno.EPIPE:
+        return 1
+    why = (reason.strerror or str(reason)).lower()
+    return _fail(session, f"cannot write the output: {why}; what was finished is kept: send the output elsewhere", 1)
 
 
 def run() -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.pipeline.files import is_address
 
 _INFO = "vfz_option"
 REQUIRED: Any = dataclasses.MISSING
@@ -197,10 +198,29 @@ class OptionField:
             raise wrong
         if self.kind is int and isinstance(value, float) and not value.is_integer():
             raise wrong
+        if self.kind is Path:
+            return self._path(value)
         try:
             return self.kind(value)
         except (TypeError, ValueError):
             raise wrong from None
+
+    def _path(self, value: str | Path) -> Path:
+        if is_address(value):
+            raise UsageError(
+                f"{self.flag} {str(value)!r} is an address, and vfz reads and writes files of this machine only; "
+                "give a path, such as that of a folder where the storage is mounted"
+            )
+        if not str(value) or "\0" in str(value):
+            raise UsageError(f"{self.flag} {str(value)!r} cannot be a path; give one, `.` for the folder that is here")
+        if not isinstance(value, str) or not value.startswith("~"):
+            return Path(value)
+        try:
+            return Path(value).expanduser()  # a shell leaves --out=~/x and config files as they are
+        except RuntimeError:
+            raise UsageError(
+                f"{self.flag} {value!r} begins with ~ and no user of that name; give the whole path, or ./{value}"
+            ) from None
 
 
 _KIND_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -259,11 +279,15 @@ def read_tables(path: Path) -> dict[str, Any]:
         UsageError: when the file is not there, is not TOML, mixes tables and other keys, or has defaults of a command
         that takes none.
     """
+    if is_address(path):
+        raise UsageError(f"the config file {str(path)!r} is an address; give the path of a file of this machine")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text, as TOML is; save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     tables = {key for key, value in document.items() if _is_table(value)}
     if tables and (stray := sorted(document.keys() - tables)):

@@ -181,7 +181,13 @@ def text_of_name(name: str) -> str:
 
     Bytes that are no UTF-8 become the code points that Python keeps such bytes as.
     """
-    return name if _is_plain(name) else os.fsencode(name).decode("utf-8", "surrogateescape")
+    if _is_plain(name):
+        return name
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError:  # a message with such a name in it, and letters that the locale does not have
+        raw = name.encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def name_of_text(text: str) -> str:

@@ -19,6 +19,7 @@ from vfz.pipeline.datasets.synthetic import SyntheticDataset
 from vfz.pipeline.datasets.tars import TarsDataset
 from vfz.pipeline.datasets.ucf101 import Ucf101
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.files import is_address
 from vfz.pipeline.registry import Registry
 
 __all__ = ["DATASETS", "VideoDataset", "VideoRecord", "open_dataset"]
@@ -61,7 +62,8 @@ def open_dataset(
 
     Raises:
         UnknownNameError: no such dataset.
-        UsageError: a number that this dataset does not take or that is out of range, or a root that is needed.
+        UsageError: a number that this dataset does not take or that is out of range, a root that is needed, or one that
+            is an address such as s3://….
         DatasetError: the root is not there, or is not such a dataset.
         StorageError: the files could not be written.
     """
@@ -78,6 +80,8 @@ def open_dataset(
         root = Path(os.environ[variable])
     if root is None and kind.needs_root:
         raise UsageError(f"dataset {name!r} needs to know where its videos lie; pass --root or set ${variable}")
+    if root is not None and is_address(root):
+        raise UsageError(f"the root {str(root)!r} of dataset {name!r} is an address; give a folder of this machine")
     dataset = kind.open(root, **options)
     dataset.prepare(on_progress=on_progress)
     return dataset

@@ -11,7 +11,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -82,7 +82,7 @@ class LeftOut:
         """Counts a file that is no video by its suffix."""
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each would take longer
         self.reasons[NO_VIDEO] += 1
-        self.suffixes[suffix if 1 < len(suffix) <= _LONG_SUFFIX else "others"] += 1
+        self.suffixes[suffix if 1 < len(suffix) <= _LONG_SUFFIX else "others" if suffix else "no suffix"] += 1
 
     def __str__(self) -> str:
         """`12 files left out: 8 no video (.txt, .jpg), 4 hidden`."""
@@ -184,25 +184,50 @@ def _ask_for(folder: str, names: set[str]) -> set[str]:
     return {name for name in names if os.path.exists(os.path.join(folder, name))}  # noqa: PTH110, PTH118
 
 
-def describe_lack(dataset: VideoDataset, everything: Iterable[VideoRecord]) -> list[str]:
-    """A line each for what is left out, for videos without a label and for classes without a video; most have none.
+@dataclass(frozen=True, kw_only=True)
+class Gaps:
+    """What a dataset lacks or leaves out, so that it is said first; most lack nothing.
 
-    Args:
-        dataset: as it was opened.
-        everything: all of its videos.
+    Attributes:
+        left_out: files by reason, which are none of its videos.
+        num_unlabelled: videos without a label.
+        empty_classes: names of the classes that no video has.
+        lines: the same for people.
     """
-    lines = [f"{dataset.name}: {dataset.left_out}"] if dataset.left_out.reasons else []
-    counts = Counter(record.label for record in everything)
-    if counts[None]:
-        lines.append(f"{dataset.name}: {counted(counts[None], 'video')} without a label, of {counts.total()}")
-    if empty := [name for label, name in enumerate(dataset.class_names) if label not in counts]:
-        shown = ", ".join(empty[:_SHOWN_CLASSES]) + (", …" if len(empty) > _SHOWN_CLASSES else "")
-        all_of_them = len(dataset.class_names)
-        lines.append(
-            f"{dataset.name}: {len(empty)} of {all_of_them} classes have no video: {shown}; chance is of the other "
-            f"{all_of_them - len(empty)}"
+
+    left_out: Mapping[str, int]
+    num_unlabelled: int
+    empty_classes: tuple[str, ...]
+    lines: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: VideoDataset, records: Collection[VideoRecord], everything: Iterable[VideoRecord]) -> Self:
+        """Those of a dataset.
+
+        Args:
+            dataset: as it was opened.
+            records: the videos that are wanted.
+            everything: all of its videos.
+        """
+        labels = {record.label for record in everything}
+        empty = tuple(name for label, name in enumerate(dataset.class_names) if label not in labels)
+        num_unlabelled = sum(record.label is None for record in records)
+        lines = [f"{dataset.name}: {dataset.left_out}"] if dataset.left_out.reasons else []
+        if num_unlabelled:
+            lines.append(f"{dataset.name}: {counted(num_unlabelled, 'video')} without a label, of {len(records)}")
+        if empty:
+            shown = ", ".join(empty[:_SHOWN_CLASSES]) + (", …" if len(empty) > _SHOWN_CLASSES else "")
+            num_classes = len(dataset.class_names)
+            lines.append(
+                f"{dataset.name}: {len(empty)} of {num_classes} classes have no video: {shown}; chance is of the other "
+                f"{num_classes - len(empty)}"
+            )
+        return cls(
+            left_out=dict(dataset.left_out.reasons.most_common()),
+            num_unlabelled=num_unlabelled,
+            empty_classes=empty,
+            lines=tuple(lines),
         )
-    return lines
 
 
 _SHOWN_CLASSES = 8
@@ -227,6 +252,8 @@ def is_hidden(name: str) -> bool:
 
 def is_text(name: str) -> bool:
     """Whether a name can be written as UTF-8, which file names on Linux need not be."""
+    if name.isascii():
+        return True
     try:
         name.encode()
     except UnicodeEncodeError:

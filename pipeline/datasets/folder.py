@@ -59,7 +59,7 @@ class FolderDataset(VideoDataset):
                 before, path = records[video.id].source.path, Path(video.path)
                 both = f"{before.name} and {path.name} in {path.parent}"
                 if before.parent != path.parent or file_text(before.name) == file_text(path.name):
-                    both = f"{before} and {path}, whose names are the same text"
+                    both = f"{before} and {path}, the same but for how letters are composed (Unicode NFC)"
                 raise DatasetError(f"two videos have the id {video.id!r}: {both}; rename or remove one")
             if not is_text(video.id):
                 raise DatasetError(f"the name {video.id!a} under {root} is not valid UTF-8; rename it")

@@ -111,7 +111,8 @@ class _PathLists(AnnotatedDataset):
         if not chosen:
             raise self.nothing_there(root, f"no {', '.join(path.name for path, _ in whole)}")
         used = {path for path, _ in chosen}
-        left_out.add("lists of no split", sum(not is_hidden(path.name) and path not in used for path in lists))
+        others = [path for path in lists if path not in used and not is_hidden(path.name)]
+        left_out.add("of another name than a split", len(others))
         return chosen
 
     @abstractmethod
@@ -178,11 +179,11 @@ class _ListedFiles:
             DatasetError: it is not there, and is written as another system or a shell would.
         """
         path = self._folder / name_of_text(written)
-        is_of_shell = _HOME.match(written) is not None
-        is_plain = written.isascii() and not is_of_shell and "\\" not in written
-        if is_plain or os.path.lexists(path):
+        if written.isascii() and written[0] != "~" and "\\" not in written:
             return path
-        if is_of_shell:
+        if os.path.lexists(path):
+            return path
+        if _HOME.match(written):
             raise DatasetError(f"{place}: {written!r} begins with ~, which only a shell replaces; write the whole path")
         if "\\" in written:
             raise DatasetError(f"{place}: {written!r} is not there and has backslashes; write paths with '/'")

@@ -40,6 +40,7 @@ from vfz.pipeline.datasets.base import HIDDEN, VIDEO_SUFFIXES, LeftOut, VideoRec
 from vfz.pipeline.datasets.text import Place, clean, composed, file_text, folder_text, trimmed, without_shard
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
+from vfz.pipeline.files import name_of_text
 
 _LABELS = (".cls", ".json")
 _NOT_HIDDEN = frozenset({"", ".", ".."})
@@ -139,7 +140,8 @@ def _read_tar(path: Path, split: str, left_out: LeftOut) -> Iterator[_Video]:
                 labels = [kind for kind in kinds if _suffix(kind) in _LABELS]
                 for kind in videos:  # of two, the second is refused as if it were in another tar
                     place, info = sample[kind]
-                    source = VideoSource(path=path, member=info.name, offset=info.offset_data, num_bytes=info.size)
+                    member = name_of_text(info.name)
+                    source = VideoSource(path=path, member=member, offset=info.offset_data, num_bytes=info.size)
                     _check_plain(place, info)
                     label = _read_label(archive, [sample[name] for name in _labels_of(kind, labels, sample)])
                     yield _Video(place=place, key=check_id(key, place), source=source, split=split, label=label)

@@ -85,7 +85,7 @@ def read_text(path: Path) -> str:
     """
     raw = path.read_bytes()
     if raw[:2] in {b"\xff\xfe", b"\xfe\xff"} or b"\0" in raw[:2]:
-        raise DatasetError(f"{path}, line 1: UTF-16 text (a Unicode text of Excel); save the file as CSV UTF-8")
+        raise DatasetError(f"{path}, line 1: UTF-16 text; save the file as UTF-8 (in Excel: CSV UTF-8)")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.files import text_of_name
 from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 
 if TYPE_CHECKING:
@@ -157,13 +158,13 @@ class VideoInProgress:
             split=planned.split,
             label=planned.label,
             status="ok" if ok else "missing" if self.missing else "failed",
-            reason=self.reason,
+            reason=text_of_name(self.reason),
             attempts=task.attempts.get(planned.key, 0) + (not self.missing),
             num_frames=self.num_frames if ok else 0,
             frame_start=self.frame_start if ok else 0,
             shard=task.shard,
             source_digest=self.digest,
-            source_path=str(task.sources[planned.id].absolute()),
+            source_path=text_of_name(str(task.sources[planned.id].absolute())),
             duration_seconds=self.last_pts_seconds if ok else 0.0,
             folds=planned.folds,
         )

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+from vfz.pipeline.datasets.text import clean
 from vfz.pipeline.encoder.model import FrozenEncoder
 from vfz.pipeline.engine.columns import columns_of, layers_of
 from vfz.pipeline.errors import CacheMismatchError, UsageError
 from vfz.pipeline.extraction.calibrate import DEFAULT_STORE, extend_cache, fill_cache
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.setup import Prepared
+from vfz.pipeline.files import text_of_name
 from vfz.pipeline.format.folder import CacheFolder, cache_name
 from vfz.pipeline.format.header import Contents, create_cache, sorted_columns
 from vfz.pipeline.recipe import QUANTISED, describe_difference
@@ -112,7 +114,8 @@ def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prep
             f"{cache.path} is a {contents.store} store, --store {options.store} was asked for; leave it out, or make "
             "another cache with `vfz cache convert`"
         )
-    if contents.class_names != class_names:
+    # Names were not cleaned at first: where they are the same but for that, so are the labels.
+    if class_names not in {contents.class_names, tuple(map(clean, contents.class_names))}:
         raise CacheMismatchError(
             f"{cache.path} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
             f"{', '.join(class_names[:8])}: labels would not agree; give another --name"
@@ -141,10 +144,10 @@ def _provenance(options: ExtractOptions, prepared: Prepared) -> dict[str, Any]:
     """What does not decide a number but is good to know, and what it takes to build the encoder again."""
     encoder = prepared.encoder
     return {
-        "root": str(prepared.dataset.root.absolute()),
+        "root": text_of_name(str(prepared.dataset.root.absolute())),
         "encoder_request": {
             "name": options.encoder,
-            "weights": str(options.weights.resolve()) if options.weights else None,
+            "weights": text_of_name(str(options.weights.resolve())) if options.weights else None,
             "random_weights": options.random_weights,
             "seed": options.seed or 0,
             "batch_size": options.batch_size,

@@ -74,6 +74,7 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     cache, folder = destination.cache, destination.cache.path
     catalog = open_catalog(cache) if folder.exists() else None
     rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}
+    prepared = prepared.with_ids_of(row.id for row in rows.values())
     tasks = remaining_tasks(
         cache,
         destination.contents,
@@ -115,6 +116,9 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
         dataset=str(prepared.dataset.root),
         num_done=done.pop("ok", 0),
         num_left=dict(done),
+        num_unlabelled=prepared.gaps.num_unlabelled,
+        left_out=prepared.gaps.left_out,
+        empty_classes=prepared.gaps.empty_classes,
         num_shards=len({task.shard for task in tasks}),
         work=work,
         decoding=decoding,
@@ -133,6 +137,9 @@ class DryRun:
         dataset: where the videos lie.
         num_done: videos that the cache has in full, once per view.
         num_left: those it has tried and would not try again, by what became of them.
+        num_unlabelled: videos of the splits that are wanted without a label.
+        left_out: files that lie there and are no videos of the dataset, by reason.
+        empty_classes: names of the classes that no video has.
         num_shards: shards to make or to add to.
         work: what is to be done.
         decoding: what one decode process was measured to do; None where there is nothing to do.
@@ -145,6 +152,9 @@ class DryRun:
     dataset: str
     num_done: int
     num_left: dict[str, int]
+    num_unlabelled: int
+    left_out: Mapping[str, int]
+    empty_classes: tuple[str, ...]
     num_shards: int
     work: WorkEstimate
     decoding: DecodingRates | None

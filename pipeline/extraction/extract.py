@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
+from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.engine import run_tasks
 from vfz.pipeline.engine.metrics import RunTotals, bottleneck_of, busy_shares
@@ -57,6 +57,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     cache = destination.cache
     catalog = open_catalog(cache)
     before = {row.key: row for row in LedgerRows(catalog.table)}
+    prepared = prepared.with_ids_of(row.id for row in before.values())
     _check_same_videos(cache.path, before.values(), prepared.everything, prepared.dataset, progress)
     views = options.views or 1 + max((row.view for row in before.values()), default=0)
 
@@ -97,9 +98,9 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
             # Where another process was first and added other columns, ours are still to be made.
             tasks = [task for task in prepared.share.of(remaining()) if task.shard in lost] if lost else []
     except TooManyFailuresError as error:
-        error.report = make_report(cache, open_catalog(cache), totals, time.perf_counter() - started)
+        error.report = make_report(cache, open_catalog(cache), totals, time.perf_counter() - started, prepared.gaps)
         raise
-    return make_report(cache, current_catalog(cache), totals, time.perf_counter() - started)
+    return make_report(cache, current_catalog(cache), totals, time.perf_counter() - started, prepared.gaps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,9 @@ class ExtractReport:
     Attributes:
         cache: the cache's folder.
         num_ok, num_failed, num_missing: videos in the whole cache.
+        num_unlabelled: videos of the dataset's splits that are wanted and have no label.
+        left_out: files that lie there and are no videos of the dataset, by reason.
+        empty_classes: names of the classes that no video has.
         num_lacking: those of the ok ones that have no tokens of a layer that was added later.
         num_pending: those of its plan that no process has done yet.
         num_frames: frames in the whole cache.
@@ -129,6 +133,9 @@ class ExtractReport:
     num_ok: int
     num_failed: int
     num_missing: int
+    num_unlabelled: int
+    left_out: Mapping[str, int]
+    empty_classes: tuple[str, ...]
     num_lacking: int
     num_pending: int
     num_frames: int
@@ -253,7 +260,7 @@ class _Failures:
             )
 
 
-def make_report(cache: CacheFolder, catalog: Catalog, totals: RunTotals, seconds: float) -> ExtractReport:
+def make_report(cache: CacheFolder, catalog: Catalog, totals: RunTotals, seconds: float, gaps: Gaps) -> ExtractReport:
     """What is in the cache and what this call did.
 
     Args:
@@ -261,6 +268,7 @@ def make_report(cache: CacheFolder, catalog: Catalog, totals: RunTotals, seconds
         catalog: what is in it now; another process may be adding to it.
         totals: what this call has done.
         seconds: how long that took.
+        gaps: of the dataset.
     """
     videos = LedgerRows(catalog.table)
     count = Counter(row.status for row in videos)
@@ -277,6 +285,9 @@ def make_report(cache: CacheFolder, catalog: Catalog, totals: RunTotals, seconds
         num_ok=count["ok"],
         num_failed=count["failed"],
         num_missing=count["missing"],
+        num_unlabelled=gaps.num_unlabelled,
+        left_out=gaps.left_out,
+        empty_classes=gaps.empty_classes,
         num_lacking=len({row.key for row in lacking}),
         num_pending=count["pending"],
         num_frames=sum(row.num_frames for row in videos),

@@ -16,6 +16,7 @@ from vfz.pipeline.encoder.layers import LayerTokens
 from vfz.pipeline.encoder.model import FrozenEncoder, load_encoder
 from vfz.pipeline.encoder.transforms import cropper_of
 from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
+from vfz.pipeline.files import name_of_text
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import recipe_from_dict
 
@@ -47,7 +48,7 @@ class LiveEncoder:
         weights: Path | None = None,
     ) -> None:
         self._recipe = recipe_from_dict(cache.recipe)
-        self._old_root, self._root = Path(cache.provenance["root"]), root
+        self._old_root, self._root = Path(name_of_text(cache.provenance["root"])), root
         request, spec = cache.provenance["encoder_request"], self._recipe.encoder
         recorded = Path(request["weights"]) if request["weights"] else None
         self.encoder: FrozenEncoder = load_encoder(
@@ -76,7 +77,7 @@ class LiveEncoder:
             UsageError: when it lay outside the root at extraction, so that another root does not tell where it is.
             DatasetError: when it is a member of a tar that is not there, or has no such member.
         """
-        text = row.source_path
+        text = name_of_text(row.source_path)
         if self._root is None:
             return VideoSource.parse(text)
         if not Path(text).is_relative_to(self._old_root):

@@ -29,6 +29,7 @@ from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import CacheMismatchError
+from vfz.pipeline.files import name_of_text
 from vfz.pipeline.format.commits import ShardIndex
 from vfz.pipeline.format.header import Contents
 from vfz.pipeline.format.ledger import LedgerRow, VideoKey
@@ -98,12 +99,16 @@ def remaining_tasks(
                 number=0,
                 columns=contents.columns,
                 videos=videos,
-                sources={video.id: sources.get(video.id, VideoSource(path=Path(video.path))) for video in videos},
+                sources={video.id: sources.get(video.id, _planned_source(video)) for video in videos},
                 attempts={video.key: rows[video.key].attempts for video in videos if video.key in rows},
             )
             of_shard = [cache.read_commit(path) for path in commits.get(shard, ())]
             tasks += _additions(first, of_shard, retry_failed=retry_failed) if of_shard else [first]
     return tasks
+
+
+def _planned_source(video: PlannedVideo) -> VideoSource:
+    return VideoSource(path=Path(name_of_text(video.path)))
 
 
 def complete_shards(catalog: Catalog, contents: Contents) -> frozenset[str]:
@@ -248,6 +253,7 @@ def _may_differ(video: TriedVideo, changed_ns: int, committed_ns: Mapping[str, i
 
 
 def _is_at(source: VideoSource, path: str) -> bool:
+    path = name_of_text(path)
     return str(source) == path or str(source.absolute()) == path  # the first is the quicker one to find out
 
 

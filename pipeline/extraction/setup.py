@@ -5,11 +5,13 @@ Cost: listing the videos (`synthetic` renders them where they are not there), an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.datasets import open_dataset
-from vfz.pipeline.datasets.base import VideoDataset, VideoRecord, describe_missing, present_ids
+from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord, describe_missing, present_ids
+from vfz.pipeline.datasets.text import composed
 from vfz.pipeline.decoding import DEFAULT_DECODER, get_decoder
 from vfz.pipeline.devices import device_for
 from vfz.pipeline.encoder.layers import LAYERS_VERSION
@@ -49,6 +51,9 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
         raise UsageError(f"--flip would change classes of {options.dataset}, which tell left from right; leave it out")
     everything = dataset.videos()
     records = _choose_splits(everything, dataset, options.splits)
+    gaps = Gaps.of(dataset, records, everything)
+    for line in gaps.lines:
+        progress.note(line)
     present = present_ids(records)
     if len(present) < len(records):
         missing = len(records) - len(present)
@@ -73,6 +78,7 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
         everything=everything,
         records=records,
         present=present,
+        gaps=gaps,
         request=request,
         encoder=encoder,
         recipe=make_recipe(encoder, options, dataset),
@@ -89,6 +95,7 @@ class Prepared:
         everything: all of them.
         records: those of the splits that are wanted.
         present: ids of those whose files are there.
+        gaps: what the dataset lacks or leaves out.
         request: how any process builds the encoder.
         encoder: the same, built.
         recipe: what decides the numbers.
@@ -99,10 +106,32 @@ class Prepared:
     everything: list[VideoRecord]
     records: list[VideoRecord]
     present: frozenset[str]
+    gaps: Gaps
     request: EncoderRequest
     encoder: FrozenEncoder
     recipe: Recipe
     share: Share
+
+    def with_ids_of(self, known: Iterable[str]) -> Prepared:
+        """The same, with videos called as a cache calls them: at first, ids were not composed.
+
+        Args:
+            known: the ids of the cache.
+        """
+        known = set(known)
+        old = {text: name for name in known if not name.isascii() and (text := composed(name)) not in known}
+        if not old:
+            return self
+
+        def renamed(records: list[VideoRecord]) -> list[VideoRecord]:
+            return [replace(record, id=old.get(record.id, record.id)) for record in records]
+
+        return replace(
+            self,
+            everything=renamed(self.everything),
+            records=renamed(self.records),
+            present=frozenset(old.get(video_id, video_id) for video_id in self.present),
+        )
 
 
 def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:

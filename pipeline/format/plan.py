@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.errors import CacheFormatError
-from vfz.pipeline.files import read_checked_json, storage_errors, write_checked_json_once
+from vfz.pipeline.files import read_checked_json, storage_errors, text_of_name, write_checked_json_once
 from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def make_plan(
             view=view,
             split=record.split,
             label=record.label,
-            path=str(record.source),
+            path=text_of_name(str(record.source)),
             folds=dict(record.folds),
         )
         for view in views

@@ -29,6 +29,7 @@ from vfz.pipeline.decoding import get_decoder
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.encoder.transforms import SeenCrop, cropper_of, seen_crop
 from vfz.pipeline.errors import DatasetError, DecodeError, UsageError
+from vfz.pipeline.files import name_of_text
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import Recipe, recipe_from_dict
 from vfz.temporal.data.sampling import nearest
@@ -184,7 +185,7 @@ class FrameTargets:
     def _decoded_size(self, video: LedgerRow) -> tuple[int, int]:
         frames = self._recipe.frames
         try:
-            first = next(get_decoder(frames.decoder).frames(VideoSource.parse(video.source_path), frames))
+            first = next(get_decoder(frames.decoder).frames(VideoSource.parse(name_of_text(video.source_path)), frames))
         except (DecodeError, DatasetError) as error:
             raise DatasetError(
                 f"video {video.id!r}: the size of its frames is not known, which its targets need ({error}); "
@@ -196,7 +197,7 @@ class FrameTargets:
 
 def default_targets_path(cache: FeatureCache) -> Path:
     """Where the targets of a cache's dataset lie unless told otherwise: with its videos."""
-    return Path(cache.provenance["root"]) / TARGETS_FILE
+    return Path(name_of_text(cache.provenance["root"])) / TARGETS_FILE
 
 
 def _loaded(targets: Targets | Path | str, task: str) -> Targets:

@@ -105,6 +105,15 @@ def num_missing(cache: FeatureCache, split: str, *, layers: Layers, parts: str) 
     return cache.num_planned(split) - len(cache.ok_videos(split, layers=layers, parts=parts_of(parts)))
 
 
+def num_unlabelled(
+    caches: Sequence[FeatureCache], split: str, *, layers: Layers | None = None, parts: str = "all", view: int = 0
+) -> int:
+    """How many videos of a split have these tokens and no label."""
+    having = [cache for cache in caches if split in cache.splits]
+    rows = [row for cache in having for row in cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))]
+    return sum(row.label is None for row in rows)
+
+
 def choose_eval_split(
     cache: FeatureCache, asked: str | None, *, layers: Layers | None = None, parts: str = "all"
 ) -> str:

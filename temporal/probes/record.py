@@ -77,7 +77,7 @@ class ProbeReport:
         num_eval_planned: both together.
         top1_of_planned: share of those, where a missing video counts as wrong.
         best_head_on_validation: the greatest top-1 over all settings on the reported split itself: what others publish.
-        chance: accuracy of guessing evenly.
+        chance: accuracy of guessing evenly among the classes that some video of the cache has.
         shots: of the training split, as asked; None for all of it.
         num_train: training videos, held-out ones among them.
         chosen: settings chosen on the held-out part, of the first seed.

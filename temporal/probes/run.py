@@ -107,6 +107,7 @@ class _Job:
             self._progress.note(f"{folder} has this result already; --force probes again")
             return report_of(record, folder=folder, reused=True)
         started = time.perf_counter()
+        self._sources.tell_unlabelled(self._progress)
         train = self._sources.held(self._options.train_split, self._kind, self._pool)
         evaluated = self._sources.held(self._sources.eval_split, self._kind, self._pool)
         runs = [self._fit(train, evaluated, self._options.seed + turn) for turn in range(self._options.seeds)]
@@ -195,7 +196,7 @@ class _Job:
             top1_of_planned=interval.mean * num_clips / num_planned,
             eval_split=sources.eval_split,
             best_head_on_validation=statistics.fmean(run["heads"][run["best_head"]]["eval_top1"] for run in runs),
-            chance=1 / len(self._cache.class_names),
+            chance=1 / sources.num_present_classes(),
             shots=options.shots[0] if options.shots else None,
             num_train=runs[0]["num_train"],
             chosen=runs[0]["chosen"],

@@ -18,13 +18,13 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import from_utf8
-from vfz.pipeline.progress import Progress
+from vfz.pipeline.progress import Progress, counted
 from vfz.temporal.data.derived import DerivedFeatures, derived_features
 from vfz.temporal.data.features import CacheFeatures, Features, rows_in_views
 from vfz.temporal.data.pooling import frame_tokens
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import default_targets_path
-from vfz.temporal.data.videos import check_layers, choose_eval_split
+from vfz.temporal.data.videos import check_layers, choose_eval_split, num_unlabelled
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.probes.fitters import ProbeKind
 from vfz.temporal.probes.options import ProbeOptions
@@ -166,6 +166,18 @@ class Sources:
     def num_planned(self, split: str) -> int:
         """Videos of a split (classify: with a label), whether they can be read or not."""
         return len(self._planned(split))
+
+    def num_present_classes(self) -> int:
+        """Classes that some video of the cache has, in whatever split; numbered labels may leave some out."""
+        labels = self.cache.table().column("label").unique().to_pylist()
+        return len(set(labels) - {None})
+
+    def tell_unlabelled(self, progress: Progress) -> None:
+        """Says how many videos of the two splits are left out for want of a label."""
+        for split in dict.fromkeys((self._options.train_split, self.eval_split)):
+            count = num_unlabelled([self.cache], split, layers=self.layers, parts=self.parts) if self._labelled else 0
+            if count:
+                progress.note(f"{counted(count, 'video')} of {split} without a label: left out")
 
     def labels_digest(self) -> str:
         """SHA-256 over the class names and the classes of all videos of both splits, sorted; or over the targets."""

@@ -22,7 +22,7 @@ from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import TokenSource
-from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, first_eval_split
+from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, first_eval_split, num_unlabelled
 from vfz.temporal.model import ModelConfig
 from vfz.temporal.tasks import TASKS, Task
 from vfz.temporal.tasks.classify import ClassifyMetrics, ClassifyTask, clip_logits
@@ -42,7 +42,8 @@ class Evaluation:
         split: which videos.
         num_videos: videos evaluated.
         num_clips: clips of them.
-        num_missing: videos of the split that are not in the cache (or without label), which count in nothing.
+        num_missing: videos of the split that are not in the cache, which count in nothing.
+        num_unlabelled: those that are and have no label, where the task needs one; they count in nothing, either.
         shares: how the names of metrics begin that are shares of 1.
     """
 
@@ -52,6 +53,7 @@ class Evaluation:
     num_videos: int
     num_clips: int
     num_missing: int
+    num_unlabelled: int = 0
     shares: tuple[str, ...] = ()
 
     @property
@@ -62,13 +64,15 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the metrics by their names, and the denominators."""
         counts = {"num_eval_videos": self.num_videos, "num_eval_clips": self.num_clips}
-        return {"split": self.split, **self.metrics, **counts, "num_eval_missing": self.num_missing}
+        left_out = {"num_eval_missing": self.num_missing, "num_eval_unlabelled": self.num_unlabelled}
+        return {"split": self.split, **self.metrics, **counts, **left_out}
 
     def lines(self) -> dict[str, str]:
         """For people: every metric, then what it was measured on."""
         counts = {name: value for name, value in self.metrics.items() if name.startswith(COUNT_PREFIX)}
         shown = {name: self._shown(name, value) for name, value in self.metrics.items() if name not in counts}
         missing = f"; {self.num_missing} more are not in the cache" if self.num_missing else ""
+        missing += f"; {self.num_unlabelled} more have no label" if self.num_unlabelled else ""
         measured = ", ".join(f"{value:,.0f} {name.removeprefix(COUNT_PREFIX)}" for name, value in counts.items())
         return {
             self.headline: shown.pop(self.headline),
@@ -110,6 +114,7 @@ def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: 
         num_videos=clips.num_videos,
         num_clips=int(ranks.sum(num_clips)),
         num_missing=clips.num_missing,
+        num_unlabelled=clips.num_unlabelled,
         shares=loss.task.shares,
     )
 
@@ -121,7 +126,8 @@ class EvalClips:
     Attributes:
         loader: of its videos.
         split: its name.
-        num_missing: videos of the split that are not evaluated: not in the cache, or without a label that is needed.
+        num_missing: videos of the split that are not evaluated, since they are not in the cache.
+        num_unlabelled: those that are not, since they have no label and it is needed.
         segments: clips of each video and view, spread over it.
         all_views: whether each cached view of a video is a clip, or the first only.
     """
@@ -129,6 +135,7 @@ class EvalClips:
     loader: ClipLoader
     split: str
     num_missing: int
+    num_unlabelled: int
     segments: int = 1
     all_views: bool = False
 
@@ -188,6 +195,8 @@ def eval_clips_of(
     videos = clip_videos(
         caches, chosen, layers=config.encoder_layers, parts=config.parts, views=views, labelled=labelled
     )
+    tokens: Any = {"layers": config.encoder_layers, "parts": config.parts, "view": views[0]}
+    unlabelled = num_unlabelled(caches, chosen, **tokens) if labelled else 0
     planned = sum(cache.num_planned(chosen, view=views[0]) for cache in caches if chosen in cache.splits)
     return EvalClips(
         loader=ClipLoader(
@@ -201,7 +210,8 @@ def eval_clips_of(
             world_size=ranks.world_size,
         ),
         split=chosen,
-        num_missing=planned - len(videos),
+        num_missing=planned - len(videos) - unlabelled,
+        num_unlabelled=unlabelled,
         segments=segments,
         all_views=len(views) > 1,
     )

@@ -21,7 +21,7 @@ from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import Augmentation, ClipRule
 from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
-from vfz.temporal.data.videos import as_caches, check_parts, clip_videos, common_class_names
+from vfz.temporal.data.videos import as_caches, check_parts, clip_videos, common_class_names, num_unlabelled
 from vfz.temporal.model import ModelConfig, TemporalModel
 from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.distributed import Ranks
@@ -47,6 +47,7 @@ class Experiment:
         model: with fresh weights, on the device.
         task: its loss and metrics.
         train_clips: clips to train on, in batches of one part of a step.
+        num_unlabelled: training videos that are left out, since they have no label and the task needs one.
         num_short: training videos shorter than a clip, whose last frame is repeated and masked.
         eval_clips: clips to evaluate on.
     """
@@ -58,6 +59,7 @@ class Experiment:
     model: TemporalModel
     task: Task[Any]
     train_clips: ClipLoader
+    num_unlabelled: int
     num_short: int
     eval_clips: EvalClips
 
@@ -156,6 +158,9 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
             rank=ranks.rank,
             world_size=ranks.world_size,
         ),
+        num_unlabelled=0
+        if task.needs_targets
+        else num_unlabelled(caches, options.train_split, layers=layers, parts=options.parts, view=options.views[0]),
         num_short=sum(not rule.fits(video.rows[0].num_frames) for video in videos) if not options.clip_seconds else 0,
         eval_clips=eval_clips_of(
             source,

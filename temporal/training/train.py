@@ -13,7 +13,7 @@ from typing import Any
 
 from vfz.pipeline.errors import RunError
 from vfz.pipeline.files import make_folder
-from vfz.pipeline.progress import Progress, SilentProgress, stop_on_signals
+from vfz.pipeline.progress import Progress, SilentProgress, counted, stop_on_signals
 from vfz.temporal.training.distributed import join_ranks
 from vfz.temporal.training.evaluation import Evaluation
 from vfz.temporal.training.experiment import Experiment, build_experiment
@@ -120,6 +120,8 @@ def _open_folder(experiment: Experiment) -> None:
 
 
 def _say_what_is_short(experiment: Experiment, progress: Progress) -> None:
+    if experiment.num_unlabelled:
+        progress.note(f"{counted(experiment.num_unlabelled, 'training video')} without a label: left out")
     if experiment.num_short:
         progress.note(
             f"{experiment.num_short} of {experiment.train_clips.num_clips} training videos are shorter than a clip of "
