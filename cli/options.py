@@ -23,6 +23,7 @@ import click
 
 from vfz.pipeline.config import OptionField, Options
 from vfz.pipeline.errors import UsageError, nearest_names
+from vfz.pipeline.files import text_of_name
 
 VERBOSE_HELP = "-v: show every option's value. -vv: also tracebacks of errors."
 OptionsType = TypeVar("OptionsType", bound=Options)
@@ -69,6 +70,7 @@ def command(
             session.verbosity = max(session.verbosity, verbose)
             session.json = as_json
             flags = {name: value or None if isinstance(value, tuple) else value for name, value in flags.items()}
+            flags |= _texts(options_type, flags)
             if config is None:
                 _check_argument(options_type, argument, flags)
                 options = options_type.from_mapping(flags, where="the command line")
@@ -142,6 +144,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _texts(options_type: type[Options], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given for options that are text and no paths, as UTF-8: the system hands over bytes."""
+    texts = {field.name: flags.get(field.name) for field in options_type.option_fields() if field.kind is str}
+    return {
+        name: tuple(map(text_of_name, value)) if isinstance(value, tuple) else text_of_name(value)
+        for name, value in texts.items()
+        if value is not None
+    }
 
 
 def _check_argument(options_type: type[Options], argument: str | None, flags: dict[str, Any]) -> None:

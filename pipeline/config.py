@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
-from vfz.pipeline.files import is_address
+from vfz.pipeline.files import is_address, name_of_text
 
 _INFO = "vfz_option"
 REQUIRED: Any = dataclasses.MISSING
@@ -131,7 +131,9 @@ class Options:
     def from_toml(cls, path: Path | str, *, command: str, overrides: Mapping[str, Any] | None = None) -> Self:
         """Options from a TOML file, `overrides` (flags) winning over it."""
         values = read_toml(Path(path), command=command)
+        paths = {field.name for field in cls.option_fields() if field.kind is Path}
         merged = {key.replace("-", "_"): value for key, value in values.items()}
+        merged = {name: _as_names(value) if name in paths else value for name, value in merged.items()}
         merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
         return cls.from_mapping(merged, where=str(path))
 
@@ -224,6 +226,13 @@ class OptionField:
 
 
 _KIND_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+def _as_names(value: Any) -> Any:
+    """Paths in a file, which is UTF-8, as the file system's functions take them."""
+    if isinstance(value, list):
+        return [_as_names(item) for item in value]
+    return name_of_text(value) if isinstance(value, str) else value
 
 
 def _kind_of(hint: Any) -> tuple[type, bool]:

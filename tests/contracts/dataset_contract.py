@@ -1,17 +1,24 @@
 """What every kind of dataset promises: subclass `DatasetContract` as `Test<Kind>`, with an `open_again` fixture.
 
-Kinds whose annotations say which videos there are subclass `AnnotatedDatasetContract`.
+Kinds whose annotations say which videos there are subclass `AnnotatedDatasetContract`. Those that read what people
+write, be it names of folders only, have a subclass of `ReadingContract` as well.
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
+import unicodedata
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers.video_files import Dress
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from vfz.pipeline.datasets import DATASETS, VideoDataset, VideoRecord
+from vfz.pipeline.datasets import DATASETS, VideoDataset, VideoRecord, open_dataset
 from vfz.pipeline.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -103,3 +110,48 @@ class AnnotatedDatasetContract(DatasetContract):
     def test_a_root_that_is_not_there_is_told(self, dataset, tmp_path):
         with pytest.raises(DatasetError, match="nowhere does not exist; give --root "):
             type(dataset).open(tmp_path / "nowhere")
+
+
+NAMES = st.text("abzAZ09 ,;'\"éüñÅ한ệ_-()", min_size=1, max_size=8).map(str.strip).filter(bool)
+"""As people call videos and classes; composed (NFC), and without blanks at the ends."""
+TABLES = st.lists(
+    st.tuples(NAMES, st.integers(0, 3), st.booleans()), min_size=1, max_size=6, unique_by=lambda row: row[0].casefold()
+)
+DRESSES = st.builds(
+    Dress,
+    random=st.randoms(use_true_random=False),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    delimiter=st.sampled_from([",", ";", "\t"]),
+)
+
+
+class ReadingContract:
+    """A table of videos comes back, however it is dressed up.
+
+    Attributes:
+        kind: its name.
+        splits: two that it has.
+    """
+
+    kind: str
+    splits = ("train", "val")
+
+    def write(self, root: Path, rows: list[tuple[str, str, str]], dress: Dress) -> dict[str, tuple[str, str]]:
+        """Writes videos of (name, class, split); gives split and class by the id that each is to have."""
+        raise NotImplementedError
+
+    @settings(
+        max_examples=30, deadline=None, suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow]
+    )
+    @given(TABLES, NAMES, DRESSES)
+    def test_a_table_comes_back_however_it_is_dressed_up(self, table, class_name, dress):
+        # of `k` and not a number, since classes are either all numbers or none
+        rows = [(name, f"k{number} {class_name}", self.splits[is_second]) for name, number, is_second in table]
+        with tempfile.TemporaryDirectory() as folder:
+            expected = self.write(Path(folder), rows, dress)
+            dataset = open_dataset(self.kind, root=folder)
+            records = dataset.videos()
+            assert {r.id: (r.split, dataset.class_names[r.label]) for r in records} == expected
+            assert all(record.source.exists() for record in records)
+            assert all(unicodedata.is_normalized("NFC", record.id) for record in records)
+            assert set(dataset.left_out.reasons) <= {"hidden"}

@@ -1,5 +1,8 @@
-"""Video files whose frames show their own numbers, and trees of files that stand for videos."""
+"""Video files whose frames show their own numbers, trees of files that stand for videos, and tables dressed up."""
 
+import random
+import unicodedata
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -92,3 +95,59 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
 def touch(root: Path, *names: str) -> None:
     """Files that need not be decoded."""
     write_tree(root, dict.fromkeys(names, "x"))
+
+
+# --- tables of videos, dressed up as people and their programs write them ---
+
+JUNK = ("._{}", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._{}", "@eaDir/{}/x.jpg")
+"""What other systems leave beside a video."""
+
+
+@dataclass
+class Dress:
+    """Ways to write the same, chosen at random for each text anew."""
+
+    random: random.Random
+    newline: str = "\n"
+    delimiter: str = ","
+
+    def letters(self, text):
+        """Each in one piece or in two."""
+        return unicodedata.normalize(self.random.choice(("NFC", "NFD")), text)
+
+    def blanks(self, most=2):
+        return " " * self.random.randint(0, most)
+
+    def cased(self, text):
+        return self.random.choice((str.lower, str.upper, str.title))(text)
+
+    def quoted(self, text):
+        """Between quotes where it must be, and sometimes where it need not."""
+        if self.random.random() < 0.3 or set(text) & {self.delimiter, '"', "\n"}:
+            text = '"' + text.replace('"', '""') + '"'
+        return text
+
+    def row(self, cells):
+        return self.delimiter.join(f"{self.blanks()}{self.quoted(self.letters(cell))}{self.blanks()}" for cell in cells)
+
+    def header(self, names):
+        return self.row(self.cased(name) for name in names)
+
+    def file(self, lines):
+        """The bytes of a text file."""
+        text = self.newline.join([*lines, *[self.blanks() for _ in range(self.random.randint(0, 3))]])
+        return (self.random.choice(("", "\ufeff")) + text).encode()
+
+    def write(self, path, lines):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.file(lines))
+
+    def touch(self, root, *parts):
+        """An empty file that stands for a video, its folders and its name in any letters, with junk beside it."""
+        path = root.joinpath(*map(self.letters, parts))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        for junk in self.random.sample(JUNK, 2):
+            beside = path.parent / junk.format("x.mp4")
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.touch()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from contracts.dataset_contract import DatasetContract
+from contracts.dataset_contract import DatasetContract, ReadingContract
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import VIDEO_SUFFIXES
@@ -143,3 +143,12 @@ def test_numbers_of_the_synthetic_dataset_are_refused(tmp_path):
     touch(tmp_path / "train" / "a" / "1.mp4")
     with pytest.raises(UsageError, match="--num-videos belongs to dataset synthetic"):
         open_dataset("folder", root=tmp_path, num_videos=3)
+
+
+class TestFolderReading(ReadingContract):
+    kind = "folder"
+
+    def write(self, root, rows, dress):
+        for name, class_name, split in rows:
+            dress.touch(root, split, class_name, f"{name}{dress.cased('.mp4')}")
+        return {f"{split}/{class_name}/{name}": (split, class_name) for name, class_name, split in rows}

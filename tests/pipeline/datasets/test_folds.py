@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from contracts.dataset_contract import AnnotatedDatasetContract
+from contracts.dataset_contract import AnnotatedDatasetContract, ReadingContract
 from helpers.video_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
@@ -145,3 +145,37 @@ def test_hmdb51_without_its_splits_says_what_was_tried(tmp_path):
     touch(tmp_path, "walk/c.avi")
     with pytest.raises(DatasetError, match=r"has no <class>_test_split1\.txt \(also tried: testTrainMulti_7030"):
         open_dataset("hmdb51", root=tmp_path)
+
+
+class TestUcf101Reading(ReadingContract):
+    kind, splits = "ucf101", ("train", "test")
+
+    def write(self, root, rows, dress):
+        numbers = {name: number for number, name in enumerate(sorted({row[1] for row in rows}), start=1)}
+        dress.write(root / "classInd.txt", [f"{number}  {dress.letters(name)}" for name, number in numbers.items()])
+        for split in self.splits:
+            lines = [
+                f"{dress.letters(f'{class_name}/{name}.avi')}{f' {numbers[class_name]}' if split == 'train' else ''}"
+                for name, class_name, of_split in rows
+                if of_split == split
+            ]
+            dress.write(root / f"{split}list01.txt", [f"{line}{dress.blanks()}" for line in lines])
+        for name, class_name, _ in rows:
+            dress.touch(root, "videos", class_name, f"{name}.avi")
+        return {f"{class_name}/{name}": (split, class_name) for name, class_name, split in rows}
+
+
+class TestHmdb51Reading(ReadingContract):
+    kind, splits = "hmdb51", ("train", "test")
+
+    def write(self, root, rows, dress):
+        for class_of_file in {row[1] for row in rows}:
+            lines = [
+                f"{dress.letters(name)}.avi{' ' * dress.random.randint(1, 3)}{1 + (split == 'test')}{dress.blanks()}"
+                for name, class_name, split in rows
+                if class_name == class_of_file
+            ]
+            dress.write(root / f"{dress.letters(class_of_file)}_test_split1.txt", lines)
+        for name, class_name, _ in rows:
+            dress.touch(root, class_name, f"{name}.avi")
+        return {f"{class_name}/{name}": (split, class_name) for name, class_name, split in rows}

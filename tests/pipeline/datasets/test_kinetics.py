@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from contracts.dataset_contract import AnnotatedDatasetContract
+from contracts.dataset_contract import AnnotatedDatasetContract, ReadingContract
 from helpers.video_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
@@ -180,3 +180,15 @@ def test_the_environment_says_where_it_is(tmp_path, monkeypatch):
     touch(write_tree(tmp_path, OFFICIAL), f"{STEMS['--EaS9P7ZdQ_14_24']}.mp4")
     monkeypatch.setenv("VFZ_DATA_K700", str(tmp_path))
     assert open_dataset("k700").root == tmp_path
+
+
+class TestKineticsReading(ReadingContract):
+    kind = "k400"
+
+    def write(self, root, rows, dress):
+        columns = ["label", "youtube_id", "time_start", "time_end", "split", "is_cc"]
+        cells = [[class_name, name, "7", "17", split, "0"] for name, class_name, split in rows]
+        dress.write(root / "train.csv", [dress.header(columns), *map(dress.row, cells)])
+        for name, _, _ in rows:
+            dress.touch(root, "clips", f"{name}_000007_000017.mp4")
+        return {f"{name}_7_17": (split, class_name) for name, class_name, split in rows}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from contracts.dataset_contract import AnnotatedDatasetContract
+from contracts.dataset_contract import AnnotatedDatasetContract, ReadingContract
 from helpers.video_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
@@ -126,3 +126,34 @@ def test_without_lists_or_without_their_videos_it_says_what_was_looked_for(tmp_p
     write_tree(tmp_path, {"train.csv": ""})
     with pytest.raises(DatasetError, match="none of the 0 videos that are listed; give"):
         open_dataset("list", root=tmp_path)
+
+
+class TestCsvReading(ReadingContract):
+    kind = "csv"
+
+    def write(self, root, rows, dress):
+        cells = [[f"clips/{name}.mp4", class_name, split] for name, class_name, split in rows]
+        dress.write(root / "train.csv", [dress.header(["path", "label", "split"]), *map(dress.row, cells)])
+        for name, _, _ in rows:
+            dress.touch(root, "clips", f"{name}.mp4")
+        return {f"clips/{name}.mp4": (split, class_name) for name, class_name, split in rows}
+
+
+class TestListReading(ReadingContract):
+    kind = "list"
+
+    def write(self, root, rows, dress):
+        """Classes are their numbers."""
+        numbers = {name: class_name[1] for name, class_name, _ in rows}
+        for split in self.splits:
+            lines = [self._line(name, numbers[name], dress) for name, _, of_split in rows if of_split == split]
+            dress.write(root / f"{split}.txt", lines)
+        for name, _, _ in rows:
+            dress.touch(root, f"{name}.mp4")
+        return {f"{name}.mp4": (split, numbers[name]) for name, _, split in rows}
+
+    def _line(self, name, number, dress):
+        path = dress.letters(f"{name}.mp4")
+        if path.startswith('"') or dress.random.random() < 0.3:
+            path = '"' + path.replace('"', '""') + '"'
+        return f"{dress.blanks()}{path}{dress.random.choice([' ', '  ', chr(9)])}{number}{dress.blanks()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from contracts.dataset_contract import AnnotatedDatasetContract
+from contracts.dataset_contract import AnnotatedDatasetContract, ReadingContract
 from helpers.video_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
@@ -110,3 +110,22 @@ def test_without_labels_or_without_any_split_it_says_what_was_tried(tmp_path):
     write_tree(tmp_path / "b", {"labels.json": files["labels.json"]})
     with pytest.raises(DatasetError, match=r"has no train\.json, validation\.json or test\.json"):
         open_dataset("ssv2", root=tmp_path / "b")
+
+
+class TestSsv2Reading(ReadingContract):
+    kind = "ssv2"
+
+    def write(self, root, rows, dress):
+        classes = sorted({class_name for _, class_name, _ in rows})
+        labels = {f" {dress.letters(name)}": str(number) for number, name in enumerate(classes)}
+        dress.write(root / "labels.json", [json.dumps(labels, ensure_ascii=False)])
+        for split, name in (("train", "train"), ("val", "validation")):
+            entries = [
+                {"id": f"{dress.letters(name)} ", "template": f"[{dress.letters(class_name)}]{dress.blanks()}"}
+                for name, class_name, of_split in rows
+                if of_split == split
+            ]
+            dress.write(root / f"{name}.json", [json.dumps(entries, indent=1)])
+        for name, _, _ in rows:
+            dress.touch(root, "videos", f"{name}.webm")
+        return {name: (split, class_name) for name, class_name, split in rows}

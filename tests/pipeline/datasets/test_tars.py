@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import tarfile
 import warnings
 
 import av
 import pytest
 import webdataset
-from contracts.dataset_contract import DatasetContract
+from contracts.dataset_contract import DatasetContract, ReadingContract
 from helpers.video_files import VIDEOS, touch
 
 from vfz.pipeline.datasets import open_dataset
@@ -229,3 +230,18 @@ def test_a_folder_without_tars_says_what_belongs_there(tmp_path):
     touch(tmp_path, "train/a.mp4")
     with pytest.raises(DatasetError, match=r"has no tars; give --root a folder with <split>/\*\.tar"):
         open_dataset("tars", root=tmp_path)
+
+
+class TestTarsReading(ReadingContract):
+    kind = "tars"
+
+    def write(self, root, rows, dress):
+        for split in self.splits:
+            members = []
+            for name, class_name, of_split in rows:
+                if of_split == split:
+                    key, label = dress.letters(name), json.dumps({"label": f" {dress.letters(class_name)}"})
+                    members += [(f"{key}{dress.cased('.mp4')}", "x"), (f"{key}{dress.cased('.json')}", label)]
+                    members += [(f"__MACOSX/{key}.mp4", "x"), (f"./._{key}.mp4", "x")]
+            write_tar(root / f"{split}-00000-of-00001.tar", members)
+        return {name: (split, class_name) for name, class_name, split in rows}
