@@ -90,9 +90,7 @@ def _call(session: Session, arguments: Sequence[str] | None) -> int:
 
 def _fail(session: Session, line: str, exit_code: int) -> int:
     lines = traceback.format_exc().rstrip("\n").split("\n") if session.verbosity >= 2 else []
-    with contextlib.suppress(
-        _OutputError
-    ):  # where stderr cannot be written there is nobody to tell it; the code says it
+    with contextlib.suppress(_OutputError):  # where nobody can be told, the exit code says it
         for shown in [*lines, f"vfz: error: {line}"]:
             click.echo(printable(shown), err=True)
     return exit_code

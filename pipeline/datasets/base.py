@@ -84,15 +84,23 @@ class LeftOut:
         self.reasons[NO_VIDEO] += 1
         self.suffixes[suffix if 1 < len(suffix) <= _LONG_SUFFIX else "others" if suffix else "no suffix"] += 1
 
+    def counts(self) -> dict[str, int]:
+        """How many for each reason, the most first."""
+        return _ordered(self.reasons)
+
     def __str__(self) -> str:
         """`12 files left out: 8 no video (.txt, .jpg), 4 hidden`."""
         reasons = []
-        for reason, count in self.reasons.most_common():
-            shown = [suffix for suffix, _ in self.suffixes.most_common(_SHOWN_SUFFIXES)] if reason == NO_VIDEO else []
+        for reason, count in self.counts().items():
+            shown = list(_ordered(self.suffixes))[:_SHOWN_SUFFIXES] if reason == NO_VIDEO else []
             more = ["…"] if shown and len(self.suffixes) > len(shown) else []
             named = f" ({', '.join([*shown, *more])})" if shown else ""
             reasons.append(f"{count} {reason}{named}")
         return f"{counted(self.reasons.total(), 'file')} left out: {', '.join(reasons)}"
+
+
+def _ordered(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 NO_VIDEO, HIDDEN, NOT_ANNOTATED = "no video", "hidden", "not in the annotations"
@@ -223,7 +231,7 @@ class Gaps:
                 f"{num_classes - len(empty)}"
             )
         return cls(
-            left_out=dict(dataset.left_out.reasons.most_common()),
+            left_out=dataset.left_out.counts(),
             num_unlabelled=num_unlabelled,
             empty_classes=empty,
             lines=tuple(lines),

@@ -1,8 +1,11 @@
 """The command line as a process: quick help, one line for an error, the right exit code."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +95,42 @@ def test_a_traceback_is_shown_only_with_two_vs(tmp_path):
     assert "Traceback" not in vfz(*wrong, "-v", cwd=tmp_path).stderr
     assert "Traceback" in vfz(*wrong, "-vv", cwd=tmp_path).stderr
     assert "Traceback" in vfz("-vv", *wrong, cwd=tmp_path).stderr
+
+
+STORE = str(Path(__file__).parents[1] / "data" / "old_stores" / "zarr-fp16")
+OUTPUTS = [["--help"], ["--version"], ["cache", "ls", STORE], ["cache", "ls", STORE, "--json"]]
+
+
+def shell(line, arguments, **more):
+    """A line of bash in which V is vfz with these arguments."""
+    command = line.replace("V", shlex.join([sys.executable, "-m", "vfz.cli", *arguments]))
+    return subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, **more)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=" ".join)
+def test_output_to_a_full_disk_is_one_line_and_to_a_closed_pipe_none(arguments, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    full = shell("V > /dev/full", arguments, env=environment)
+    assert (full.returncode, full.stdout) == (1, "")
+    assert full.stderr.startswith("vfz: error: cannot write the output: no space left on device; what was finished")
+    assert full.stderr.count("\n") == 1
+    closed = shell("V | true", arguments, env=environment)
+    assert (closed.returncode in (0, 1), closed.stderr) == (True, "")
+
+
+def test_closed_and_full_streams_do_not_change_what_a_command_comes_to():
+    assert shell("V >&-", ["cache", "ls", STORE]).returncode == 0
+    for line in ("V 2>&-", "V 2>/dev/full"):
+        ran = shell(line, ["cache", "ls", "nowhere"])
+        assert (ran.returncode, ran.stdout + ran.stderr) == (2, "")
+
+
+def test_letters_that_the_locale_does_not_have_are_escaped(tmp_path):
+    (tmp_path / "Café").mkdir()
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = shell("V", ["cache", "info", "Größe"], cwd=tmp_path, env=environment)
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith("vfz: error: Gr")

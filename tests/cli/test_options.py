@@ -1,6 +1,7 @@
 """Flags, TOML and Python go through one dataclass: same names, same defaults, same checks."""
 
 import dataclasses
+from pathlib import Path
 
 import click
 import pytest
@@ -10,9 +11,10 @@ from vfz.cli.options import command
 from vfz.pipeline.config import COMMANDS, Options, option, read_toml
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.maintenance.options import InfoOptions, LsOptions, RepairOptions, VerifyOptions
-from vfz.temporal.probes.options import DemoOptions, ProbeOptions
-from vfz.temporal.training.options import TrainOptions
+from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOptions, RepairOptions, VerifyOptions
+from vfz.temporal.probes.options import CompareOptions, DemoOptions, ProbeOptions
+from vfz.temporal.training.options import EvaluateOptions, TrainOptions
+from vfz.temporal.workflow import RunOptions
 
 pytestmark = pytest.mark.quick
 
@@ -126,3 +128,41 @@ def test_every_command_may_have_a_table_in_a_config_file():
     from vfz.cli.main import cli
 
     assert set(cli.list_commands(click.Context(cli))) == COMMANDS
+
+
+PATHS = [
+    (kind, field)
+    for kind in (ExtractOptions, TrainOptions, EvaluateOptions, ProbeOptions, CompareOptions, DemoOptions, LsOptions,
+                 InfoOptions, VerifyOptions, RepairOptions, ConvertOptions, RunOptions)
+    for field in kind.option_fields()
+    if field.kind is Path
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "field"), PATHS, ids=[f"{kind.__name__}.{field.name}" for kind, field in PATHS])
+def test_an_address_is_refused_by_every_option_that_takes_a_path(kind, field):
+    for address in ("s3://bucket/x", "gs://bucket/x", "hf://datasets/x", "https://host/x", Path("s3://bucket/x")):
+        with pytest.raises(UsageError, match=rf"{field.flag} '.*' is an address, and vfz reads and writes files"):
+            field.parse([address] if field.many else address)
+    for path in ("x", "/x/y", "C/x", "a:b", "x:y/z", "./s3/x"):
+        assert field.parse(path) == ((Path(path),) if field.many else Path(path))
+
+
+def test_paths_begin_at_home_where_they_say_so_and_are_never_empty(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (out,) = (field for field in ExtractOptions.option_fields() if field.name == "out")
+    assert out.parse("~/caches") == Path("/home/me/caches")
+    assert out.parse("./~/caches") == Path("~/caches")
+    with pytest.raises(UsageError, match="--out '' cannot be a path"):
+        out.parse("")
+    with pytest.raises(UsageError, match="'~nobody-of-that-name/x' begins with ~ and no user of that name"):
+        out.parse("~nobody-of-that-name/x")
+
+
+def test_a_file_with_a_byte_order_mark_is_read_and_one_in_utf16_is_told(run, tmp_path):
+    assert run(toml="\ufeffcount = 5\r\n") == Small(count=5)
+    (tmp_path / "c.toml").write_bytes("count = 5".encode("utf-16"))
+    with pytest.raises(UsageError, match=r"c\.toml is not UTF-8 text, as TOML is; save the file as UTF-8"):
+        run("--config", str(tmp_path / "c.toml"))
+    with pytest.raises(UsageError, match=r"the config file 's3:/bucket/c\.toml' is an address"):
+        run("--config", "s3://bucket/c.toml")

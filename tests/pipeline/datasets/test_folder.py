@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import subprocess
+import sys
+import unicodedata
 from pathlib import Path
 
+import av
 import pytest
 from contracts.dataset_contract import DatasetContract, ReadingContract
 
@@ -152,3 +158,256 @@ class TestFolderReading(ReadingContract):
         for name, class_name, split in rows:
             dress.touch(root, split, class_name, f"{name}{dress.cased('.mp4')}")
         return {f"{split}/{class_name}/{name}": (split, class_name) for name, class_name, split in rows}
+
+
+def test_what_is_left_out_is_counted_by_reason_and_shown_with_suffixes(tmp_path):
+    hidden = ("train/a/._1.mp4", "train/a/.DS_Store", "train/a/Thumbs.db", "DESKTOP.INI", "__MACOSX/train/a/1.mp4")
+    others = ("README.md", "train/a/1.wav", "train/a/2.JPG", "train/a/3.jpg", "train/a/text", "train/a/deep/4.txt")
+    touch(*(tmp_path / name for name in ("train/a/1.mp4", *hidden, *others)))
+    left_out = open_dataset("folder", root=tmp_path).left_out
+    assert left_out.reasons == {"hidden": 5, "no video": 6}
+    assert str(left_out) == "11 files left out: 6 no video (.jpg, .md, .txt, .wav, no suffix), 5 hidden"
+
+
+def test_every_suffix_of_ffmpegs_demuxers_is_a_video_or_known_to_be_none():
+    """Sound, pictures and subtitles, and raw frames, whose size nobody says."""
+    others = [
+        "302",
+        "3dostr",
+        "722",
+        "aa",
+        "aa3",
+        "aac",
+        "aax",
+        "ac3",
+        "ac4",
+        "acm",
+        "adf",
+        "adp",
+        "ads",
+        "adx",
+        "aea",
+        "afc",
+        "aix",
+        "al",
+        "ans",
+        "apc",
+        "ape",
+        "apl",
+        "aptx",
+        "aptxhd",
+        "aqt",
+        "art",
+        "asc",
+        "ast",
+        "avif",
+        "avr",
+        "avs",
+        "bcstm",
+        "bfstm",
+        "binka",
+        "bit",
+        "bitpacked",
+        "bmv",
+        "bonk",
+        "brstm",
+        "c2",
+        "cdata",
+        "cdg",
+        "cdxl",
+        "cgi",
+        "cif",
+        "dat",
+        "daud",
+        "dfpwm",
+        "diz",
+        "dss",
+        "dtk",
+        "dts",
+        "dtshd",
+        "eac3",
+        "ec3",
+        "epaf",
+        "fap",
+        "flac",
+        "flm",
+        "fsb",
+        "fwse",
+        "g722",
+        "g723_1",
+        "g728",
+        "g729",
+        "genh",
+        "gsm",
+        "hca",
+        "heic",
+        "heif",
+        "iamf",
+        "ice",
+        "idf",
+        "idx",
+        "ifv",
+        "ipu",
+        "ircam",
+        "isma",
+        "j2k",
+        "jxl",
+        "laf",
+        "lc3",
+        "lvf",
+        "m2a",
+        "m4a",
+        "m4b",
+        "mac",
+        "mca",
+        "mcc",
+        "mka",
+        "mks",
+        "mlp",
+        "mods",
+        "mp2",
+        "mp3",
+        "mpa",
+        "mpc",
+        "mpl2",
+        "mpo",
+        "msbc",
+        "msf",
+        "mtaf",
+        "musx",
+        "nfo",
+        "nist",
+        "nsp",
+        "ogg",
+        "oma",
+        "omg",
+        "osq",
+        "paf",
+        "pdv",
+        "pjs",
+        "psp",
+        "pvf",
+        "qcif",
+        "qoa",
+        "rco",
+        "rcv",
+        "rgb",
+        "rka",
+        "rsd",
+        "rso",
+        "rt",
+        "sami",
+        "sb",
+        "sbc",
+        "sbg",
+        "scc",
+        "sdns",
+        "sdr2",
+        "sds",
+        "sdx",
+        "ser",
+        "sf",
+        "sga",
+        "shn",
+        "sln",
+        "smi",
+        "son",
+        "sph",
+        "ss2",
+        "stl",
+        "str",
+        "sub",
+        "sup",
+        "svag",
+        "svs",
+        "sw",
+        "tak",
+        "tco",
+        "thd",
+        "tta",
+        "txt",
+        "ty",
+        "ty+",
+        "ub",
+        "ul",
+        "uw",
+        "v",
+        "v210",
+        "vag",
+        "vb",
+        "vpk",
+        "vqe",
+        "vqf",
+        "vql",
+        "vt",
+        "vtt",
+        "wa",
+        "way",
+        "webvtt",
+        "wsd",
+        "xl",
+        "xmd",
+        "xvag",
+        "yuv",
+        "yuv10",
+    ]
+    found = set()
+    for name in av.formats_available:
+        with contextlib.suppress(ValueError):
+            found |= av.ContainerFormat(name, "r").extensions
+    assert {f".{suffix}" for suffix in found} - VIDEO_SUFFIXES <= {f".{suffix}" for suffix in others}
+    wanted = ".3gp .ogv .m2ts .mts .vob .asf .divx .m2v .mxf .rm .rmvb .y4m .dv .h264 .f4v .qt .mk3d .ogm .mpe .3g2"
+    assert set(wanted.split()) <= VIDEO_SUFFIXES
+    assert not {".jpg", ".png", ".wav", ".mp3", ".txt", ".srt", ".json", ".npz"} & VIDEO_SUFFIXES
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_is_one_however_its_name_is_composed_and_paths_stay_as_they_are(tmp_path, form):
+    name, other = (unicodedata.normalize(one, "Café") for one in (form, "NFD"))
+    touch(tmp_path / "train" / name / "1.mp4", tmp_path / "val" / other / "1.mp4")
+    dataset = open_dataset("folder", root=tmp_path)
+    assert dataset.class_names == ("Caf\u00e9",)
+    assert [r.id for r in dataset.videos()] == ["train/Caf\u00e9/1", "val/Caf\u00e9/1"]
+    assert [r.source.path for r in dataset.videos()] == [
+        tmp_path / "train" / name / "1.mp4", tmp_path / "val" / other / "1.mp4",
+    ]  # fmt: skip
+
+
+def test_two_files_whose_names_are_the_same_text_are_refused(tmp_path):
+    touch(*(tmp_path / "train" / "a" / f"{unicodedata.normalize(form, 'é')}.mp4" for form in ("NFC", "NFD")))
+    with pytest.raises(DatasetError, match=r"the id 'train/a/é': .* the same but for how letters are composed"):
+        open_dataset("folder", root=tmp_path)
+
+
+def test_an_address_is_no_root(tmp_path, monkeypatch):
+    for root in ("s3://bucket/x", Path("gs://bucket/x"), "https://host/x", "hf://datasets/x", "simplecache::s3://b/x"):
+        with pytest.raises(UsageError, match="is an address; give a folder of this machine"):
+            open_dataset("folder", root=root)
+    monkeypatch.setenv("VFZ_DATA_FOLDER", "s3://bucket/x")
+    with pytest.raises(UsageError, match="is an address"):
+        open_dataset("folder")
+
+
+LISTING = """
+import json, sys
+from vfz.pipeline.datasets import open_dataset
+dataset = open_dataset(sys.argv[1], root=sys.argv[2])
+print(json.dumps([dataset.class_names, [(r.id, r.split, r.label, r.source.exists()) for r in dataset.videos()]]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_names_are_utf8_whatever_the_locale(tmp_path, kind):
+    touch(tmp_path / "train" / "Café" / "日本.mp4")
+    (tmp_path / "train.csv").write_text("path,label\ntrain/Café/日本.mp4,Café\n", encoding="utf-8")
+    found = []
+    for locale in ({"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        ran = subprocess.run(
+            [sys.executable, "-c", LISTING, kind, str(tmp_path)],
+            env=os.environ | locale,
+            capture_output=True,
+            check=True,
+        )
+        found.append(json.loads(ran.stdout))
+    name = {"folder": "train/Café/日本", "csv": "train/Café/日本.mp4"}[kind]
+    assert found == [[["Café"], [[name, "train", 0, True]]]] * 2

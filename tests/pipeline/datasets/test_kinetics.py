@@ -192,3 +192,12 @@ class TestKineticsReading(ReadingContract):
         for name, _, _ in rows:
             dress.touch(root, "clips", f"{name}_000007_000017.mp4")
         return {f"{name}_7_17": (split, class_name) for name, class_name, split in rows}
+
+
+def test_files_that_no_annotation_names_are_counted(tmp_path):
+    places = [f"train/{stem}.mp4" for stem in STEMS.values()]
+    touch(write_tree(tmp_path, OFFICIAL), *places, "train/other.mp4", "train/._x.mp4", "train/x.part", "notes.txt")
+    touch(tmp_path, f"replacement/{STEMS['---QUuC4vJs_84_94']}.mp4", "a/b/c/d/e.mp4")
+    assert open_dataset("k400", root=tmp_path).left_out.reasons == {
+        "hidden": 1, "no video": 2, "not in the annotations": 1, "replaced by others": 1, "in folders too deep": 1,
+    }  # fmt: skip

@@ -7,6 +7,7 @@ from contracts.dataset_contract import AnnotatedDatasetContract, ReadingContract
 from helpers.video_files import touch, write_tree
 
 from vfz.pipeline.datasets import open_dataset
+from vfz.pipeline.datasets.base import Gaps
 from vfz.pipeline.errors import DatasetError
 
 pytestmark = pytest.mark.quick
@@ -157,3 +158,88 @@ class TestListReading(ReadingContract):
         if path.startswith('"') or dress.random.random() < 0.3:
             path = '"' + path.replace('"', '""') + '"'
         return f"{dress.blanks()}{path}{dress.random.choice([' ', '  ', chr(9)])}{number}{dress.blanks()}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path;label\na.mp4;run, fast\nb.mp4;\n", {"a.mp4": "run, fast", "b.mp4": None}),
+        ("path\tlabel\na.mp4\trun;fast\nb.mp4\t\n", {"a.mp4": "run;fast", "b.mp4": None}),
+        ("PATH,Label\na.mp4,run\nb.mp4,  \n", {"a.mp4": "run", "b.mp4": None}),
+        ("\n\npath,label,,\na.mp4,run,,\nb.mp4,,,\n,,,\n  \n\n", {"a.mp4": "run", "b.mp4": None}),
+        ("path,label\ra.mp4,run\rb.mp4,\r", {"a.mp4": "run", "b.mp4": None}),
+        ('path,label\na.mp4,"say ""hi"" , \tx"\nb.mp4,\n', {"a.mp4": 'say "hi" , \tx', "b.mp4": None}),
+        ("path,label\na.mp4,\u00a0run\n\ufeffb.mp4,\n", {"a.mp4": "run", "b.mp4": None}),
+    ],
+)  # fmt: skip
+def test_a_csv_is_read_as_programs_write_it(tmp_path, text, expected):
+    touch(write_tree(tmp_path, {"videos.csv": text}), "a.mp4", "b.mp4")
+    dataset = open_dataset("csv", root=tmp_path / "videos.csv")
+    assert {r.id: None if r.label is None else dataset.class_names[r.label] for r in dataset.videos()} == expected
+    assert all(record.source.exists() for record in dataset.videos())
+
+
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [("class", "label"), ("labels", "label"), ("Class Name", "label"), ("lable", "label"), ("category", "label"),
+     ("label_id", "label"), ("subset", "split"), ("spilt", "split"), ("Splits", "split")],
+)  # fmt: skip
+def test_a_column_that_is_nearly_called_as_one_that_is_not_there_is_refused_with_the_name_meant(
+    tmp_path, column, meant
+):
+    touch(write_tree(tmp_path, {"train.csv": f"path,{column}\na.mp4,x\n"}), "a.mp4")
+    with pytest.raises(DatasetError, match=rf"line 1: no column '{meant}' .*; is '{column}' meant\? Call it '{meant}'"):
+        open_dataset("csv", root=tmp_path)
+    both = f"path,label,split,{column}\na.mp4,run,val,x\n"
+    touch(write_tree(tmp_path, {"train.csv": both}), "a.mp4")
+    (record,) = open_dataset("csv", root=tmp_path).videos()
+    assert (record.split, record.label) == ("val", 0)
+
+
+@pytest.mark.parametrize("column", ["filename", "File Path", "video", "paths"])
+def test_a_column_that_stands_for_the_path_is_named(tmp_path, column):
+    touch(write_tree(tmp_path, {"train.csv": f"{column},label\na.mp4,x\n"}), "a.mp4")
+    with pytest.raises(DatasetError, match=rf"is '{column}' meant\? Call it 'path'"):
+        open_dataset("csv", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.mp4,x\n".encode("utf-16"), r"train\.csv, line 1: UTF-16 text; save the file as UTF-8"),
+        ("path,label\na.mp4,x\n".encode("utf-16-le"), r"train\.csv, line 1: UTF-16 text"),
+        (b"path,Label,label\na.mp4,x,y\n", "a column is named twice: path, Label, label"),
+        (b"path\nsub\\a.mp4\n", r"line 2: 'sub\\\\a\.mp4' is not there and has backslashes; write paths with '/'"),
+        (b"path\n~/a.mp4\n", r"line 2: '~/a\.mp4' begins with ~, which only a shell replaces"),
+        (b"path\ns3://bucket/a.mp4\n", r"line 2: 's3://bucket/a\.mp4' is an address"),
+        (b"path,label\na.mp4,x,y\n", "line 2: 3 fields, the header has 2; quote those with commas"),
+        (b"path;label\na.mp4;x;y\n", "line 2: 3 fields, the header has 2; quote those with semicolons"),
+    ],
+)
+def test_what_no_path_and_no_table_can_be_is_told_by_file_and_line(tmp_path, text, message):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "train.csv").write_bytes(text)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset("csv", root=tmp_path)
+
+
+def test_a_list_in_pieces_is_one_split_unless_it_is_there_whole(tmp_path):
+    pieces = {"train-00000-of-00002.csv": "path\na.mp4\n", "train-00001-of-00002.csv": "path\nb.mp4\n"}
+    touch(write_tree(tmp_path, pieces | {"other.csv": "path\nz.mp4\n"}), "a.mp4", "b.mp4", "c.mp4")
+    dataset = open_dataset("csv", root=tmp_path)
+    assert [(r.id, r.split) for r in dataset.videos()] == [("a.mp4", "train"), ("b.mp4", "train")]
+    assert dataset.left_out.reasons == {"of another name than a split": 1}
+    write_tree(tmp_path, {"train.csv": "path\nc.mp4\n"})
+    dataset = open_dataset("csv", root=tmp_path)
+    assert [(r.id, r.split) for r in dataset.videos()] == [("c.mp4", "train")]
+    assert dataset.left_out.reasons == {"of another name than a split": 3}
+
+
+def test_gaps_are_said_by_class_and_count(tmp_path):
+    touch(write_tree(tmp_path, {"train.csv": "path,label\na.mp4,1\nb.mp4,4\nc.mp4,\n"}), "a.mp4")
+    dataset = open_dataset("csv", root=tmp_path)
+    gaps = Gaps.of(dataset, dataset.videos(), dataset.videos())
+    assert (gaps.num_unlabelled, gaps.empty_classes, gaps.left_out) == (1, ("0", "2", "3"), {})
+    unlabelled, empty = gaps.lines
+    assert unlabelled.endswith(": 1 video without a label, of 3")
+    assert empty.endswith(": 3 of 5 classes have no video: 0, 2, 3; chance is of the other 2")

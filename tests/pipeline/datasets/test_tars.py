@@ -245,3 +245,37 @@ class TestTarsReading(ReadingContract):
                     members += [(f"__MACOSX/{key}.mp4", "x"), (f"./._{key}.mp4", "x")]
             write_tar(root / f"{split}-00000-of-00001.tar", members)
         return {name: (split, class_name) for name, class_name, split in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("train-00012", "train"), ("train_0001", "train"), ("val_003", "val"), ("train-00000-of-00010", "train"),
+     ("train_00000_of_00010", "train"), ("train-00000-of-00010-e3b0c44298fc1c14", "train"), ("train.7", "train"),
+     ("train-{000000..000146}", "train"), ("my-train-000000", "my-train"), ("000001", "all"), ("test", "test")],
+)  # fmt: skip
+def test_pieces_of_a_split_are_one_split(tmp_path, name, split):
+    write_tar(tmp_path / f"{name}.tar", [("a.mp4", "x")])
+    assert [row[1] for row in listed(tmp_path)] == [split]
+
+
+def test_suffixes_are_known_in_capitals_and_labels_by_the_dots_of_their_video(tmp_path):
+    members = [
+        ("a.MP4", "x"), ("a.CLS", "1"), ("b.mp4", "x"), ("b.JSON", '{"label": 2}'), ("v1.2.mp4", "x"),
+        ("v1.2.cls", "3"), ("w.left.mp4", "x"), ("w.CLS", "0"), ("x.mp4", "x"), ("x.label.cls", "\ufeff 1\r\n"),
+    ]  # fmt: skip
+    write_tar(tmp_path / "t.tar", members)
+    assert {row[0]: row[2] for row in listed(tmp_path)} == {"a": 1, "b": 2, "v1": 3, "w": 0, "x": 1}
+    write_tar(tmp_path / "t.tar", [("x.mp4", "x"), ("x.a.cls", "0"), ("x.b.cls", "1")])
+    with pytest.raises(DatasetError, match=r"member 3: 'x\.a\.cls' and 'x\.b\.cls' could both be the label"):
+        listed(tmp_path)
+
+
+def test_what_is_left_out_of_tars_and_beside_them_is_counted(tmp_path):
+    junk = [("__MACOSX/a.mp4", "x"), ("./._a.mp4", "x"), (".DS_Store", ""), ("a.txt", "x"), ("b.jpg", "x"), ("c", "x")]
+    write_tar(tmp_path / "train" / "0.tar", [("a.mp4", "x"), ("a.cls", "0"), *junk])
+    touch(tmp_path, "train/1.tar.gz", "train/._0.tar", "train/deep/2.tar")
+    left_out = open_dataset("tars", root=tmp_path).left_out
+    assert left_out.reasons == {"hidden": 4, "no video": 3, "no plain tar": 1, "in folders too deep": 1}
+    touch(tmp_path, "val/0.TAR")
+    with pytest.raises(DatasetError, match=r"0\.TAR: the suffix is to be \.tar in small letters"):
+        open_dataset("tars", root=tmp_path)
