@@ -62,9 +62,11 @@ class Evaluation:
         return self.metrics[self.headline]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the metrics by their names, and the denominators."""
+        """Plain JSON values: the metrics by name, and the denominators; unlabelled videos where there are some."""
         counts = {"num_eval_videos": self.num_videos, "num_eval_clips": self.num_clips}
-        left_out = {"num_eval_missing": self.num_missing, "num_eval_unlabelled": self.num_unlabelled}
+        left_out = {"num_eval_missing": self.num_missing}
+        if self.num_unlabelled:
+            left_out["num_eval_unlabelled"] = self.num_unlabelled
         return {"split": self.split, **self.metrics, **counts, **left_out}
 
     def lines(self) -> dict[str, str]:
