@@ -22,8 +22,8 @@ from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.encoder.batching import prepare_frame
 from vfz.pipeline.encoder.layers import LayerTokens
 from vfz.pipeline.encoder.transforms import Preprocess
-from vfz.pipeline.engine.columns import layers_of, stored_arrays, tokens_of
-from vfz.pipeline.errors import DecodeError, TooManyFailuresError
+from vfz.pipeline.engine.columns import first_unstorable, largest_of, layers_of, stored_arrays, tokens_of
+from vfz.pipeline.errors import DecodeError, EncoderError, TooManyFailuresError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.setup import Prepared
 from vfz.pipeline.format.calibration import CalibratedColumn, calibrate, write_calibration
@@ -53,7 +53,8 @@ def fill_cache(folder: Path, columns: Sequence[Column], options: ExtractOptions,
         prepared: the videos that the frames are from, and the encoder, which gives the layers of all the columns.
 
     Raises:
-        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
+        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full. EncoderError: when no
+        frame's tokens can be stored.
     """
     sample, store = _sample(options, prepared), options.store or DEFAULT_STORE
     tokens = prepared.encoder.encode(sample.pixels_MCHW)
@@ -70,7 +71,8 @@ def extend_cache(
     """Adds columns to a cache; its shards follow. Arguments as of `fill_cache`; `contents` are the cache's.
 
     Raises:
-        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
+        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full. EncoderError: when no
+        frame's tokens can be stored.
     """
     encoder = prepared.encoder.with_layers(layers_of(columns))
     tokens = encoder.encode(_sample(options, prepared).pixels_MCHW)
@@ -152,6 +154,15 @@ def _calibrate(
 ) -> list[CalibratedColumn]:
     """The columns with their compression chosen; writes their calibrations."""
     compression, compresses = options.compression or "auto", STORES[store].compresses
+    largest = {key: values.cpu().numpy() for key, values in largest_of(tokens, columns).items()}
+    for column in columns:
+        frames = range(len(largest[column.key]))
+        reasons = [
+            first_unstorable(largest, [column], slice(number, number + 1), autocast=options.autocast)
+            for number in frames
+        ]
+        if all(reasons):
+            raise EncoderError(f"no frame of the {len(reasons)} tried can be stored: {reasons[0]}")
     return [
         write_calibration(
             folder,
