@@ -115,19 +115,20 @@ def encoder_weights(
     Raises:
         UsageError: `weights_key` names nothing. EncoderError: several fit, and none was named.
     """
-    as_saved, dicts = dicts, {name: _without_wrappers(state) for name, state in dicts.items()}
+    as_saved, dicts = dicts, {name: _without_wrappers(state, expected) for name, state in dicts.items()}
     fitting = [name for name, state in dicts.items() if _best_prefixes(state, expected)]
     name, inner = _choose(dicts, fitting, weights_key, label)
     prefix = _prefix(dicts[name], expected, inner, where=f"{label} ({name})" if name else label)
     below = {key.removeprefix(prefix): tensor for key, tensor in dicts[name].items() if key.startswith(prefix)}
     state = without_head(below, expected, heads)
     others = tuple(sorted((other for other in fitting if other != name), key=_preference))
+    stripped = _stripped(dicts[name], as_saved[name], prefix)
     left_out = [key for key in dicts[name] if not key.startswith(prefix)]
     return EncoderWeights(
         state=state,
         choice=".".join(filter(None, (name, inner))),
         others=others,
-        note=_note(name, others, _stripped(as_saved[name], prefix), left_out, was_asked=weights_key is not None),
+        note=_note(name, others, stripped, left_out, was_asked=weights_key is not None),
     )
 
 
@@ -270,16 +271,22 @@ def _preferred(names: list[str], fitting: list[str], label: str) -> str:
     raise EncoderError(f"{label} holds {_listed(held)}, {why}; say which with --weights-key {held[0]}")
 
 
-def _best_prefixes(state: StateDict, expected: AbstractSet[str]) -> list[str]:
-    """Prefixes below which an encoder lies, the one with most of its tensors first; none where it is not there."""
+def _prefixes(state: StateDict, expected: AbstractSet[str]) -> Counter[str]:
+    """How many of the encoder's tensors lie below each prefix."""
     found: Counter[str] = Counter()
     for key in state:
         starts = [0, *(match.end() for match in re.finditer(r"\.", key))]
         found.update(key[:start] for start in starts if key[start:] in expected)
-    most = max(found.values(), default=0)
+    return found
+
+
+def _best_prefixes(state: StateDict, expected: AbstractSet[str]) -> list[str]:
+    """Prefixes below which an encoder lies, the one with most of its tensors first; none where it is not there."""
+    found = _prefixes(state, expected).most_common()
+    most = found[0][1] if found else 0
     if most < FITS * len(expected):
         return []
-    return [prefix for prefix, count in found.most_common() if count >= RIVALS * most]
+    return [prefix for prefix, count in found if count >= RIVALS * most]
 
 
 def _prefix(state: StateDict, expected: AbstractSet[str], inner: str | None, *, where: str) -> str:
@@ -299,16 +306,19 @@ def _prefix(state: StateDict, expected: AbstractSet[str], inner: str | None, *, 
     return min((match.group() for key in state if (match := whose.match(key))), key=len)  # only timm knows the rest
 
 
-def _without_wrappers(state: StateDict) -> StateDict:
-    """`state` without what wrappers put into names; as it is where two names would become one."""
+def _without_wrappers(state: StateDict, expected: AbstractSet[str]) -> StateDict:
+    """`state` without what wrappers put into names, where more of the encoder is found then and no two names clash."""
     renamed = {WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
-    return renamed if len(renamed) == len(state) else state
+    if len(renamed) < len(state) or renamed.keys() == state.keys():
+        return state
+    with_them, without = (max(_prefixes(names, expected).values(), default=0) for names in (state, renamed))
+    return renamed if without > with_them else state
 
 
-def _stripped(state: StateDict, prefix: str) -> str:
-    """What was taken off the names in a file: the prefix, and what wrappers had put in."""
-    found = {match for key in state for match in WRAPPERS.findall(key)}
-    return " and ".join(map(repr, [*filter(None, [prefix]), *sorted(found - {prefix})]))
+def _stripped(names: Iterable[str], wrapped: Iterable[str], prefix: str) -> str:
+    """What was taken off names: the prefix, and what wrappers had put into those of the file."""
+    inside = sorted({match for key in set(wrapped) - set(names) for match in WRAPPERS.findall(key)})
+    return " and ".join(map(repr, [prefix, *inside] if prefix else inside))
 
 
 def _note(name: str, others: tuple[str, ...], stripped: str, left_out: list[str], *, was_asked: bool) -> str | None:
