@@ -57,10 +57,10 @@ def fill_cache(folder: Path, columns: Sequence[Column], options: ExtractOptions,
         frame's tokens can be stored.
     """
     sample, store = _sample(options, prepared), options.store or DEFAULT_STORE
-    tokens = prepared.encoder.encode(sample.pixels_MCHW)
+    sample, tokens = _storable(sample, prepared.encoder.encode(sample.pixels_MCHW), columns, options.autocast)
     calibrated = _calibrate(folder, columns, tokens, options, store)
     golden = write_golden_frames(folder, sample)
-    golden |= write_golden_tokens(folder, _stored(_first(tokens, NUM_GOLDEN_FRAMES), calibrated))
+    golden |= write_golden_tokens(folder, _stored(_rows(tokens, slice(NUM_GOLDEN_FRAMES)), calibrated))
     dataset = prepared.dataset
     return Contents.of(calibrated, dataset=dataset.name, class_names=dataset.class_names, store=store, golden=golden)
 
@@ -75,7 +75,8 @@ def extend_cache(
         frame's tokens can be stored.
     """
     encoder = prepared.encoder.with_layers(layers_of(columns))
-    tokens = encoder.encode(_sample(options, prepared).pixels_MCHW)
+    sample = _sample(options, prepared)
+    _, tokens = _storable(sample, encoder.encode(sample.pixels_MCHW), columns, options.autocast)
     calibrated = _calibrate(cache.path, columns, tokens, options, contents.store)
     pixels_GCHW = torch.from_numpy(cache.golden(contents).pixels_GCHW)
     return cache.add_columns(calibrated, _stored(encoder.encode(pixels_GCHW), calibrated))
@@ -154,15 +155,6 @@ def _calibrate(
 ) -> list[CalibratedColumn]:
     """The columns with their compression chosen; writes their calibrations."""
     compression, compresses = options.compression or "auto", STORES[store].compresses
-    largest = {key: values.cpu().numpy() for key, values in largest_of(tokens, columns).items()}
-    for column in columns:
-        frames = range(len(largest[column.key]))
-        reasons = [
-            first_unstorable(largest, [column], slice(number, number + 1), autocast=options.autocast)
-            for number in frames
-        ]
-        if all(reasons):
-            raise EncoderError(f"no frame of the {len(reasons)} tried can be stored: {reasons[0]}")
     return [
         write_calibration(
             folder,
@@ -177,11 +169,34 @@ def _stored(tokens: Mapping[str, LayerTokens], columns: Sequence[CalibratedColum
     return stored_arrays(tokens, [new.column for new in columns], {new.column.key: new.calibration for new in columns})
 
 
-def _first(tokens: Mapping[str, LayerTokens], count: int) -> dict[str, LayerTokens]:
+def _storable(
+    sample: FrameSample, tokens: Mapping[str, LayerTokens], columns: Sequence[Column], autocast: str
+) -> tuple[FrameSample, Mapping[str, LayerTokens]]:
+    """The frames of a sample whose tokens can be stored; videos of the others will fail by name.
+
+    Raises:
+        EncoderError: none can.
+    """
+    largest = {key: values.cpu().numpy() for key, values in largest_of(tokens, columns).items()}
+    numbers = range(len(sample.video_ids))
+    reasons = [first_unstorable(largest, columns, slice(n, n + 1), autocast=autocast) for n in numbers]
+    kept = [number for number in numbers if reasons[number] is None]
+    if not kept:
+        raise EncoderError(f"none of {len(reasons)} frames drawn at random can be stored: {reasons[0]}")
+    if len(kept) == len(reasons):
+        return sample, tokens
+    return FrameSample(
+        pixels_MCHW=sample.pixels_MCHW[kept],
+        video_ids=tuple(sample.video_ids[number] for number in kept),
+        pts_seconds=tuple(sample.pts_seconds[number] for number in kept),
+    ), _rows(tokens, kept)
+
+
+def _rows(tokens: Mapping[str, LayerTokens], frames: slice | list[int]) -> dict[str, LayerTokens]:
     return {
         layer: LayerTokens(
-            patch_BND=found.patch_BND[:count],
-            prefix_BPD=None if found.prefix_BPD is None else found.prefix_BPD[:count],
+            patch_BND=found.patch_BND[frames],
+            prefix_BPD=None if found.prefix_BPD is None else found.prefix_BPD[frames],
         )
         for layer, found in tokens.items()
     }

@@ -1,5 +1,5 @@
 """Every family of timm (a file of `timm.models`) tried once with a small model of random weights; run as a script, it
-writes the table in `pipeline/encoder/README.md`: `python tests/pipeline/encoder/families.py [FAMILY …]`.
+writes the table in `pipeline/encoder/README.md`: `python tests/benchmarks/pipeline/encoder_families.py [FAMILY …]`.
 
 A family works where vfz's tokens, of an inner layer and of `final`, are those that the live model gives.
 """
@@ -18,7 +18,7 @@ from vfz.pipeline.errors import VfzError
 
 PAGE = Path(__file__).parents[3] / "pipeline" / "encoder" / "README.md"
 HEADER = "| family | encoder tried | px | layers | tokens of a layer | `final` |"
-SIZES = (32, 64, 128, None)
+SIZES = (32, 28, 64, 128, 224, None)
 """Sides of images in pixels; the model's own where it takes none of them."""
 
 
