@@ -326,7 +326,8 @@ def _note(name: str, others: tuple[str, ...], stripped: str, left_out: list[str]
     if others:
         why = "as asked" if was_asked else "as timm does" if _preference(name)[0] < len(CHECKPOINT_KEYS) else "it fits"
         averaged = ", a moving average" if any(part in AVERAGED_KEYS for part in name.split(".")) else ""
-        clauses.append(f"took {name}{averaged} ({why}), not {_listed(others)}; --weights-key says otherwise")
+        other = f"--weights-key {others[0]} takes {'the other' if len(others) == 1 else 'that'}"
+        clauses.append(f"took {name}{averaged} ({why}), not {_listed(others)}; {other}")
     elif was_asked or (name and _preference(name)[0] == len(CHECKPOINT_KEYS)):
         clauses.append(f"took {name}" if name else "took what was asked for")
     if stripped:

@@ -49,11 +49,11 @@ def value(found):
         ({"state_dict": state(1), "epoch": 3}, None, 1, "state_dict", None),
         (
             {"state_dict": state(1), "state_dict_ema": state(2)}, None, 2, "state_dict_ema",
-            "took state_dict_ema, a moving average (as timm does), not state_dict; --weights-key says otherwise",
+            "took state_dict_ema, a moving average (as timm does), not state_dict; --weights-key state_dict takes",
         ),
         (
             {"state_dict": state(1), "state_dict_ema": state(2)}, "state_dict", 1, "state_dict",
-            "took state_dict (as asked), not state_dict_ema; --weights-key says otherwise",
+            "took state_dict (as asked), not state_dict_ema; --weights-key state_dict_ema takes the other",
         ),
         ({"model": state(1), "model_ema": state(2, "module.", "module.")}, None, 2, "model_ema", "stripped 'module.'"),
         ({"state_dict": state(1), "state_dict_ema": None}, None, 1, "state_dict", None),
