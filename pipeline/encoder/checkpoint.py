@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from vfz.pipeline.errors import EncoderError, UsageError
 
@@ -46,7 +45,11 @@ MAX_DEPTH = 4
 """How deep a dict of tensors may lie in a file."""
 FITS, RIVALS = 0.5, 0.9
 """A prefix is the encoder's where it has half of its tensors; another with nine in ten of as many is a rival."""
-OTHER_FORMATS = {".npz", ".npy", ".h5", ".hdf5", ".msgpack", ".onnx", ".gguf", ".ckpt-index", ".tflite", ".pb"}
+LONGEST_NAME = 100
+"""Characters of a name that are shown."""
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+"""The usual ones; what is in a file decides, and any other is read too, but for those that are known not to be."""
+OTHER_FORMATS = {".npz", ".npy", ".h5", ".hdf5", ".msgpack", ".onnx", ".gguf", ".tflite", ".pb"}
 StateDict = dict[str, torch.Tensor]
 
 
@@ -86,7 +89,7 @@ def read_dicts(path: Path) -> dict[str, StateDict]:
     content = _read(path)
     dicts = dict(_dicts_in(content, ""))
     if not dicts:
-        found = ", ".join(f"{key}" for key in list(content)[:5]) if isinstance(content, Mapping) else ""
+        found = ", ".join(_short(str(key)) for key in list(content)[:5]) if isinstance(content, Mapping) else ""
         what = f"holds {found}" if found else "is empty" if isinstance(content, Mapping) else "holds no dict"
         raise EncoderError(
             f"weights {path}: {what}; there are no tensors by name in it, neither bare nor under a name such as "
@@ -169,42 +172,58 @@ def first_line(error: BaseException) -> str:
 
 def _read(path: Path) -> Any:
     """What a file of weights holds; its first bytes, not its name, say of which kind it is."""
-    if re.match(r"[a-z][a-z0-9+.-]+:", str(path)) and not path.exists():
-        address = re.sub(r":/(?!/)", "://", str(path), count=1)  # a path has lost the second one
-        raise UsageError(f"weights {address} is an address, and vfz reads files; download it and give the file")
-    if path.suffix in OTHER_FORMATS:
-        raise UsageError(f"weights {path}: {path.suffix} is not read; give a .safetensors, .pth, .pt or .bin file")
-    if path.is_dir():
-        files = sorted(file.name for file in path.iterdir() if file.suffix in {".safetensors", ".pth", ".pt", ".bin"})
-        inside = f"one of those in it: {', '.join(files[:3])}" if files else "a .safetensors, .pth, .pt or .bin file"
-        raise UsageError(f"weights {path} is a folder; give {inside}")
+    start = _first_bytes(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(64)
-        if not start:
-            raise EncoderError(f"weights {path}: the file is empty; download or save it again")
-        if start.startswith(b"version https://git-lfs"):
-            raise EncoderError(f"weights {path}: a pointer of Git LFS, not the file itself; run git lfs pull")
-        if start.lstrip()[:1] == b"<":
-            raise EncoderError(f"weights {path}: a web page, not weights; download the file itself")
         if path.suffix == ".safetensors" or start[8:9] == b"{":
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # timm's own `args`
             warnings.simplefilter("ignore")  # says of a TorchScript archive that it is one, as the error then does
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        where = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "there is no such file"
-        raise EncoderError(f"weights {path}: {where}") from error
     except pickle.UnpicklingError as error:
         raise EncoderError(
             f"weights {path}: holds more than tensors{_foreign_classes(path)}, or is no checkpoint, and vfz runs no "
             "code from files; save its state dict alone, best as .safetensors"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+    # Damaged bytes make unpicklers raise whatever they like.
+    except Exception as error:
         reason = "TorchScript" if "TorchScript" in str(error) else f"damaged or not complete: {first_line(error)}"
         raise EncoderError(
             f"weights {path}: cannot be read ({reason}); download it again, or save the model's state dict"
         ) from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    """Of a file that may hold weights.
+
+    Raises:
+        UsageError: what is named is no such file. EncoderError: it is not there, or is plainly something else.
+    """
+    wanted = f"a {', '.join(FILE_ENDINGS[:-1])} or {FILE_ENDINGS[-1]} file"
+    if re.match(r"[a-z][a-z0-9+.-]+:", str(path)) and not path.exists():
+        address = re.sub(r":/(?!/)", "://", str(path), count=1)  # a path has lost the second one
+        raise UsageError(f"weights {address} is an address, and vfz reads files; download it and give the file")
+    if path.suffix in OTHER_FORMATS:
+        raise UsageError(f"weights {path}: {path.suffix} is not read; give {wanted}")
+    if path.is_dir():
+        files = sorted(file.name for file in path.iterdir() if file.suffix in FILE_ENDINGS)
+        inside = f"one of those in it: {', '.join(files[:3])}" if files else wanted
+        raise UsageError(f"weights {path} is a folder; give {inside}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"weights {path} is no file; give {wanted}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except FileNotFoundError as error:
+        where = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "there is no such file"
+        raise EncoderError(f"weights {path}: {where}") from error
+    except OSError as error:
+        raise EncoderError(f"weights {path}: cannot be opened ({error.strerror})") from error
+    kinds = {b"": "the file is empty; download or save it again", b"<": "a web page; download the file itself"}
+    if start.startswith(b"version https://git-lfs"):
+        raise EncoderError(f"weights {path}: a pointer of Git LFS, not the file itself; run git lfs pull")
+    if (kind := kinds.get(start.lstrip()[:1])) is not None:
+        raise EncoderError(f"weights {path}: {kind}")
+    return start
 
 
 def _foreign_classes(path: Path) -> str:
@@ -216,15 +235,15 @@ def _foreign_classes(path: Path) -> str:
     return f" ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else ""
 
 
-def _dicts_in(content: Any, where: str, depth: int = 0) -> Iterable[tuple[str, StateDict]]:
-    """Every dict of nothing but tensors, by its path."""
+def _dicts_in(content: Any, where: str, above: tuple[int, ...] = ()) -> Iterable[tuple[str, StateDict]]:
+    """Every dict of nothing but tensors, by its path; `above` are ids of the dicts that it lies in."""
     if not isinstance(content, Mapping) or not content or not all(isinstance(key, str) for key in content):
         return
     if all(isinstance(value, torch.Tensor) for value in content.values()):
         yield where, dict(content)
-    elif depth < MAX_DEPTH:
+    elif len(above) < MAX_DEPTH and id(content) not in above:
         for key, value in content.items():
-            yield from _dicts_in(value, f"{where}.{key}" if where else key, depth + 1)
+            yield from _dicts_in(value, f"{where}.{key}" if where else key, (*above, id(content)))
 
 
 def _preference(name: str) -> tuple[int, int]:
@@ -251,7 +270,7 @@ def _choose(
         inner = weights_key.removeprefix(f"{name}.")
         if any(f".{inner}." in f".{key}" for key in dicts[name]):
             return name, inner
-    tops = {f"{key.partition('.')[0]}" for state in dicts.values() for key in state if "." in key}
+    tops = {_short(key.partition(".")[0]) for state in dicts.values() for key in state if "." in key}
     known = [*(name for name in sorted(dicts, key=_preference) if name), *sorted(tops)]
     raise UsageError(
         f"--weights-key {weights_key!r} is not in {label}; it has {', '.join(known[:8])}{', …' if known[8:] else ''}"
@@ -338,9 +357,14 @@ def _note(name: str, others: tuple[str, ...], stripped: str, left_out: list[str]
 
 
 def _listed(names: Iterable[str]) -> str:
-    return " and ".join(names)
+    return " and ".join(map(_short, names))
+
+
+def _short(name: str) -> str:
+    """A name from a file, of which nobody knows how long it is."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
 
 
 def _count_and_name(keys: Iterable[str]) -> str:
-    names = list(keys)
+    names = [_short(key) for key in keys]
     return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

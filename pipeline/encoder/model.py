@@ -155,10 +155,13 @@ class FrozenEncoder:
         self.batch_size = batch_size
         self.is_compiled = compile_model
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._model = loaded.model.eval().requires_grad_(requires_grad=False).to(self.device)
+        self._model = loaded.model.eval().requires_grad_(requires_grad=False)
         untyped: Any = self._model
-        untyped.to(memory_format=self._memory_format)
-        self._read_layers(layers)
+        try:
+            untyped.to(self.device).to(memory_format=self._memory_format)
+            self._read_layers(layers)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large() from error
         if compile_model:  # the method that is called, not `forward`; and not for the one frame that was just tried out
             untyped.forward_intermediates = torch.compile(untyped.forward_intermediates)
 
@@ -190,7 +193,8 @@ class FrozenEncoder:
         if broken:
             return f": its weights are, in {len(broken)} tensors ({broken[0]}, …); give others"
         if self.autocast_dtype != torch.float32:
-            return f" in {self.autocast_dtype}; give --autocast float32".replace("torch.", "")
+            half = self.autocast_dtype == torch.float16
+            return f" in {'float16' if half else 'bfloat16'}; give --autocast {'bfloat16 or ' if half else ''}float32"
         return " for a black frame; leave this layer out, or look at the weights"
 
     def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
@@ -229,12 +233,15 @@ class FrozenEncoder:
 
     def _halve_batch(self, error: torch.OutOfMemoryError) -> None:
         if self.batch_size == 1:
-            raise EncoderError(
-                f"{self.device} has too little memory for {self.name} on a single frame; free some, or take another "
-                "--device or a smaller --image-size"
-            ) from error
+            raise self._too_large() from error
         self.batch_size //= 2
         torch.cuda.empty_cache()
+
+    def _too_large(self) -> EncoderError:
+        return EncoderError(
+            f"{self.device} has too little memory for {self.name} on a single frame; free some, or take another "
+            "--device or a smaller --image-size"
+        )
 
     def _encode_batch(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """Tokens of at most `batch_size` frames, padded to it and cut back."""

@@ -267,9 +267,12 @@ def _load_strict(name: str, state: StateDict, label: str, model_options: dict[st
     }
     try:
         model = _create(name, seed=0, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **model_options)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+    # Conversions meet names and shapes that they were not made for.
+    except Exception as error:
+        mismatch = describe_mismatch(error)
+        size = "leave --image-size out, or " if model_options and "of another shape" in mismatch else ""
         raise EncoderError(
-            f"the weights in {label} are not those of {name}: {describe_mismatch(error)}; give the file that belongs "
+            f"the weights in {label} are not those of {name}: {mismatch}; {size}give the file that belongs "
             "to this model, or the model that belongs to this file"
         ) from error
     # timm keeps the overlay, and with it a second copy of every tensor.

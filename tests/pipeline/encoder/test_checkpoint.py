@@ -1,6 +1,8 @@
 """Checkpoint files as they are found: which of their tensors are the encoder's, what is told, what is refused."""
 
 import argparse
+import os
+import random
 import re
 from pathlib import Path
 
@@ -168,6 +170,7 @@ def cut_safetensors(path):
         ("page.pth", write_bytes(b"<!DOCTYPE html><html>not found</html>"), "a web page"),
         ("folder.pth", lambda path: path.mkdir(), "is a folder; give a .safetensors"),
         ("jax.npz", lambda path: np.savez(path, a=np.zeros(2)), r"\.npz is not read; give a \.safetensors"),
+        ("pipe.pth", os.mkfifo, "is no file"),
         ("link.pth", lambda path: path.symlink_to("gone.pth"), "a link to gone.pth, which is not there"),
         ("none.pth", lambda _path: None, "there is no such file"),
     ],
@@ -187,6 +190,28 @@ def test_files_that_cannot_be_read_are_one_clear_line(tmp_path, name, make, word
 def test_an_address_is_no_file_and_is_shown_as_it_was_given(address):
     with pytest.raises(UsageError, match=rf"{re.escape(address)} is an address"):
         read_dicts(Path(address))
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+def test_no_damage_to_a_file_is_anything_but_one_line(tmp_path, kind):
+    path, generator = tmp_path / "x", random.Random(1)
+    if kind == "safetensors":
+        safetensors.torch.save_file(state(1), path)
+    else:
+        torch.save({"state_dict": state(1), "epoch": 2}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    refusals = []
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in generator.choices(range(min(len(whole), 1500)), k=generator.choice([1, 3, 20])):
+            damaged[place] = generator.randrange(256)
+        path.write_bytes(damaged[: generator.choice([len(whole), generator.randrange(len(whole))])])
+        try:
+            read_dicts(path)
+        except (EncoderError, UsageError) as error:
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert not any("\n" in line for line in refusals)
 
 
 @pytest.mark.quick
@@ -279,6 +304,20 @@ def test_the_file_of_a_whole_model_with_another_number_of_classes_is_that_of_its
     encoder = load(saved(tmp_path, whole.state_dict()), name)
     whole.reset_classifier(0)
     assert encoder._model.state_dict().keys() == whole.state_dict().keys()
+
+
+def test_weights_of_another_image_size_that_a_family_cannot_resample_say_so(tmp_path):
+    import timm
+
+    path = saved(tmp_path, timm.create_model("crossvit_tiny_240").state_dict())
+    with pytest.raises(EncoderError, match=r"of another shape 2 \(pos_embed_0, pos_embed_1\); leave --image-size out"):
+        load(path, "crossvit_tiny_240", image_size=192)
+
+
+def test_names_without_end_are_cut(tmp_path):
+    with pytest.raises(EncoderError) as caught:
+        choose({"x" * 10_000: 1, "y" * 10_000: 2}, tmp_path)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_weights_key_without_a_file_is_refused():

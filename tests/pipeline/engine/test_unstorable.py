@@ -1,6 +1,7 @@
 """Numbers that a stored precision, or the encoder's own, cannot hold: named with layer, value and what would do."""
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -146,6 +147,21 @@ def test_a_video_with_a_frame_that_does_not_fit_fails_by_name_and_the_others_sta
     assert all(np.isfinite(array).all() for array in golden.arrays.values())
     assert {name.rsplit("/", 1)[1] for name in report.failures} == {"bikes"}
     assert sum(words in line for line in notes.lines) == 2
+
+
+@pytest.mark.parametrize("autocast", ["float16", "bfloat16", "float32"])
+def test_an_encoder_that_overflows_in_half_precision_is_refused_and_told_what_would_do(tmp_path, autocast):
+    torch.manual_seed(3)
+    state = timm.create_model(VIT, img_size=32, num_classes=0).state_dict()
+    state["blocks.0.mlp.fc1.weight"] *= 1e6
+    torch.save(state, tmp_path / "x.pth")
+    load = functools.partial(load_encoder, VIT, layers=("2",), image_size=32, weights=tmp_path / "x.pth", batch_size=1)
+    if autocast == "float16":
+        with pytest.raises(EncoderError, match=r"layer 2 of vit_.* in float16; give --autocast bfloat16 or float32"):
+            load(autocast=autocast)
+        return
+    tokens = load(autocast=autocast).encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))["2"]
+    assert tokens.patch_BND.isfinite().all()
 
 
 def test_an_exception_inside_a_model_is_one_line_with_encoder_layer_and_reason(monkeypatch):
