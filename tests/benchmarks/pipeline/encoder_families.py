@@ -140,12 +140,18 @@ def written_rows(text=None):
     return rows
 
 
+def summary(rows):
+    """The table in one sentence, which stands under it."""
+    refused = sum(not row.works for row in rows)
+    without = sum(row.works and row.final not in ("yes", "last block") for row in rows)
+    return f"Of {len(rows)} families {len(rows) - refused} work and {refused} are refused; {without} have no `final`."
+
+
 def write_rows(rows):
-    """Puts a table with these rows in the place of the page's."""
-    before, _, rest = PAGE.read_text().partition(HEADER)
-    after = "\n".join(line for line in rest.splitlines() if not line.startswith("|")).lstrip("\n")
+    """Puts a table with these rows in the place of the page's, at its end."""
+    before, _, _ = PAGE.read_text().partition(HEADER)
     table = [HEADER, "|---" * HEADER.count("|", 1) + "|", *map(str, rows)]
-    PAGE.write_text(before + "\n".join(table) + "\n\n" + after.rstrip("\n") + "\n")
+    PAGE.write_text(before + "\n".join([*table, "", summary(rows), ""]))
 
 
 def main():

@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 import torch
-from benchmarks.pipeline.encoder_families import PAGE, families, try_family, written_rows
+from benchmarks.pipeline.encoder_families import PAGE, families, summary, try_family, written_rows
 
 from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.encoder.weights import build_from_file
@@ -35,6 +35,7 @@ def test_a_family_does_what_the_page_says(family):
 
 def test_the_page_has_every_family():
     assert ROWS.keys() == set(families()) or HERE != PAGES
+    assert PAGE.read_text().endswith(f"\n\n{summary(ROWS.values())}\n")
 
 
 @each_family
