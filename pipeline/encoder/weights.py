@@ -2,7 +2,7 @@
 
 Every source ends in timm's own loader with `strict` on, so that timm's conversions (position embeddings of another
 image size, original DINOv2, CLIP and MAE checkpoints) apply to files too and no tensor is ever left at random.
-The one thing dropped is the classifier head, which gives no tokens.
+Dropped are the classifier head, which gives no tokens, and of a file what is plainly not the encoder's: that is told.
 
 Nothing here draws from the global random stream: building a model leaves it as it was.
 """
