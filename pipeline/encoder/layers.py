@@ -3,8 +3,8 @@
 Any timm model with `forward_intermediates` serves, in one of two ways:
 
 - **ViT** (the model tells prefix from patch tokens): layers are blocks, "0" to "depth-1", each passed through the
-  model's own final norm; prefix tokens (CLS, registers) and patch tokens (the grid, row by row) come apart. "final" is
-  the last block.
+  model's own final norm, where it has one; prefix tokens (CLS, registers) and patch tokens (the grid, row by row) come
+  apart. "final" is the last block.
 - **CNN** (everything else, Swin and ConvNeXt included): layers are timm's feature stages, un-normed, whose cells row by
   row are the patch tokens; no prefix. "final" is `forward_features`: the last convolution or norm has been passed.
 
@@ -94,8 +94,9 @@ class VitReader(LayerReader):
 
     def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
         super().__init__(model, name=name, layers=layers, num_layers=num_layers)
-        if isinstance(self._model.norm, nn.Identity) and isinstance(getattr(model, "fc_norm", None), nn.LayerNorm):
-            self._model.norm = self._model.fc_norm
+        norm, behind_pooling = (getattr(model, norm, None) for norm in ("norm", "fc_norm"))
+        if isinstance(norm, nn.Identity) and isinstance(behind_pooling, nn.LayerNorm):
+            self._model.norm = behind_pooling
 
     @staticmethod
     def default_layers(num_layers: int) -> tuple[str, ...]:
@@ -205,8 +206,9 @@ def make_reader(
         if not isinstance(stage, torch.Tensor) or stage.ndim != 4:
             raise UsageError(f"layer {number} of {name} is {_described(stage)} and no map of cells; {OTHERS_WORK}")
     kind = VitReader if is_vit else CnnReader
-    reader = kind(model, name=name, layers=layers, num_layers=len(stages))
-    with failures_named(f"{name} fails to give layers {', '.join(reader.layers)}", advice=OTHERS_WORK):
+    what = "its default layers" if layers is None else f"layers {', '.join(layers)}"
+    with failures_named(f"{name} fails to give {what}", advice=OTHERS_WORK):
+        reader = kind(model, name=name, layers=layers, num_layers=len(stages))
         if isinstance(reader, CnnReader) and FINAL in reader.layers:
             reader.check_final(images_BCHW, name=name, num_layers=len(stages))
         return reader, {layer: tokens.shape for layer, tokens in reader.read(images_BCHW).items()}

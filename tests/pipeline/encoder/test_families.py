@@ -8,6 +8,7 @@ import timm
 import torch
 from benchmarks.pipeline.encoder_families import PAGE, families, summary, try_family, written_rows
 
+from vfz.pipeline.encoder.layers import make_reader
 from vfz.pipeline.encoder.model import load_encoder
 from vfz.pipeline.encoder.weights import build_from_file
 from vfz.pipeline.errors import UsageError, VfzError
@@ -97,3 +98,16 @@ def test_several_branches_are_no_final_map_and_their_stages_work(name):
     size = encoder.preprocess.image_size
     tokens = encoder.encode(torch.zeros(1, 3, size, size, dtype=torch.uint8))["1"]
     assert tokens.shape == encoder.shapes["1"]
+
+
+def test_a_vit_without_a_final_norm_gives_its_blocks_as_they_are():
+    if not timm.is_model("qwen3_vit_88m_enc"):
+        pytest.skip(f"timm {HERE} has no such model")
+    model = timm.create_model("qwen3_vit_88m_enc", depth=2, embed_dim=64, num_heads=2, img_size=64).eval()
+    images = torch.rand(1, 3, 64, 64)
+    reader, _ = make_reader(model, images, name="x", layers=("0", "final"))
+    with torch.no_grad():
+        expected = model.forward_intermediates(images, intermediates_only=True, output_fmt="NLC")
+        found = reader.read(images)
+    assert torch.equal(found["0"].patch_BND, expected[0])
+    assert torch.equal(found["final"].patch_BND, expected[1])
