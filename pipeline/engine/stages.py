@@ -23,6 +23,7 @@ import numpy as np
 
 from vfz.pipeline.encoder.batching import frame_gatherer
 from vfz.pipeline.encoder.transforms import cropper_of
+from vfz.pipeline.engine.columns import first_unstorable
 from vfz.pipeline.engine.tasks import (
     COPY,
     DECODE,
@@ -175,6 +176,7 @@ class ShardCommitter:
     def __init__(self, cache: CacheFolder, contents: Contents) -> None:
         self._cache, self._contents = cache, contents
         self._store = STORES[contents.store]
+        self._autocast = str(cache.header.recipe["encoder"]["autocast"])
 
     def run(self, tokens: Channel[ToWriter], results: Channel[ShardResult]) -> None:
         """Makes every shard that comes, until all have.
@@ -194,7 +196,7 @@ class ShardCommitter:
         with writer_lock(path), self._store.writer(path, task.columns) as writer:
             newest: VideoInProgress | None = None
             while isinstance(batch := tokens.take(), EncodedBatch):
-                newest = _append(writer, batch, newest, seconds)
+                newest = self._append(writer, batch, newest, seconds)
             if not isinstance(batch, ShardEnd) or batch.shard is not shard:
                 raise TypeError(f"{batch} in shard {task.shard}")
             with timed(seconds, WRITE):
@@ -216,6 +218,36 @@ class ShardCommitter:
             batch_size=shard.batch_size,
         )
 
+    def _append(
+        self, writer: ShardWriter, batch: EncodedBatch, newest: VideoInProgress | None, seconds: dict[str, float]
+    ) -> VideoInProgress | None:
+        """Writes a batch; returns the video begun last, None where the shard has none or has dropped it."""
+        with timed(seconds, COPY):
+            arrays, largest = batch.arrays.wait(), batch.largest.wait()
+        with timed(seconds, WRITE):
+            for video, span in _spans(batch.videos):
+                if not video.reason:
+                    reason = first_unstorable(largest, writer.columns, span, autocast=self._autocast)
+                    video.token_reason = reason or ""
+                if newest is not video:
+                    newest = _drop_if_bad(newest, writer)
+                if video.reason:
+                    newest = _drop_if_bad(newest, writer)
+                    continue
+                if newest is None or newest is not video:
+                    _begin(video, writer)
+                    newest = video
+                pts_seconds = np.array(batch.pts_seconds[span])
+                try:
+                    writer.append({key: array[span] for key, array in arrays.items()}, pts_seconds)
+                except EncoderError as error:
+                    video.token_reason = str(error)
+                    newest = _drop_if_bad(video, writer)
+                else:
+                    video.num_frames += len(pts_seconds)
+                    video.last_pts_seconds = float(pts_seconds[-1])
+        return newest
+
     def _commit(self, shard: ShardInProgress, data: ShardData | None) -> bool:
         task = shard.task
         return self._cache.commit(
@@ -230,34 +262,6 @@ class ShardCommitter:
                 column_keys=tuple(column.key for column in task.columns),
             ),
         )
-
-
-def _append(
-    writer: ShardWriter, batch: EncodedBatch, newest: VideoInProgress | None, seconds: dict[str, float]
-) -> VideoInProgress | None:
-    """Writes a batch; returns the video begun last, None where the shard has none or has dropped it."""
-    with timed(seconds, COPY):
-        arrays = batch.arrays.wait()
-    with timed(seconds, WRITE):
-        for video, span in _spans(batch.videos):
-            if newest is not video:
-                newest = _drop_if_bad(newest, writer)
-            if video.reason:
-                newest = _drop_if_bad(newest, writer)
-                continue
-            if newest is None or newest is not video:
-                _begin(video, writer)
-                newest = video
-            pts_seconds = np.array(batch.pts_seconds[span])
-            try:
-                writer.append({key: array[span] for key, array in arrays.items()}, pts_seconds)
-            except EncoderError as error:
-                video.token_reason = str(error)
-                newest = _drop_if_bad(video, writer)
-            else:
-                video.num_frames += len(pts_seconds)
-                video.last_pts_seconds = float(pts_seconds[-1])
-    return newest
 
 
 def _begin(video: VideoInProgress, writer: ShardWriter) -> None:

@@ -195,6 +195,7 @@ class EncodedBatch:
     Attributes:
         shard: theirs.
         arrays: on their way to the CPU.
+        largest: as of `vfz.pipeline.engine.columns.largest_of`, on their way too.
         videos, pts_seconds: [B].
         num_videos: that have come to their end since the message before.
         encode_seconds: how long the encoder took.
@@ -203,6 +204,7 @@ class EncodedBatch:
 
     shard: ShardInProgress
     arrays: HostCopy
+    largest: HostCopy
     videos: Sequence[VideoInProgress]
     pts_seconds: Sequence[float]
     num_videos: int

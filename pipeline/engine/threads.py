@@ -149,8 +149,11 @@ class Channel(Generic[T]):
             raise StoppedError
 
 
-class StoppedError(Exception):
-    """The pipeline ends: nothing more is taken or brought. Only for stages; no caller of a pipeline sees it."""
+class StoppedError(BaseException):
+    """The pipeline ends: nothing more is taken or brought. Only for stages; no caller of a pipeline sees it.
+
+    No `Exception`: it may be raised in the middle of a model, whose exceptions are told as faults of the model.
+    """
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from vfz.pipeline.decoding.pool import DecodePool
 from vfz.pipeline.encoder.batching import prepare_frame
 from vfz.pipeline.encoder.layers import LayerTokens
 from vfz.pipeline.encoder.transforms import Preprocess
-from vfz.pipeline.engine.columns import layers_of, stored_arrays, tokens_of
-from vfz.pipeline.errors import DecodeError, TooManyFailuresError
+from vfz.pipeline.engine.columns import first_unstorable, largest_of, layers_of, stored_arrays, tokens_of
+from vfz.pipeline.errors import DecodeError, EncoderError, TooManyFailuresError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.setup import Prepared
 from vfz.pipeline.format.calibration import CalibratedColumn, calibrate, write_calibration
@@ -53,13 +53,14 @@ def fill_cache(folder: Path, columns: Sequence[Column], options: ExtractOptions,
         prepared: the videos that the frames are from, and the encoder, which gives the layers of all the columns.
 
     Raises:
-        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
+        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full. EncoderError: when no
+        frame's tokens can be stored.
     """
     sample, store = _sample(options, prepared), options.store or DEFAULT_STORE
-    tokens = prepared.encoder.encode(sample.pixels_MCHW)
+    sample, tokens = _storable(sample, prepared.encoder.encode(sample.pixels_MCHW), columns, options.autocast)
     calibrated = _calibrate(folder, columns, tokens, options, store)
     golden = write_golden_frames(folder, sample)
-    golden |= write_golden_tokens(folder, _stored(_first(tokens, NUM_GOLDEN_FRAMES), calibrated))
+    golden |= write_golden_tokens(folder, _stored(_rows(tokens, slice(NUM_GOLDEN_FRAMES)), calibrated))
     dataset = prepared.dataset
     return Contents.of(calibrated, dataset=dataset.name, class_names=dataset.class_names, store=store, golden=golden)
 
@@ -70,10 +71,12 @@ def extend_cache(
     """Adds columns to a cache; its shards follow. Arguments as of `fill_cache`; `contents` are the cache's.
 
     Raises:
-        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full.
+        TooManyFailuresError: when no video can be decoded. StorageError: when the disk is full. EncoderError: when no
+        frame's tokens can be stored.
     """
     encoder = prepared.encoder.with_layers(layers_of(columns))
-    tokens = encoder.encode(_sample(options, prepared).pixels_MCHW)
+    sample = _sample(options, prepared)
+    _, tokens = _storable(sample, encoder.encode(sample.pixels_MCHW), columns, options.autocast)
     calibrated = _calibrate(cache.path, columns, tokens, options, contents.store)
     pixels_GCHW = torch.from_numpy(cache.golden(contents).pixels_GCHW)
     return cache.add_columns(calibrated, _stored(encoder.encode(pixels_GCHW), calibrated))
@@ -166,11 +169,34 @@ def _stored(tokens: Mapping[str, LayerTokens], columns: Sequence[CalibratedColum
     return stored_arrays(tokens, [new.column for new in columns], {new.column.key: new.calibration for new in columns})
 
 
-def _first(tokens: Mapping[str, LayerTokens], count: int) -> dict[str, LayerTokens]:
+def _storable(
+    sample: FrameSample, tokens: Mapping[str, LayerTokens], columns: Sequence[Column], autocast: str
+) -> tuple[FrameSample, Mapping[str, LayerTokens]]:
+    """The frames of a sample whose tokens can be stored; videos of the others will fail by name.
+
+    Raises:
+        EncoderError: none can.
+    """
+    largest = {key: values.cpu().numpy() for key, values in largest_of(tokens, columns).items()}
+    numbers = range(len(sample.video_ids))
+    reasons = [first_unstorable(largest, columns, slice(n, n + 1), autocast=autocast) for n in numbers]
+    kept = [number for number in numbers if reasons[number] is None]
+    if not kept:
+        raise EncoderError(f"none of {len(reasons)} frames drawn at random can be stored: {reasons[0]}")
+    if len(kept) == len(reasons):
+        return sample, tokens
+    return FrameSample(
+        pixels_MCHW=sample.pixels_MCHW[kept],
+        video_ids=tuple(sample.video_ids[number] for number in kept),
+        pts_seconds=tuple(sample.pts_seconds[number] for number in kept),
+    ), _rows(tokens, kept)
+
+
+def _rows(tokens: Mapping[str, LayerTokens], frames: slice | list[int]) -> dict[str, LayerTokens]:
     return {
         layer: LayerTokens(
-            patch_BND=found.patch_BND[:count],
-            prefix_BPD=None if found.prefix_BPD is None else found.prefix_BPD[:count],
+            patch_BND=found.patch_BND[frames],
+            prefix_BPD=None if found.prefix_BPD is None else found.prefix_BPD[frames],
         )
         for layer, found in tokens.items()
     }

@@ -148,11 +148,13 @@ def _provenance(options: ExtractOptions, prepared: Prepared) -> dict[str, Any]:
         "encoder_request": {
             "name": options.encoder,
             "weights": text_of_name(str(options.weights.resolve())) if options.weights else None,
+            "weights_key": options.weights_key,
             "random_weights": options.random_weights,
             "seed": options.seed or 0,
             "batch_size": options.batch_size,
         },
         "weights_source": encoder.weights_source,
+        "weights_taken": encoder.weights_note,
         "weights_license": encoder.license,
         "versions": {name: version(name) for name in ("vfz", "torch", "timm", "av", "zarr")},
         "python": platform.python_version(),

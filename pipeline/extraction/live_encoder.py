@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ class LiveEncoder:
         self._old_root, self._root = Path(name_of_text(cache.provenance["root"])), root
         request, spec = cache.provenance["encoder_request"], self._recipe.encoder
         recorded = Path(request["weights"]) if request["weights"] else None
-        self.encoder: FrozenEncoder = load_encoder(
+        load = partial(
+            load_encoder,
             request["name"],
             layers=tuple(layers),
             image_size=spec.image_size,
@@ -64,6 +66,7 @@ class LiveEncoder:
             crop_fraction=spec.crop_fraction,
             interpolation=spec.interpolation,
         )
+        self.encoder = _with_weights(spec.weights_sha256, request.get("weights_key"), load, other_file=bool(weights))
         if self.encoder.weights_sha256 != spec.weights_sha256:
             raise CacheMismatchError(
                 f"the weights of {request['name']} loaded now are not those that {cache.path} was made with "
@@ -115,3 +118,30 @@ class LiveEncoder:
     def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """Tokens of frames [B,3,S,S], per layer, float32."""
         return self.encoder.encode(frames_BCHW)
+
+
+def _with_weights(
+    sha256: str, weights_key: str | None, load: Callable[..., FrozenEncoder], *, other_file: bool
+) -> FrozenEncoder:
+    """The encoder with the weights of this digest, of the several that its file may hold; any other where none has it.
+
+    Args:
+        sha256: of the weights.
+        weights_key: recorded with the cache; caches of before it was there were made with averages left aside.
+        load: builds the encoder with a `weights_key`.
+        other_file: the file is not the recorded one, and need not have that key.
+
+    Raises:
+        UsageError: the recorded file has no such key.
+    """
+    try:
+        encoder = load(weights_key=weights_key)
+    except UsageError:
+        if weights_key is None or not other_file:
+            raise
+        encoder = load()
+    for other in encoder.weights_others:
+        if encoder.weights_sha256 == sha256:
+            break
+        encoder = load(weights_key=other)
+    return encoder

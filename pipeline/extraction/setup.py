@@ -63,6 +63,7 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
         layers=options.layers,
         image_size=options.image_size,
         weights=options.weights,
+        weights_key=options.weights_key,
         random_weights=options.random_weights,
         seed=options.seed or 0,
         # Ranks on one machine take its GPUs in turn; one that sees a single GPU takes that.
@@ -73,6 +74,8 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
         compile=options.compile,
     )
     encoder = request.load()
+    if encoder.weights_note is not None:
+        progress.note(encoder.weights_note)
     return Prepared(
         dataset=dataset,
         everything=everything,

@@ -35,10 +35,11 @@ from vfz.pipeline.format.commits import ShardIndex, new_data_path
 from vfz.pipeline.format.folder import cache_name, find_cache
 from vfz.pipeline.format.header import fingerprint_of
 from vfz.pipeline.format.ledger_table import LedgerRows
-from vfz.pipeline.maintenance.convert_source import SourceCache, open_source
+from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays, open_source
 from vfz.pipeline.maintenance.convert_target import TargetCache, converted_recipe, open_target
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.pipeline.stores import STORES, Column, ShardVideo, ShardWriter
+from vfz.pipeline.stores.quantization import largest_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -259,28 +260,40 @@ class ShardConverter:
         start = writer.num_frames
         writer.begin_video(ShardVideo(id=row.id, view=row.view, split=row.split, label=row.label))
         for frames in _blocks(row, columns):
-            arrays: dict[str, NDArray[Any]] = {}
-            for column in columns:
-                found = reader.arrays(column, frames)
-                self.num_bytes_read += sum(array.nbytes for array in found.values())
-                arrays |= self._target.stored(column, found, self._source)
+            found = {column: reader.arrays(column, frames) for column in columns}
+            self.num_bytes_read += sum(array.nbytes for arrays in found.values() for array in arrays.values())
+            stored = {column: self._target.stored(column, arrays, self._source) for column, arrays in found.items()}
             try:
-                writer.append(arrays, reader.pts_seconds(frames))
+                writer.append(
+                    {key: array for arrays in stored.values() for key, array in arrays.items()},
+                    reader.pts_seconds(frames),
+                )
             except EncoderError as error:
                 writer.drop_video()
-                return self._failed(row, arrays, frames, error)
+                return self._failed(row, found, stored, frames, error)
         return replace(row, frame_start=start)
 
     def _failed(
-        self, row: LedgerRow, arrays: Mapping[str, NDArray[Any]], frames: NDArray[np.int64], error: EncoderError
+        self,
+        row: LedgerRow,
+        found: Mapping[Column, Mapping[str, NDArray[Any]]],
+        stored: Mapping[Column, Mapping[str, NDArray[Any]]],
+        frames: NDArray[np.int64],
+        error: EncoderError,
     ) -> LedgerRow:
         """The row of a video whose tokens are not finite as they would be stored; anything else is a bug."""
-        for key, array in arrays.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+        for column, arrays in stored.items():
+            for key, array in arrays.items():
+                if array.dtype.kind != "f" or np.isfinite(array).all():
+                    continue
                 bad = np.isfinite(array).all(axis=(1, 2)).argmin()
+                of_frame = {name: values[bad : bad + 1] for name, values in found[column].items()}
+                tokens = expand_arrays(column, of_frame, self._source.calibrations.get(column.key))
                 reason = (
                     f"{key}, frame {int(frames[bad]) - row.frame_start}: a token is too large for "
-                    f"{self._target.precision} and cannot be converted from {self._source.header.precision}"
+                    f"{self._target.precision} and cannot be converted from {self._source.header.precision}; the "
+                    f"largest value is {float(largest_of(tokens)):.6g}, and "
+                    f"{'int8 holds it' if self._target.precision == 'fp16' else 'the old cache keeps it'}"
                 )
                 self._progress.note(f"failed: {row.id!r}: {reason}")
                 return replace(row, status="failed", reason=reason, num_frames=0, frame_start=0, duration_seconds=0.0)

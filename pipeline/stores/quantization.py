@@ -1,7 +1,7 @@
 """Tokens as the encoder gives them to tokens as they are stored and back, and what that costs in accuracy.
 
 fp32 keeps every bit. fp16 rounds to 11 significant bits: a relative error of at most 2^-11 for values the format holds
-(6e-5 to 65504). Larger ones become infinite here and the store refuses them: the video then fails by name.
+(6e-5 to 65504). Larger ones become infinite here; `why_unstorable` tells of them, and the video fails by name.
 
 int8 and int4 store whole numbers q, one fp16 scale per token and group of 128 channels, and per column the offset and
 std of every channel from a calibration sample. Any reader gets the token back as
@@ -30,6 +30,7 @@ Shapes: N tokens, D channels, G groups of 128 channels (the last may be shorter)
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ MAX_INT8 = 127
 MIN_INT4, MAX_INT4 = -8, 7
 # fp16's smallest and largest values above 0: a scale is never rounded to zero or to infinity.
 MIN_SCALE, MAX_SCALE = 2.0**-24, 65504.0
+FP16_END = 65520.0
+"""From here on a number becomes infinite in fp16."""
 # Clip points of int4, in parts of a group's larger extreme. A search over 76 of them gains another 0.5%.
 CLIP_POINTS = (0.85, 0.92, 0.99)
 # A channel's own std weighs as the number of sample values that show it, the median channel's as many as these: the
@@ -205,6 +208,34 @@ def stored_arrays(column: Column, tokens: Tensor, stats: ChannelStats | None) ->
     if column.scale is not None and stored.scale is not None:
         arrays[column.scale.key] = stored.scale
     return arrays
+
+
+@torch.no_grad()
+def largest_of(tokens_BND: Tensor) -> Tensor:
+    """The largest magnitude of each frame's tokens [B]; infinite or NaN where a value is. N and D are above 0."""
+    return torch.maximum(tokens_BND.amax(dim=(1, 2)), -tokens_BND.amin(dim=(1, 2)))
+
+
+def why_unstorable(column: Column, largest: float, *, autocast: str) -> str | None:
+    """Why a frame's tokens cannot be stored, with the layer, the value, and what to do; None where they can.
+
+    Args:
+        column: what stores them.
+        largest: the frame's, of `largest_of`.
+        autocast: what the encoder computed in.
+    """
+    if math.isfinite(largest):
+        if column.precision != "fp16" or largest < FP16_END:
+            return None
+        return (
+            f"{column.key}: the largest value is {largest:.6g} and fp16 holds up to 65504; "
+            "store it with --precision fp32 or int8"
+        )
+    what = f"{column.key}: the largest value is {'infinite' if math.isinf(largest) else 'NaN'}"
+    if autocast == "float32":
+        return f"{what} although the encoder computes in float32; leave this layer out, or look at the weights"
+    others = "bfloat16 or float32" if autocast == "float16" else "float32"
+    return f"{what} where the encoder computes in {autocast}; give --autocast {others}"
 
 
 @torch.no_grad()

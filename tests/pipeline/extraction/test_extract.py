@@ -2,10 +2,13 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.extraction import all_tokens
+import timm
+import torch
+from helpers.extraction import Notes, all_tokens
 from helpers.video_files import VIDEOS
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
@@ -52,6 +55,23 @@ def test_new_videos_extend_the_cache_and_leave_the_old_shards_alone(folder, fold
     after = all_tokens(report.cache)
     assert {video: after[video] for video in before} == before
     assert after["train/traffic/more"] == after["train/traffic/bikes"]
+
+
+def test_weights_with_an_average_say_so_and_are_never_mixed_with_the_plain_ones(folder, tmp_path):
+    torch.manual_seed(5)
+    plain, averaged = (timm.create_model("test_vit", num_classes=3).state_dict() for _ in range(2))
+    torch.save({"state_dict": plain, "state_dict_ema": averaged}, tmp_path / "both.pth")
+    vit = dataclasses.replace(folder, encoder="test_vit", layers=("5",), weights=tmp_path / "both.pth")
+    notes = Notes()
+    average = extract(vit, progress=notes).cache
+    told = "weights both.pth: took state_dict_ema, a moving average (as timm does), not state_dict"
+    assert [line.startswith(told) for line in notes.lines] == [True]
+    assert FeatureCache(average).provenance["weights_taken"].startswith(told)
+    other = dataclasses.replace(vit, weights_key="state_dict")
+    with pytest.raises(CacheMismatchError, match=r"encoder\.weights_sha256"):
+        extract(dataclasses.replace(other, cache=Path(average)))
+    assert extract(other).cache != average
+    assert extract(vit).new_videos == 0
 
 
 def test_the_same_id_with_another_file_is_refused(folder, folder_dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_a_video_that_fp16_cannot_hold_fails_by_name_and_nothing_of_it_is_stored
     assert (report.num_ok, report.num_failed) == (6, 4)
     assert report.unstorable.keys() == {"v1", "v1 (view 1)"}
     assert "layer_5/patch, frame 0: a token is too large for fp16" in report.unstorable["v1"]
+    assert re.search(r"; the largest value is 1\.0000\de\+06, and int8 holds it$", report.unstorable["v1"])
     found, expected = stored(folder), stored(source)
     assert {key[0] for key in found} == {"v0", "v4", "v5"}
     for key, array in found.items():

@@ -49,6 +49,28 @@ def test_other_weights_are_refused_by_their_digest(vit_cache, tmp_path):
         verify_encoder(vit_cache.path, weights=tmp_path / "other.safetensors", device="cpu")
 
 
+def test_of_several_weights_in_a_file_those_of_the_cache_are_found_by_their_digest(synthetic_options, tmp_path):
+    """As a cache that was made before averages were taken by default needs it."""
+    from timm import create_model
+
+    torch.manual_seed(5)
+    plain, averaged = (create_model("test_vit", num_classes=0).state_dict() for _ in range(2))
+    torch.save(plain, tmp_path / "plain.pth")
+    torch.save({"state_dict": plain, "state_dict_ema": averaged}, tmp_path / "both.pth")
+    torch.save({"state_dict_ema": averaged}, tmp_path / "average.pth")
+    vit = {"encoder": "test_vit", "layers": ("5",), "image_size": None, "out": tmp_path}
+    old = extract(synthetic_options(**vit, weights=tmp_path / "plain.pth")).cache
+    assert verify_encoder(old, weights=tmp_path / "both.pth", device="cpu").passed
+    named = extract(synthetic_options(**vit, weights=tmp_path / "both.pth", weights_key="state_dict")).cache
+    assert named == old
+    new = extract(synthetic_options(**vit, weights=tmp_path / "both.pth")).cache
+    assert new != old
+    for weights in (None, tmp_path / "both.pth", tmp_path / "average.pth"):
+        assert verify_encoder(new, weights=weights, device="cpu").passed
+    with pytest.raises(CacheMismatchError, match=r"are not those"):
+        verify_encoder(new, weights=tmp_path / "plain.pth", device="cpu")
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("change", ["noise", "crop", "order"])
 def test_an_encoder_that_works_otherwise_fails(synthetic_options, tmp_path, monkeypatch, precision, change):
