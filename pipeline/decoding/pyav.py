@@ -155,7 +155,7 @@ def _shown_frames(
 ) -> Generator[ShownFrame[av.VideoFrame], None, None]:
     """All frames of the video in order of presentation, each with the time it is on display."""
     held: ShownFrame[av.VideoFrame] | None = None
-    for number, (frame, begin, until, rounding) in enumerate(_timed_frames(source, spec)):
+    for number, (frame, begin, until, rounding) in enumerate(_timed_frames(source, spec, settled)):
         if settled:
             if number >= len(settled.begin_seconds):
                 raise TimelineError
@@ -188,13 +188,15 @@ def _settled(source: VideoSource, spec: FrameSpec) -> Timeline:
 
 
 def _timed_frames(
-    source: VideoSource, spec: FrameSpec, *, numbers_only: bool = False
+    source: VideoSource, spec: FrameSpec, settled: Timeline | None = None, *, numbers_only: bool = False
 ) -> Generator[tuple[av.VideoFrame, float, float, Rounding], None, None]:
     """Each frame, when it begins and ends by its own word, and how that is rounded."""
     with opened_video(source, numbers_only=numbers_only) as (container, stream):
         clock = Clock(container, stream, version=spec.decoder_version)
         if spec.decoder_version == 1 and not clock.has_presentation_times:
             raise DecodeError(_of_version_1(source))
+        if clock.is_guessed and spec.decoder_version > 1 and not numbers_only and settled is None:
+            raise TimelineError
         for frame in _decoded(source, spec, container, stream):
             yield frame, *clock.read(frame), clock.rounding
 

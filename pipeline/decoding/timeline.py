@@ -44,12 +44,18 @@ ONE_FRAME_EACH = {"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "gif", "apng", "
 """Codecs of which a packet is one frame that is shown, but for those that `_is_shown` knows and broken beginnings."""
 EXACT_TICKS = 1e-3
 """A distance of frames that is so near a whole number of ticks is one."""
+RATE_OF_STREAM = {"h264", "hevc", "vvc"}
+"""Codecs whose streams say at which rate frames follow each other."""
 MOST_REORDERED = 16
 """By how many places a decoder may put a frame into another order; so H.264 and HEVC say."""
 CHECK_REFERENCES = {"h264", "hevc", "vvc", "vp8", "vp9", "av1"}
 """Codecs of which FFmpeg shows no picture before it has those that it was predicted from."""
 H264_SLICE, H264_IDR = 1, 5
 """Types of units of H.264 that hold a picture: an ordinary one, and one that starts anew."""
+ONE_FRAME_AT_ONCE = ONE_FRAME_EACH - {"h264", "hevc", "vp8"} | {"mpeg4", "msmpeg4v2", "msmpeg4v3", "h263", "huffyuv"}
+"""The same for AVI, if nothing is put into another order and no packet only says that nothing has changed."""
+LARGEST_EMPTY = 16
+"""Bytes of such a packet of MPEG-4, at most."""
 VP8_SHOWN = 0x10
 """Set in the first byte of a VP8 packet whose frame is shown; others only serve to predict from."""
 
@@ -61,13 +67,19 @@ class Clock:
         self._has_times = not container.format.flags & NO_TIMESTAMPS
         self.has_presentation_times = self._has_times and "avi" not in format_names(container)
         """Whether the container says when frames are shown, and not only in which order they were coded."""
-        # The average is FFmpeg's default where there are no times, and nonsense after some cuts; the guess knows more.
-        rate = stream.guessed_rate or stream.average_rate
+        self.is_guessed = "mpeg" in format_names(container)
+        """Whether FFmpeg works out most times itself, not always right: an MPEG program stream has few."""
+        # The average is FFmpeg's default where there are no times, and nonsense after some cuts; its guess counts the
+        # fields of some streams whose own rate is right.
+        own_rate = stream.codec_context.framerate if stream.codec_context.name in RATE_OF_STREAM else None
+        rate = (None if self._has_times else own_rate) or stream.guessed_rate or stream.average_rate
         self.frame_seconds = float(1 / rate) if rate else DEFAULT_FRAME_SECONDS
         """How long a frame is shown where nothing better is known."""
         self.rounding = self._rounding(float(stream.time_base or 0), version)
         """What the container made of the times."""
-        self._time_base = stream.time_base or Fraction(1, 1_000_000)
+        time_base = stream.time_base or Fraction(1, 1_000_000)
+        # Apart, since counting with a Fraction is slow.
+        self._numerator, self._denominator = time_base.numerator, time_base.denominator
         self._num_frames = 0
         self._first: int | None = None
         self._last_pts: int | None = None
@@ -87,16 +99,24 @@ class Clock:
     def read(self, frame: av.VideoFrame) -> tuple[float, float]:
         """When a frame begins and ends, in seconds from the first one; the end is only as good as the file's word."""
         ticks = self._ticks(frame) if self._has_times else None
-        duration = float(frame.duration * self._time_base) if frame.duration and self._has_times else self.frame_seconds
+        duration = self.seconds(frame.duration) if frame.duration and self._has_times else self.frame_seconds
         if ticks is None:  # it follows the one before it
             begin = self._until_seconds if self._has_times else self._num_frames * self.frame_seconds
         else:
             if self._first is None:
-                self._first = ticks - round(self._until_seconds / self._time_base)
-            begin = float((ticks - self._first) * self._time_base)
+                self._first = ticks - round(self._until_seconds * self._denominator / self._numerator)
+            begin = self.seconds(ticks - self._first)
         self._num_frames += 1
         self._until_seconds = begin + duration
         return begin, self._until_seconds
+
+    def own_time(self, data: Packet[Any] | av.VideoFrame) -> int | None:
+        """What the container says of when a packet or a frame is shown, in ticks."""
+        return data.pts if self.has_presentation_times else data.dts
+
+    def seconds(self, ticks: int) -> float:
+        """So many ticks of the container."""
+        return ticks * self._numerator / self._denominator
 
     def _ticks(self, frame: av.VideoFrame) -> int | None:
         """The time of presentation, unless those have gone back more often than the times of decoding did."""
@@ -146,7 +166,7 @@ class Beginning:
             if self.is_broken and self._num_keys <= 1 and not packet.is_keyframe:
                 return []
             raise
-        return [frame for frame in frames if not self._hides(frame)]
+        return [frame for frame in frames if not self._hides(frame)] if self._nothing_shown else frames
 
     def _look_at(self, packet: Packet[Any]) -> None:
         self._num_keys += packet.is_keyframe
@@ -159,11 +179,10 @@ class Beginning:
             self.is_broken |= packet.pts < self._key_pts
 
     def _hides(self, frame: av.VideoFrame) -> bool:
-        if self.is_broken and self._nothing_shown:
-            self._nothing_shown = frame.is_corrupt or not (self._checks_references or frame.key_frame)
-            return self._nothing_shown
-        self._nothing_shown = False
-        return False
+        if self._nothing_shown:
+            is_clean = not frame.is_corrupt and (self._checks_references or frame.key_frame)
+            self._nothing_shown = self.is_broken and not is_clean
+        return self._nothing_shown
 
 
 def timeline_of_packets(source: VideoSource, first: av.VideoFrame, *, version: int) -> Timeline:
@@ -182,32 +201,43 @@ def timeline_of_packets(source: VideoSource, first: av.VideoFrame, *, version: i
     """
     with opened_video(source) as (container, stream):
         clock = Clock(container, stream, version=version)
-        if not (TIMED_FORMATS & format_names(container) and stream.codec_context.name in ONE_FRAME_EACH):
-            raise TimelineError
         packets = sorted(
-            (packet.pts, packet.duration or 0)
-            for packet in container.demux(stream)
             # Those without a time are second fields of frames that have one.
-            if packet.size and packet.pts is not None and not packet.is_discard and _is_shown(packet, stream)
+            (time, packet.duration or 0, packet.size)
+            for packet in container.demux(stream)
+            if (time := clock.own_time(packet)) is not None
+            and packet.size
+            and not packet.is_discard
+            and _is_shown(packet, stream)
         )
-        time_base = stream.time_base
-    begin = first.pts
-    shown = [(pts, duration) for pts, duration in packets if begin is not None and pts >= begin]
-    if not shown or not time_base:
-        raise TimelineError
-    begin_seconds = [float((pts - shown[0][0]) * time_base) for pts, _ in shown]
-    last_seconds = float(shown[-1][1] * time_base) or clock.frame_seconds
-    return Timeline(
-        begin_seconds=begin_seconds,
-        end_seconds=begin_seconds[-1] + last_seconds,
-        rounding=clock.rounding,
-    )
+        begin = clock.own_time(first)
+        if begin is None or not _is_told_by_packets(container, stream, packets, begin):
+            raise TimelineError
+        begins = [time for time, _, _ in packets if time >= begin]
+        last_seconds = clock.seconds(packets[-1][1]) or clock.frame_seconds
+    begin_seconds = [clock.seconds(time - begins[0]) for time in begins]
+    end_seconds = begin_seconds[-1] + last_seconds
+    return Timeline(begin_seconds=begin_seconds, end_seconds=end_seconds, rounding=clock.rounding)
+
+
+def _is_told_by_packets(
+    container: InputContainer, stream: VideoStream, packets: Sequence[tuple[int, int, int]], begin: int
+) -> bool:
+    """Whether each packet is a frame, at the packet's time; of packets, their times, durations and sizes are given."""
+    names, codec = format_names(container), stream.codec_context.name
+    if not packets or packets[-1][0] < begin:
+        return False
+    if "avi" in names:  # where the decoder gives the first frame at once, none is put into another order
+        is_at_once = begin == packets[0][0]
+        return is_at_once and codec in ONE_FRAME_AT_ONCE and min(size for _, _, size in packets) > LARGEST_EMPTY
+    return bool(TIMED_FORMATS & names) and codec in ONE_FRAME_EACH
 
 
 def timeline_of_frames(times: Sequence[tuple[float, float]], rounding: Rounding) -> Timeline:
     """When the video shows its frames, by what all of them say, in the order in which the decoder gives them.
 
-    Times that a container gives to the wrong ones of a few neighbours are put into the order of the frames.
+    Times that a container gives to the wrong ones of a few neighbours are put into the order of the frames; where some
+    are given twice, frames follow each other at one rate.
 
     Args:
         times: for each frame, when it begins and ends, in seconds.
@@ -222,6 +252,10 @@ def timeline_of_frames(times: Sequence[tuple[float, float]], rounding: Rounding)
             before = max(times[:place])[0] if place else 0.0
             raise ValueError(f"presentation times go back from {before} s to {times[place][0]} s")
     begin_seconds = [times[place][0] - times[order[0]][0] for place in order]
+    if order != sorted(order) and len(set(begin_seconds)) < len(
+        begin_seconds
+    ):  # they were guessed: only the ends are sure
+        begin_seconds = [k * begin_seconds[-1] / (len(order) - 1) for k in range(len(order))]
     last_seconds = times[-1][1] - times[-1][0]
     return Timeline(begin_seconds=begin_seconds, end_seconds=begin_seconds[-1] + last_seconds, rounding=rounding)
 

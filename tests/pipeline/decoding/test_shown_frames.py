@@ -63,7 +63,7 @@ class Case:
             codec=codec,
             container=container,
             # A GIF's time is in hundredths of a second; the elementary streams that hold no rate are 25 a second.
-            rate=Fraction(25) if container in {"mjpeg", "gif"} else rng.choice(RATES),
+            rate=Fraction(25) if container in {"mjpeg", "gif", "m4v"} else rng.choice(RATES),
             num_frames=rng.randint(40, 70),
             group=rng.choice([6, 10, 12]),
             num_b_frames=rng.choice([0, 2, 3]) if codec != "mjpeg" else 0,
@@ -174,6 +174,8 @@ class Reference:
         self.numbers = [frame.number for frame in shown]
         # The times that the video had before its container rounded them: multiples of the frame's duration.
         self.begins = [round((frame.seconds - shown[0].seconds) * rate) / rate for frame in shown]
+        if self.begins != sorted(self.begins):  # ffmpeg guesses most times of an MPEG program stream, not always right
+            self.begins = [k / rate for k in range(len(shown))]
         self.end = self.begins[-1] + 1 / rate
         self.rate = rate
 
@@ -315,9 +317,7 @@ def test_times_that_jump_back_are_refused(tmp_path):
     path = tmp_path / "both.ts"
     path.write_bytes(first.read_bytes() + second.read_bytes())
     for rule in ({"fps": 5}, {"fps": None, "rule": "uniform", "num_frames": 4}):
-        with pytest.raises(
-            DecodeError, match=r"both\.ts: (presentation times go back|is damaged)"
-        ):
+        with pytest.raises(DecodeError, match=r"both\.ts: (presentation times go back|is damaged)"):
             numbers(path, **rule)
 
 
