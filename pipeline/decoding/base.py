@@ -135,10 +135,13 @@ class Decoder(Protocol):
     Attributes:
         name: as recipes and `DECODERS` call it.
         version: raised whenever the same video and rule give other pixels or other times.
+        goes_on_with: earlier versions that it can keep to, so that their caches can grow: of a video whose frames would
+            now be others it gives what it gave then, or refuses it.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
+    goes_on_with: ClassVar[tuple[int, ...]]
 
     def frames(self, source: VideoSource, spec: FrameSpec) -> Iterator[VideoFrame]:
         """The frames that a rule chooses, in order of time, in one pass that holds a few of them.

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vfz.pipeline.decoding.base import refuse_odd_files
 from vfz.pipeline.decoding.messages import source_from_json, source_to_json
 from vfz.pipeline.errors import DecodeError
 
@@ -88,9 +87,10 @@ def _answer() -> None:
 def _read_header(source: VideoSource) -> dict[str, float | None] | None:
     import av
 
+    from vfz.pipeline.decoding.containers import opened_container
+
     try:
-        refuse_odd_files(source)
-        with source.open() as file, av.open(file, "r", options={"protocol_whitelist": "file"}) as container:
+        with opened_container(source) as container:
             return _header_of(container)
     except (DecodeError, av.FFmpegError, OSError, ValueError):
         return None

@@ -4,7 +4,7 @@ All rules come down to times, and a frame is taken when it is on display at one 
 presentation time is not later. So variable frame rates and B-frames need no care.
 
 - `fps` asks at `start + k / fps` until the video ends, and takes a frame once however often it is asked for: a video
-  slower than `fps` gives each of its frames once.
+  no faster than `fps` gives each of its frames once.
 - `uniform` cuts the window into T equal parts and asks in the middle of each.
 - `centred` counts frames, as the paper does: `step = max(1, round(native fps / fps))`, T frames `step` apart with as
   many frames of the window before as behind them. Where the window is too short, its last frame is repeated. `round`
@@ -12,11 +12,12 @@ presentation time is not later. So variable frame rates and B-frames need no car
 
 `uniform` and `centred` always give T frames: clips of one length are what they are for. Times strictly increase: a
 frame taken again does not carry its own time but the one it was asked for, and where `centred` repeats the last frame,
-times go on in steps of `step` frames.
+times go on in steps of `step` frames. Both must know the video's times beforehand: its `Timeline`. It is compared with
+the frames that come, and where they disagree nothing is taken on trust: see `TimelineError`.
 
-Both must know the video's times beforehand. They come from a `Timeline` that the decoder makes by reading the file
-without decoding it: it costs a second reading of the file, which the operating system has then in memory, and no header
-is believed.
+Containers round times: Matroska and FLV to milliseconds, GIF to hundredths of a second. So a time that is asked for and
+lies within a tick before a frame is taken to mean that frame; and where frames come no faster than they are asked for,
+one that rounding has moved out of its turn is taken all the same: see `Rounding`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,51 @@ from vfz.pipeline.recipe import FrameSpec
 FrameT = TypeVar("FrameT")
 
 WINDOW_TOLERANCE_SECONDS = 1e-9
+# The distance of two frames, both rounded to ticks, is off by at most this; by version of the decoder.
+ROUNDED_TICKS = {1: 0.51, 2: 1.02}
+# ... and by no more than this part of a frame: how early, and how late, a frame may be taken.
+EARLY_FRAMES, LATE_FRAMES = 0.1, 0.35
+# Where a container does not round, for what floating point costs.
+EXACT_FRAMES = 1e-3
+# A video is no faster than it is asked for if its rate, less this part, is not.
+RATE_TOLERANCE = 1e-4
 # Containers round times, and with them the rate that is measured from them: 30 and 29.97 at 12 must round alike.
 STEP_TOLERANCE = 0.01
+
+
+class TimelineError(Exception):
+    """The frames of a video are not where its timeline said; which frames a rule takes must be worked out anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """What a container makes of times.
+
+    Attributes:
+        tick_seconds: to how much it rounds them; 0 where it does not.
+        exact_seconds: how far apart frames are by its own word if that is a whole number of ticks, so that multiples of
+            it are not rounded; else None.
+        version: of the decoder; the first one allowed for less, and the caches it made go on so.
+    """
+
+    tick_seconds: float = 0.0
+    exact_seconds: float | None = None
+    version: int = 2
+
+    def seconds(self, distance_seconds: float) -> float:
+        """By how much the distance of two frames may be off, given what it is."""
+        if self.exact_seconds is not None:
+            frames = distance_seconds / self.exact_seconds
+            if abs(frames - round(frames)) * self.exact_seconds < self.tick_seconds / 2:
+                return 0.0
+        return ROUNDED_TICKS[self.version] * self.tick_seconds
+
+    def early_seconds(self, distance_seconds: float) -> float:
+        """How long before a frame a request already means it, given its distance from the one before it."""
+        return min(self.seconds(distance_seconds), EARLY_FRAMES * distance_seconds) or EXACT_FRAMES * distance_seconds
+
+
+NOT_ROUNDED = Rounding()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +88,20 @@ class ShownFrame(Generic[FrameT]):
         frame: the decoder's own.
         number: among all frames shown, from 0.
         begin_seconds: its presentation time from the first frame shown.
-        until_seconds: it is on display before this time: the next frame's, less what rounding may have cost.
+        until_seconds: when the next one begins; of the last one, when it ends.
+        rounding: of these times.
     """
 
     frame: FrameT
     number: int
     begin_seconds: float
     until_seconds: float
+    rounding: Rounding = NOT_ROUNDED
+
+    @property
+    def early_seconds(self) -> float:
+        """How long before its end a request already means the next frame."""
+        return self.rounding.early_seconds(self.until_seconds - self.begin_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +109,34 @@ class Timeline:
     """When a video shows its frames.
 
     Attributes:
-        begin_seconds: the presentation time of each frame, from the first one, strictly increasing; at least one.
+        begin_seconds: the presentation time of each frame, from the first one, increasing; at least one.
         end_seconds: when the last one ends.
+        rounding: of these times.
     """
 
     begin_seconds: Sequence[float]
     end_seconds: float
+    rounding: Rounding = NOT_ROUNDED
+
+    def unrounded(self) -> Timeline:
+        """The same with the times that its container rounded, where those are known: if frames come at one rate."""
+        count, distance = len(self.begin_seconds), self.frame_seconds
+        allowed = ROUNDED_TICKS[self.rounding.version] * self.rounding.tick_seconds
+        even = [k * distance for k in range(count)]
+        if self.rounding.version == 1 or any(
+            abs(rounded - exact) > allowed for rounded, exact in zip(self.begin_seconds, even, strict=True)
+        ):
+            return self
+        is_end_even = abs(self.end_seconds - count * distance) <= allowed
+        return Timeline(begin_seconds=even, end_seconds=count * distance if is_end_even else self.end_seconds)
+
+    def on_display(self, seconds: float) -> int:
+        """The number of the frame that is on display."""
+        index = max(0, bisect_right(self.begin_seconds, seconds) - 1)
+        if index + 1 == len(self.begin_seconds):
+            return index
+        until = self.begin_seconds[index + 1]
+        return index + (seconds >= until - self.rounding.early_seconds(until - self.begin_seconds[index]))
 
     @property
     def frame_seconds(self) -> float:
@@ -77,32 +150,43 @@ class Request:
     """One frame that a rule asks for.
 
     Attributes:
-        due_seconds: the frame on display at this time is wanted.
+        number: of the frame that is wanted.
         repeat_seconds: the time it carries if it has been given before.
     """
 
-    due_seconds: float
+    number: int
     repeat_seconds: float
 
 
 def sample(
-    shown: Iterable[ShownFrame[FrameT]], spec: FrameSpec, timeline: Callable[[], Timeline]
+    shown: Iterable[ShownFrame[FrameT]],
+    spec: FrameSpec,
+    timeline: Callable[[ShownFrame[FrameT]], Timeline],
+    *,
+    keep_pace: bool = True,
 ) -> Iterator[tuple[ShownFrame[FrameT], float]]:
     """The frames that a rule takes, each with the time it is to carry.
 
     Args:
         shown: all frames in order of presentation; read as far as the rule needs.
         spec: the rule.
-        timeline: makes the video's timeline, for the rules that need one.
+        timeline: makes the video's timeline, for the rules that need one, given the first frame shown.
+        keep_pace: `fps` takes each frame of a video that is no faster, whatever rounding did to its time. Caches of
+            decoders of version 1 were made without.
+
+    Raises:
+        TimelineError: while iterating: the frames are not where the timeline said.
     """
     if spec.rule == "fps":
-        return _at_rate(shown, spec)
-    return _at_times(shown, requests(timeline(), spec), spec.start_seconds)
+        return _at_rate(shown, spec, keep_pace=keep_pace)
+    return _by_number(shown, spec, timeline)
 
 
 def requests(timeline: Timeline, spec: FrameSpec) -> list[Request]:
     """What `uniform` or `centred` ask for: T requests in order, or none where the window holds no frame."""
     num_frames = spec.num_frames or 0
+    if spec.rule == "uniform":
+        timeline = timeline.unrounded()
     start_seconds, end_seconds = spec.start_seconds, timeline.end_seconds
     if spec.end_seconds is not None:
         end_seconds = min(end_seconds, spec.end_seconds)
@@ -111,7 +195,7 @@ def requests(timeline: Timeline, spec: FrameSpec) -> list[Request]:
     if spec.rule == "uniform":
         part_seconds = (end_seconds - start_seconds) / num_frames
         times = [start_seconds + (k + 0.5) * part_seconds for k in range(num_frames)]
-        return [Request(due_seconds=seconds, repeat_seconds=seconds) for seconds in times]
+        return [Request(number=timeline.on_display(seconds), repeat_seconds=seconds) for seconds in times]
     return _centred(timeline, spec.fps or 0.0, num_frames, start_seconds, end_seconds)
 
 
@@ -126,10 +210,10 @@ def _centred(
     offset = max(0, (count - 1 - (num_frames - 1) * step) // 2)
     found: list[Request] = []
     for index in range(offset, offset + num_frames * step, step):
-        due_seconds = begin_seconds[first + min(index, count - 1)]
-        repeated = bool(found) and found[-1].due_seconds == due_seconds
-        repeat_seconds = found[-1].repeat_seconds + step * frame_seconds if repeated else due_seconds
-        found.append(Request(due_seconds=due_seconds, repeat_seconds=repeat_seconds))
+        number = first + min(index, count - 1)
+        repeated = bool(found) and found[-1].number == number
+        repeat_seconds = found[-1].repeat_seconds + step * frame_seconds if repeated else begin_seconds[number]
+        found.append(Request(number=number, repeat_seconds=repeat_seconds))
     return found
 
 
@@ -139,40 +223,76 @@ def _snap_to_half(ratio: float) -> float:
     return half if abs(ratio - half) <= STEP_TOLERANCE * ratio else ratio
 
 
-def _at_rate(shown: Iterable[ShownFrame[FrameT]], spec: FrameSpec) -> Iterator[tuple[ShownFrame[FrameT], float]]:
+def _at_rate(
+    shown: Iterable[ShownFrame[FrameT]], spec: FrameSpec, *, keep_pace: bool
+) -> Iterator[tuple[ShownFrame[FrameT], float]]:
     """Frames on display at `start + k / fps`, each once."""
     fps, start_seconds, end_seconds = spec.fps or 0.0, spec.start_seconds, spec.end_seconds
+    pace = _Pace()
     num_samples = 0
     for frame in shown:
         # From the number of the sample and not step by step: long videos must not drift.
         due_seconds = start_seconds + num_samples / fps
         if end_seconds is not None and due_seconds >= end_seconds - WINDOW_TOLERANCE_SECONDS:
             return
-        if due_seconds < frame.until_seconds:
+        until_seconds = frame.until_seconds - frame.early_seconds
+        late_seconds = pace.late_seconds(frame, 1 / fps)
+        # The first sample sets the pace; only a later one can have been moved out of its turn.
+        in_turn = num_samples and keep_pace and due_seconds < frame.until_seconds + late_seconds
+        if due_seconds < until_seconds or in_turn:
             yield frame, frame.begin_seconds
-            num_samples = max(num_samples + 1, math.ceil((frame.until_seconds - start_seconds) * fps))
+            num_samples = max(num_samples + 1, math.ceil((until_seconds - start_seconds) * fps))
 
 
-def _at_times(
-    shown: Iterable[ShownFrame[FrameT]], wanted: Sequence[Request], start_seconds: float
+class _Pace:
+    """How far apart frames are, apart from rounding: the mean of distances that are the same but for it."""
+
+    def __init__(self) -> None:
+        self._sum_seconds, self._count, self._num_other = 0.0, 0, 0
+
+    def late_seconds(self, frame: ShownFrame[FrameT], asked_seconds: float) -> float:
+        """How long after its end a frame may still be taken, since rounding may have moved it before its turn.
+
+        Less than 0 where frames come faster than they are asked for: then one is on display, or is not.
+        """
+        distance = frame.until_seconds - frame.begin_seconds
+        rounded = frame.rounding.seconds(distance)
+        if self._count and abs(distance - self._sum_seconds / self._count) <= rounded:
+            self._sum_seconds, self._count = self._sum_seconds + distance, self._count + 1
+            # Of a row of distances only the first time and the last are rounded.
+            distance = (self._sum_seconds + rounded) / self._count
+        elif not self._count or self._num_other > self._count:
+            self._sum_seconds, self._count, self._num_other = distance, 1, 0
+            distance += rounded
+        else:
+            self._num_other += 1
+        if distance < asked_seconds * (1 - RATE_TOLERANCE):
+            return -math.inf
+        return max(min(rounded, LATE_FRAMES * distance), EXACT_FRAMES * distance)
+
+
+def _by_number(
+    shown: Iterable[ShownFrame[FrameT]], spec: FrameSpec, make_timeline: Callable[[ShownFrame[FrameT]], Timeline]
 ) -> Iterator[tuple[ShownFrame[FrameT], float]]:
-    """A frame for each of the requests; the last one for those that no frame answers."""
+    """The frames that `uniform` or `centred` ask for, counted."""
+    timeline: Timeline | None = None
+    wanted: list[Request] = []
     asked = 0
     last_seconds = -math.inf
-    frame = None
     for frame in shown:
+        if timeline is None:
+            timeline = make_timeline(frame)
+            wanted = requests(timeline, spec)
+        if frame.number >= len(timeline.begin_seconds) or frame.begin_seconds != timeline.begin_seconds[frame.number]:
+            raise TimelineError
         given = False
-        while asked < len(wanted) and wanted[asked].due_seconds < frame.until_seconds:
+        while asked < len(wanted) and wanted[asked].number == frame.number:
             last_seconds = _after(last_seconds, wanted[asked].repeat_seconds if given else frame.begin_seconds)
             yield frame, last_seconds
             asked, given = asked + 1, True
         if asked == len(wanted):
             return
-    # The video shows less than its packets said.
-    if frame is not None and frame.until_seconds > start_seconds:
-        for request in wanted[asked:]:
-            last_seconds = _after(last_seconds, request.repeat_seconds)
-            yield frame, last_seconds
+    raise TimelineError
 
 
 def _after(last_seconds: float, seconds: float) -> float:

@@ -19,7 +19,7 @@ from vfz.pipeline.extraction.calibrate import DEFAULT_STORE, extend_cache, fill_
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.setup import Prepared
 from vfz.pipeline.files import text_of_name
-from vfz.pipeline.format.folder import CacheFolder, cache_name
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, create_cache, sorted_columns
 from vfz.pipeline.recipe import QUANTISED, describe_difference
 from vfz.pipeline.stores import Column
@@ -33,10 +33,10 @@ def open_or_create(options: ExtractOptions, prepared: Prepared) -> Destination:
 
     Raises:
         CacheMismatchError: when it holds tokens of another recipe, or labels of other classes.
-        UsageError: when it has another store, or `--cache` names none.
+        UsageError: when it has another store.
         TooManyFailuresError: when no video can be decoded; no cache was made.
     """
-    cache, encoder = _cache(options, prepared), prepared.encoder
+    cache, encoder = prepared.cache, prepared.encoder
     wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
     if not cache.path.exists():
         create_cache(
@@ -59,7 +59,7 @@ def find_destination(options: ExtractOptions, prepared: Prepared) -> Destination
     Raises:
         CacheMismatchError, UsageError: as `open_or_create`.
     """
-    cache, encoder = _cache(options, prepared), prepared.encoder
+    cache, encoder = prepared.cache, prepared.encoder
     wanted = columns_of(encoder.shapes, options.precision, parts=options.parts)
     if cache.path.exists():
         contents = cache.contents()
@@ -91,16 +91,6 @@ class Destination:
     cache: CacheFolder
     contents: Contents
     encoder: FrozenEncoder
-
-
-def _cache(options: ExtractOptions, prepared: Prepared) -> CacheFolder:
-    """The cache that is meant, which need not be there."""
-    if options.cache is None:
-        name = options.name or prepared.dataset.name
-        return CacheFolder(options.out / cache_name(name, prepared.encoder.name, prepared.recipe.fingerprint))
-    if not options.cache.is_dir():
-        raise UsageError(f"--cache {options.cache} is not a cache; leave it out to make a new one under {options.out}/")
-    return CacheFolder(options.cache)
 
 
 def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prepared: Prepared) -> None:

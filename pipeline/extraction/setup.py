@@ -21,6 +21,7 @@ from vfz.pipeline.encoder.weights import check_encoder_name
 from vfz.pipeline.engine.local import Share, choose_share
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.format.folder import CacheFolder, cache_name
 from vfz.pipeline.recipe import (
     CALIBRATION_FRAMES,
     CALIBRATION_SEED,
@@ -42,7 +43,7 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
     """Lists the videos and loads the encoder.
 
     Raises:
-        UsageError: a wrong option. DatasetError: no videos. EncoderError: no weights.
+        UsageError: a wrong option, or `--cache` names no cache. DatasetError: no videos. EncoderError: no weights.
     """
     check_encoder_name(options.encoder)  # a slip of the pen is told before videos are listed or rendered
     share = choose_share(options.rank, options.world_size)
@@ -76,6 +77,11 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
     encoder = request.load()
     if encoder.weights_note is not None:
         progress.note(encoder.weights_note)
+    recipe, cache = _as_begun(make_recipe(encoder, options, dataset), options, dataset)
+    if recipe.frames.decoder_version < get_decoder(recipe.frames.decoder).version:
+        progress.note(
+            f"{cache.path} was begun by an earlier vfz; videos of which other frames are taken now are refused in it"
+        )
     return Prepared(
         dataset=dataset,
         everything=everything,
@@ -84,7 +90,8 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
         gaps=gaps,
         request=request,
         encoder=encoder,
-        recipe=make_recipe(encoder, options, dataset),
+        recipe=recipe,
+        cache=cache,
         share=share,
     )
 
@@ -102,6 +109,7 @@ class Prepared:
         request: how any process builds the encoder.
         encoder: the same, built.
         recipe: what decides the numbers.
+        cache: the cache that is meant, which need not be there.
         share: which part of the work is done here.
     """
 
@@ -113,6 +121,7 @@ class Prepared:
     request: EncoderRequest
     encoder: FrozenEncoder
     recipe: Recipe
+    cache: CacheFolder
     share: Share
 
     def with_ids_of(self, known: Iterable[str]) -> Prepared:
@@ -161,6 +170,22 @@ def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
     if started:
         progress.finish()
     return dataset
+
+
+def _as_begun(recipe: Recipe, options: ExtractOptions, dataset: VideoDataset) -> tuple[Recipe, CacheFolder]:
+    """The cache that is meant, and its recipe: an earlier version's of the decoder, if that began it and can go on."""
+    versions = get_decoder(recipe.frames.decoder).goes_on_with
+    earlier = [replace(recipe, frames=replace(recipe.frames, decoder_version=version)) for version in versions]
+    if options.cache is None:
+        name = options.name or dataset.name
+        recipes = [recipe, *earlier]
+        caches = [CacheFolder(options.out / cache_name(name, one.encoder.name, one.fingerprint)) for one in recipes]
+        found = [pair for pair in zip(recipes, caches, strict=True) if pair[1].path.exists()]
+        return found[0] if found else (recipe, caches[0])
+    if not options.cache.is_dir():
+        raise UsageError(f"--cache {options.cache} is not a cache; leave it out to make a new one under {options.out}/")
+    cache = CacheFolder(options.cache)
+    return next((one for one in earlier if one.to_dict() == cache.header.recipe), recipe), cache
 
 
 def _choose_splits(

@@ -68,7 +68,7 @@ def write_sound(container, stream, seconds):
 
 def frame_spec(fps=6.0, **more):
     """A rule for PyAV, which is the only decoder there is."""
-    return FrameSpec(fps=fps, decoder="pyav", decoder_version=1, **more)
+    return FrameSpec(fps=fps, decoder="pyav", decoder_version=2, **more)
 
 
 def decode_frames(path, fps=6.0, **more):

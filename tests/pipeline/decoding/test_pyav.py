@@ -169,6 +169,40 @@ def test_colours_follow_the_sources_matrix_and_range(tmp_path, matrix, full, exp
     assert np.abs(found.pixels_HWC.astype(int) - expected).max() <= 2
 
 
+def _coloured(path, matrix, primaries):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(3):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            for target in (stream.codec_context, frame):
+                target.colorspace, target.color_primaries = matrix, primaries
+            for plane, value in zip(frame.planes, (120, 90, 180), strict=True):
+                plane.update(bytes([value]) * plane.buffer_size)
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("matrix", range(20))
+@pytest.mark.parametrize("primaries", [1, 6, 9, 22])
+def test_every_matrix_is_converted_or_refused_by_name(tmp_path, matrix, primaries):
+    path = _coloured(tmp_path / "colour.mkv", matrix, primaries)
+    of_primaries = {1: (214, 101, 41), 6: (204, 94, 44), 9: (209, 95, 39)}
+    expected = {
+        0: of_primaries[6], 1: of_primaries[1], 2: of_primaries[6], 4: (203, 92, 43), 5: of_primaries[6],
+        6: of_primaries[6], 7: (214, 101, 42), 9: of_primaries[9], 12: of_primaries.get(primaries),
+        **dict.fromkeys((3, 18, 19), of_primaries[6]),
+    }.get(matrix)  # fmt: skip
+    if expected:
+        first, *_ = decode_frames(path, fps=10)
+        assert np.abs(first.pixels_HWC.astype(int) - expected).max() <= 2
+    else:
+        with pytest.raises(DecodeError, match=rf"colour\.mkv: its colours are coded by the matrix .* \({matrix}\)"):
+            list(decode_frames(path, fps=10))
+
+
 @pytest.mark.parametrize(("name", "count"), [("bikes.mp4", 60), ("bigbuckbunny.mp4", 32)])
 def test_real_videos(name, count, capfd):
     frames = list(decode_frames(VIDEOS / name, fps=6))

@@ -2,12 +2,15 @@
 
 import os
 import random
+import re
 from fractions import Fraction
 
 import av
 import pytest
 from helpers.video_files import VIDEOS, decode_frames, numbers, write_sound, write_video
 
+from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.decoding.headers import read_headers
 from vfz.pipeline.errors import DecodeError
 
 
@@ -30,7 +33,7 @@ def test_files_that_are_no_videos_are_refused(tmp_path, capfd):
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         write_sound(container, container.add_stream("aac", rate=48000, layout="mono"), seconds=1)
     assert "cannot be read as a video" in message(tmp_path / "text.mp4")
-    assert "no video stream" in message(tmp_path / "subtitles.mp4")
+    assert "is no video file" in message(tmp_path / "subtitles.mp4")
     assert "no video stream" in message(tmp_path / "sound.mp4")
     assert "empty" in message(tmp_path / "empty.mp4")
     assert "no regular file" in message(tmp_path / "folder.mp4")
@@ -47,11 +50,32 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
     assert "Permission denied" in message(path)
 
 
-def test_a_playlist_named_mp4_opens_no_other_file(tmp_path):
+OTHERS = {
+    "concat": "ffconcat version 1.0\nfile {path}\n",
+    "concat of a relative path": "ffconcat version 1.0\nfile other.ts\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{path}\n#EXT-X-ENDLIST\n",
+    "dash": "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><Period><AdaptationSet><Representation "
+    "id='0'><BaseURL>{path}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/9\n",
+    "rtsp": "rtsptext rtsp://127.0.0.1/x",
+    "metadata": ";FFMETADATA1\ntitle=x\n",
+    "subtitles": "1\n00:00:00,000 --> 00:00:02,000\nHello\n\n",
+}
+"""Texts that FFmpeg would read, and that would lead to another file."""
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", ["a.mp4", "a.ffconcat", "a.m3u8", "a.mpd", "a.sdp", "%d.avi"])
+def test_what_names_another_file_is_no_video(tmp_path, kind, name):
     write_video(tmp_path / "other.ts", range(3))
-    playlist = tmp_path / "list.mp4"
-    playlist.write_text(f"ffconcat version 1.0\nfile '{tmp_path / 'other.ts'}'\n")
-    message(playlist)
+    (tmp_path / name).write_text(OTHERS[kind].format(path=tmp_path / "other.ts"))
+    assert re.search("is no video file|cannot be read as a video", message(tmp_path / name))
+    assert read_headers([VideoSource(path=tmp_path / name)]) == [None]
+
+
+def test_a_picture_is_no_video(tmp_path):
+    encode_picture = write_video(tmp_path / "a.png", [0], codec="png", pix_fmt="rgb24")
+    assert "is no video file" in message(encode_picture.rename(tmp_path / "a.mp4"))
 
 
 @pytest.mark.parametrize("name", ["a:b.mp4", "-i.mp4", "ü ñ '\"%03d.mp4", "http:x.mp4"])

@@ -9,7 +9,7 @@ from helpers.video_files import VIDEOS, decode_frames, frame_spec, numbers, read
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vfz.pipeline.decoding.sampling import ShownFrame, Timeline, sample
+from vfz.pipeline.decoding.sampling import Rounding, ShownFrame, Timeline, TimelineError, sample
 from vfz.pipeline.errors import DecodeError, UsageError
 
 
@@ -169,20 +169,18 @@ def test_rules_that_contradict_themselves_are_refused(values):
 
 @st.composite
 def shown_videos(draw):
-    """Frames at any distances, as a decoder shows them, and the timeline that packets tell of."""
+    """Frames at any distances, as a decoder shows them, and their timeline."""
     distances = draw(st.lists(st.integers(1, 500), min_size=1, max_size=40))
     begins = [0.0]
     for distance in distances:
         begins.append(begins[-1] + distance / 1000)
     end_seconds = begins.pop()
-    tolerance = draw(st.sampled_from([0.0, 0.0001, 0.0005]))
+    rounding = Rounding(tick_seconds=draw(st.sampled_from([0.0, 0.0002, 0.001])))
     shown = [
-        ShownFrame(frame=number, number=number, begin_seconds=begin, until_seconds=until - tolerance)
+        ShownFrame(frame=number, number=number, begin_seconds=begin, until_seconds=until, rounding=rounding)
         for number, (begin, until) in enumerate(zip(begins, [*begins[1:], end_seconds], strict=True))
     ]
-    # The packets of a video may tell of more frames than a decoder gives.
-    num_given = draw(st.integers(max(1, len(shown) - 2), len(shown)))
-    return shown[:num_given], Timeline(begin_seconds=begins, end_seconds=end_seconds)
+    return shown, Timeline(begin_seconds=begins, end_seconds=end_seconds, rounding=rounding)
 
 
 @given(
@@ -201,7 +199,7 @@ def test_any_video_gives_rising_times_and_whole_clips(video, rule, num_frames, f
         start_seconds=window[0],
         end_seconds=window[1],
     )
-    taken = list(sample(shown, spec, lambda: timeline))
+    taken = list(sample(shown, spec, lambda _: timeline))
     seconds = [time for _, time in taken]
     frames = [frame.number for frame, _ in taken]
     assert all(earlier < later for earlier, later in pairwise(seconds))
@@ -214,3 +212,48 @@ def test_any_video_gives_rising_times_and_whole_clips(video, rule, num_frames, f
         assert frames or timeline.end_seconds <= window[0]
     if window[1] is not None:
         assert all(frame.begin_seconds < window[1] for frame, _ in taken)
+
+
+@pytest.mark.parametrize("rule", ["uniform", "centred"])
+@pytest.mark.parametrize("change", ["one is missing", "one more", "another time"])
+def test_frames_that_are_not_where_the_timeline_says_are_never_taken(rule, change):
+    begins = [k / 10 for k in range(20)]
+    told = {
+        "one is missing": begins[:7] + begins[8:],
+        "one more": [*begins[:7], 0.65, *begins[7:]],
+        "another time": [*begins[:7], 0.71, *begins[8:]],
+    }[change]
+    shown = [
+        ShownFrame(frame=k, number=k, begin_seconds=begin, until_seconds=begin + 0.1) for k, begin in enumerate(begins)
+    ]
+    spec = frame_spec(None if rule == "uniform" else 5, rule=rule, num_frames=8)
+    taken = []
+    with pytest.raises(TimelineError):
+        taken.extend(
+            frame.number for frame, _ in sample(shown, spec, lambda _: Timeline(begin_seconds=told, end_seconds=2.0))
+        )
+    assert all(number < 8 for number in taken)
+
+
+@given(
+    st.sampled_from([Fraction(1), 12, 15, Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 48, 50, 60, 120]),
+    st.sampled_from(
+        [Fraction(1, 1000), Fraction(1, 100), Fraction(1, 600), Fraction(1, 90000), Fraction(1, 12800), None]
+    ),
+    st.integers(0, 1000),
+    st.data(),
+)
+def test_a_video_no_faster_than_asked_for_gives_each_frame_once_however_its_times_are_rounded(rate, tick, first, data):
+    tick = tick or 1 / Fraction(rate)
+    assume(2 * tick <= 1 / Fraction(rate) or tick == 1 / Fraction(rate))
+    begins = [round((first + k) / Fraction(rate) / tick) * tick for k in range(400)]
+    seconds = [float(begin - begins[0]) for begin in begins]
+    is_whole = (1 / Fraction(rate) / tick).denominator == 1
+    rounding = Rounding(tick_seconds=float(tick), exact_seconds=float(1 / Fraction(rate)) if is_whole else None)
+    shown = [
+        ShownFrame(frame=k, number=k, begin_seconds=begin, until_seconds=until, rounding=rounding)
+        for k, (begin, until) in enumerate(pairwise(seconds))
+    ]
+    fps = float(rate) * data.draw(st.sampled_from([1, 1.001, 1.25, 2, 7.3]) | st.floats(1, 4))
+    taken = [frame.number for frame, _ in sample(shown, frame_spec(fps), lambda _: pytest.fail("needs none"))]
+    assert taken == list(range(399))

@@ -1,0 +1,329 @@
+"""Frames taken are those that ffmpeg shows, at its times: containers, codecs, groups of pictures, cuts and rates."""
+
+import functools
+import random
+import re
+import subprocess
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from helpers.video_files import decode_frames, numbered, numbers, read_number
+
+from vfz.pipeline.decoding import get_decoder
+from vfz.pipeline.decoding.base import VideoSource
+from vfz.pipeline.errors import DecodeError
+from vfz.pipeline.recipe import FrameSpec
+
+RATES = [Fraction(12), Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(30), Fraction(60)]
+RAW = {"h264": "h264", "hevc": "hevc", "m2v": "mpeg2video", "m4v": "m4v", "mjpeg": "mjpeg"}
+"""Formats of elementary streams, by the ends of their names."""
+CONTAINERS = {
+    "libxvid": ["avi"],
+    "mpeg4": ["avi", "mkv", "mp4", "mov", "ts", "nut", "3gp", "m4v"],
+    "mpeg2video": ["ts", "mpg", "vob", "mkv", "mp4", "m2v"],
+    "libx264": ["mp4", "mkv", "ts", "m2ts", "flv", "mov", "avi", "h264"],
+    "libx265": ["mp4", "mkv", "ts", "hevc"],
+    "libvpx": ["webm", "mkv", "ivf"],
+    "libvpx-vp9": ["webm", "mp4", "mkv"],
+    "mjpeg": ["avi", "mov", "mkv", "mjpeg"],
+    "msmpeg4v3": ["avi", "asf"],
+    "flv": ["flv"],
+    "gif": ["gif"],
+}
+CUT = {"mkv", "mp4", "mov", "ts", "m2ts", "flv", "webm", "h264", "hevc", "m2v"}
+"""Containers whose streams are also cut, without encoding, at a key picture or anywhere."""
+SHOWS_BROKEN = {"libxvid", "mpeg4", "mpeg2video", "msmpeg4v3", "flv"}
+"""Codecs of which ffmpeg shows what it makes of pictures whose references are missing."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a video is made."""
+
+    codec: str
+    container: str
+    rate: Fraction
+    num_frames: int
+    group: int
+    num_b_frames: int
+    open_groups: bool
+    cut: str | None
+    cut_at: int
+
+    @classmethod
+    def draw(cls, seed):
+        rng = random.Random(seed)
+        codec = rng.choice(list(CONTAINERS))
+        container = rng.choice(CONTAINERS[codec])
+        return cls(
+            codec=codec,
+            container=container,
+            # A GIF's time is in hundredths of a second; the elementary streams that hold no rate are 25 a second.
+            rate=Fraction(25) if container in {"mjpeg", "gif", "m4v"} else rng.choice(RATES),
+            num_frames=rng.randint(40, 70),
+            group=rng.choice([6, 10, 12]),
+            num_b_frames=rng.choice([0, 2, 3]) if codec != "mjpeg" else 0,
+            open_groups=rng.random() < 0.6,
+            cut=rng.choice([None, "key", "anywhere"]) if container in CUT else None,
+            cut_at=rng.randint(1, 2),
+        )
+
+    def write(self, folder):
+        """The video, each frame showing its number."""
+        path = folder / f"whole.{self.container}"
+        options, g, b = [], str(self.group), str(self.num_b_frames)
+        if self.codec in {"libxvid", "mpeg4", "mpeg2video"}:
+            options = ["-bf", b, "-g", g, "-qscale:v", "2"]
+            if self.codec == "mpeg2video" and not self.open_groups:
+                options += ["-flags", "+cgop", "-sc_threshold", "1000000000"]
+        elif self.codec in {"libx264", "libx265"}:
+            parameters = f"keyint={g}:min-keyint={g}:bframes={b}:b-adapt=0:scenecut=0:open-gop={int(self.open_groups)}"
+            kind = "x264" if self.codec == "libx264" else "x265"
+            options = ["-preset", "ultrafast" if kind == "x265" else "veryfast", f"-{kind}-params", parameters]
+            if kind == "x265":
+                options[-1] += ":log-level=none"
+        elif self.codec in {"libvpx", "libvpx-vp9"}:
+            options = ["-g", g, "-deadline", "good", "-cpu-used", "5", "-lag-in-frames", "12", "-auto-alt-ref", "1"]
+        elif self.codec in {"msmpeg4v3", "flv"}:
+            options = ["-g", g, "-qscale:v", "2"]
+        pixels = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(self.codec, "yuv420p")
+        encode(path, self.codec, self.rate, self.num_frames, *options, "-pix_fmt", pixels)
+        if self.cut is None:
+            return path
+        packets = self.cut_at if self.cut == "key" else self.cut_at * self.group + self.group // 2
+        return cut(path, folder / f"cut.{self.container}", **{"key" if self.cut == "key" else "packet": packets})
+
+
+def ffmpeg(*arguments, stdin=None):
+    """What ffmpeg writes to its stdout and to its stderr."""
+    line = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", *map(str, arguments)]
+    ran = subprocess.run(
+        line, input=stdin, stdin=None if stdin else subprocess.DEVNULL, capture_output=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr.decode(errors="replace")[-500:]
+    return ran.stdout, ran.stderr.decode(errors="replace")
+
+
+@functools.cache
+def _pictures(num_frames):
+    return b"".join(numbered(number).tobytes() for number in range(num_frames))
+
+
+def encode(path, codec, rate, num_frames, *options):
+    """A video whose frames show their numbers, encoded by ffmpeg."""
+    as_format = ["-f", RAW[path.suffix[1:]]] if path.suffix[1:] in RAW else []
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "128x64", "-r", rate, "-i", "-"]
+    ffmpeg("-y", *source, "-c:v", codec, *options, *as_format, path, stdin=_pictures(num_frames))
+    return path
+
+
+def cut(source, target, *, key=None, packet=None):
+    """The packets of a video from a key picture on, or from any one on."""
+    num_keys, begun = -1, False
+    with (
+        av.open(str(source)) as container,
+        av.open(str(target), "w", format=RAW.get(target.suffix[1:])) as written,
+    ):
+        stream = written.add_stream_from_template(container.streams.video[0])
+        for number, found in enumerate(container.demux(video=0)):
+            num_keys += found.is_keyframe and found.size > 0
+            begun = begun or (number >= packet if key is None else num_keys >= key)
+            if begun and found.size:
+                found.stream = stream
+                written.mux(found)
+    return target
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A frame that ffmpeg shows."""
+
+    seconds: Fraction
+    is_key: bool
+    number: int
+
+
+def shown_by_ffmpeg(path):
+    """Every frame that ffmpeg shows, by its own time, and what the container counts time in."""
+    filters = ["-vf", "showinfo,scale=128:64", "-pix_fmt", "rgb24"]
+    pixels, report = ffmpeg(
+        "-i", path, "-map", "0:v:0", *filters, "-fps_mode", "passthrough", "-f", "rawvideo", "-"
+    )  # fmt: skip
+    base = re.search(r"config in time_base: (\d+)/(\d+)", report)
+    times = re.findall(r" n: *\d+ pts: *(-?\d+) .*?iskey:(\d)", report)
+    frames = np.frombuffer(pixels, np.uint8).reshape(-1, 64, 128, 3)
+    tick = Fraction(int(base[1]), int(base[2]))
+    shown = [
+        Shown(seconds=int(pts) * tick, is_key=key == "1", number=read_number(frame))
+        for (pts, key), frame in zip(times, frames, strict=True)
+    ]
+    return shown, tick
+
+
+class Reference:
+    """Which frames the rules take of what ffmpeg shows: the definitions, with exact times and no regard to speed."""
+
+    def __init__(self, shown, rate, *, tick, shows_broken=False):
+        if shows_broken:  # what comes before the first clean frame is no part of the video
+            while not shown[0].is_key:
+                shown = shown[1:]
+        self.numbers = [frame.number for frame in shown]
+        # The times that the video had before its container rounded them: multiples of the frame's duration.
+        self.begins = [round((frame.seconds - shown[0].seconds) * rate) / rate for frame in shown]
+        if self.begins != sorted(self.begins):  # ffmpeg guesses most times of an MPEG program stream, not always right
+            self.begins = [k / rate for k in range(len(shown))]
+        self.end = self.begins[-1] + 1 / rate
+        self.rate = rate
+
+        # A time so near a boundary that rounding may have put it on either side has no certain frame.
+        self.rounded = tick * Fraction(102, 100) if (1 / rate / tick).denominator > 1 else 0
+
+    def on_display(self, seconds):
+        """None where it is not certain."""
+        if any(0 < abs(begin - seconds) < self.rounded for begin in self.begins[1:]):
+            return None
+        return max(index for index, begin in enumerate(self.begins) if begin <= seconds)
+
+    def fps(self, fps):
+        if self.rate <= fps:
+            return self.numbers
+        due = [k / Fraction(fps) for k in range(int(self.end * fps) + 1)]
+        return self._numbers(dict.fromkeys(self.on_display(seconds) for seconds in due if seconds < self.end))
+
+    def uniform(self, num_frames):
+        part = self.end / num_frames
+        return self._numbers([self.on_display((k + Fraction(1, 2)) * part) for k in range(num_frames)])
+
+    def _numbers(self, indexes):
+        return None if None in indexes else [self.numbers[index] for index in indexes]
+
+    def centred(self, fps, num_frames):
+        count = len(self.begins)
+        native = (count - 1) / self.begins[-1]
+        if abs(native / fps % 1 - Fraction(1, 2)) < Fraction(1, 10):
+            return None  # what rounds times may also round this to the other side
+        step = max(1, round(native / Fraction(fps)))
+        first = max(0, (count - ((num_frames - 1) * step + 1)) // 2)
+        return [self.numbers[min(first + k * step, count - 1)] for k in range(num_frames)]
+
+
+def differences(case, folder):
+    """What is taken of a video and is not what the reference takes; a line for each."""
+    path = case.write(folder)
+    shown, tick = shown_by_ffmpeg(path)
+    reference = Reference(shown, case.rate, tick=tick, shows_broken=case.codec in SHOWS_BROKEN)
+    wanted = {
+        **{("fps", fps): reference.fps(fps) for fps in (3, 6, 8, 25, 30, 60)},
+        **{("uniform", count): reference.uniform(count) for count in (1, 4, 7, 16)},
+        **{("centred", count): reference.centred(6, count) for count in (4, 16)},
+    }
+    wanted = {key: taken for key, taken in wanted.items() if taken is not None}
+    found = {}
+    for rule, value in wanted:
+        more = {"fps": value} if rule == "fps" else {"fps": None if rule == "uniform" else 6, "num_frames": value}
+        try:
+            found[rule, value] = numbers(path, rule=rule, **more)
+        except DecodeError as error:
+            found[rule, value] = str(error)
+    return [f"{case} {key}: {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+
+
+@pytest.mark.parametrize("seeds", [range(24), pytest.param(range(500), marks=pytest.mark.faults)], ids=str)
+def test_every_rule_takes_what_it_would_of_the_frames_that_ffmpeg_shows(seeds, tmp_path):
+    found = []
+    for seed in seeds:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        found += differences(Case.draw(seed), folder)
+    assert found == []
+
+
+# --- the kinds that were reported, one small input of each ---
+
+
+def _taken(path, **rule):
+    return [numbers(path, **one) for one in (rule, {"fps": None, "rule": "uniform", "num_frames": 9})]
+
+
+@pytest.mark.parametrize("num_b_frames", [0, 2])
+@pytest.mark.parametrize("codec", ["libxvid", "mpeg4", "libx264", "msmpeg4v3", "mjpeg"])
+def test_an_avi_is_shown_in_the_order_of_its_decoder(tmp_path, codec, num_b_frames):
+    """UCF101 and HMDB51 are AVIs of XviD, packed B-frames among them."""
+    b_frames = ["-bf", num_b_frames] if codec in {"libxvid", "mpeg4", "libx264"} else []
+    path = encode(tmp_path / "v.avi", codec, 30, 90, *b_frames, "-g", "30", "-pix_fmt", "yuv420p")
+    shown, _ = shown_by_ffmpeg(path)
+    frames = list(decode_frames(path, 1000))
+    assert [read_number(frame.pixels_HWC) for frame in frames] == [frame.number for frame in shown]
+    assert [frame.pts_seconds for frame in frames] == pytest.approx(
+        [float(frame.seconds - shown[0].seconds) for frame in shown]
+    )
+
+
+@pytest.mark.parametrize(("codec", "end"), [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "m2v")])
+@pytest.mark.parametrize("rate", [24, 25, 30, 50])
+def test_an_elementary_stream_has_one_clock(tmp_path, codec, end, rate):
+    path = encode(tmp_path / f"v.{end}", codec, rate, 90, "-pix_fmt", "yuv420p", "-bf", 2)
+    assert _taken(path, fps=rate) == [list(range(90)), [5, 15, 25, 35, 45, 55, 65, 75, 85]]
+
+
+@pytest.mark.parametrize("end", ["ts", "mkv", "mp4", "h264", "hevc"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_video_cut_at_an_open_group_begins_with_its_first_clean_frame(tmp_path, codec, end):
+    if (codec, end) in {("libx264", "hevc"), ("libx265", "h264")}:
+        pytest.skip("another codec's stream")
+    kind = codec.removeprefix("lib")
+    quiet = ":log-level=none" if kind == "x265" else ""
+    options = f"keyint=10:min-keyint=10:open-gop=1:bframes=3:b-adapt=0:scenecut=0{quiet}"
+    whole = encode(tmp_path / f"whole.{end}", codec, 30, 60, f"-{kind}-params", options, "-pix_fmt", "yuv420p")
+    path = cut(whole, tmp_path / f"cut.{end}", key=2)
+    shown, _ = shown_by_ffmpeg(path)
+    expected = [frame.number for frame in shown]
+    assert expected == list(range(20, 60))
+    assert _taken(path, fps=30) == [expected, [expected[int((k + 0.5) * 40 / 9)] for k in range(9)]]
+
+
+@pytest.mark.parametrize("end", ["mkv", "webm", "flv", "mp4", "gif"])
+@pytest.mark.parametrize(
+    ("rate", "fps"), [("30000/1001", 30), ("24000/1001", 24), ("24000/1001", 30), ("60000/1001", 60)]
+)
+def test_a_video_slower_than_asked_for_gives_each_frame_once_in_every_container(tmp_path, end, rate, fps):
+    codec = {"webm": "libvpx", "gif": "gif"}.get(end, "libx264")
+    pixels = "rgb8" if end == "gif" else "yuv420p"
+    path = encode(tmp_path / f"v.{end}", codec, rate if end != "gif" else 20, 240, "-pix_fmt", pixels)
+    assert numbers(path, fps) == list(range(240))
+
+
+def test_times_that_a_container_gives_to_the_wrong_neighbours_are_put_in_order(tmp_path):
+    """As ffmpeg does when it writes XviD's packed B-frames into a Matroska file."""
+    path = encode(tmp_path / "v.mkv", "libxvid", 30, 60, "-bf", 2, "-pix_fmt", "yuv420p")
+    with av.open(str(path)) as container:
+        own = [frame.pts for frame in container.decode(video=0)]
+    assert own != sorted(own)
+    expected = [frame.number for frame in shown_by_ffmpeg(path)[0]]
+    frames = list(decode_frames(path, 1000))
+    assert [read_number(frame.pixels_HWC) for frame in frames] == expected
+    times = [frame.pts_seconds for frame in frames]
+    assert times == sorted(set(times))
+    assert len(numbers(path, None, rule="uniform", num_frames=9)) == 9
+
+
+def test_times_that_jump_back_are_refused(tmp_path):
+    first = encode(tmp_path / "a.ts", "libx264", 25, 40, "-pix_fmt", "yuv420p", "-output_ts_offset", 100)
+    second = encode(tmp_path / "b.ts", "libx264", 25, 40, "-pix_fmt", "yuv420p")
+    path = tmp_path / "both.ts"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    for rule in ({"fps": 5}, {"fps": None, "rule": "uniform", "num_frames": 4}):
+        with pytest.raises(DecodeError, match=r"both\.ts: (presentation times go back|is damaged)"):
+            numbers(path, **rule)
+
+
+@pytest.mark.parametrize("end", ["avi", "h264"])
+def test_a_cache_of_the_first_version_takes_no_video_that_is_read_otherwise_now(tmp_path, end):
+    path = encode(tmp_path / f"v.{end}", "libx264", 30, 30, "-pix_fmt", "yuv420p")
+    frames = get_decoder("pyav").frames(VideoSource(path=path), FrameSpec(fps=5, decoder="pyav", decoder_version=1))
+    with pytest.raises(DecodeError, match=r"begun by an earlier vfz.*extract the dataset into a new cache"):
+        list(frames)
