@@ -16,6 +16,7 @@ from contracts.dataset_contract import DatasetContract, ReadingContract
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import VIDEO_SUFFIXES
+from vfz.pipeline.decoding.containers import FORMATS
 from vfz.pipeline.errors import DatasetError, UsageError
 
 pytestmark = pytest.mark.quick
@@ -169,193 +170,28 @@ def test_what_is_left_out_is_counted_by_reason_and_shown_with_suffixes(tmp_path)
     assert str(left_out) == "11 files left out: 6 no video (.jpg, .md, .txt, .wav, no suffix), 5 hidden"
 
 
+NO_FILMS = """
+302 3dostr 722 aa aa3 aac aax ac3 ac4 acm adf adp ads adx aea afc aix al ans apc ape apl aptx aptxhd aqt art asc ast
+avif avr avs bcstm bfstm binka bit bitpacked bmv bonk brstm c2 cdata cdg cdxl cgi cif dat daud dfpwm diz dss dtk dts
+dtshd eac3 ec3 epaf fap flac flm fsb fwse g722 g723_1 g728 g729 genh gsm hca heic heif iamf ice idf idx ifv ipu
+ircam isma j2k jxl laf lc3 lvf m2a m4a m4b mac mca mcc mka mks mlp mods mp2 mp3 mpa mpc mpl2 mpo msbc msf mtaf musx
+nfo nist nsp ogg oma omg osq paf pdv pjs psp pvf qcif qoa rco rcv rgb rka rsd rso rt sami sb sbc sbg scc sdns sdr2
+sds sdx ser sf sga shn sln smi son sph ss2 stl str sub sup svag svs sw tak tco thd tta txt ty ty+ ub ul uw v v210
+vag vb vpk vqe vqf vql vt vtt wa way webvtt wsd xl xmd xvag yuv yuv10
+"""
+"""Suffixes of ffmpeg's demuxers of sound, pictures and subtitles, and of raw frames, whose size nobody says."""
+
+
 def test_every_suffix_of_ffmpegs_demuxers_is_a_video_or_known_to_be_none():
-    """Sound, pictures and subtitles, and raw frames, whose size nobody says."""
-    others = [
-        "302",
-        "3dostr",
-        "722",
-        "aa",
-        "aa3",
-        "aac",
-        "aax",
-        "ac3",
-        "ac4",
-        "acm",
-        "adf",
-        "adp",
-        "ads",
-        "adx",
-        "aea",
-        "afc",
-        "aix",
-        "al",
-        "ans",
-        "apc",
-        "ape",
-        "apl",
-        "aptx",
-        "aptxhd",
-        "aqt",
-        "art",
-        "asc",
-        "ast",
-        "avif",
-        "avr",
-        "avs",
-        "bcstm",
-        "bfstm",
-        "binka",
-        "bit",
-        "bitpacked",
-        "bmv",
-        "bonk",
-        "brstm",
-        "c2",
-        "cdata",
-        "cdg",
-        "cdxl",
-        "cgi",
-        "cif",
-        "dat",
-        "daud",
-        "dfpwm",
-        "diz",
-        "dss",
-        "dtk",
-        "dts",
-        "dtshd",
-        "eac3",
-        "ec3",
-        "epaf",
-        "fap",
-        "flac",
-        "flm",
-        "fsb",
-        "fwse",
-        "g722",
-        "g723_1",
-        "g728",
-        "g729",
-        "genh",
-        "gsm",
-        "hca",
-        "heic",
-        "heif",
-        "iamf",
-        "ice",
-        "idf",
-        "idx",
-        "ifv",
-        "ipu",
-        "ircam",
-        "isma",
-        "j2k",
-        "jxl",
-        "laf",
-        "lc3",
-        "lvf",
-        "m2a",
-        "m4a",
-        "m4b",
-        "mac",
-        "mca",
-        "mcc",
-        "mka",
-        "mks",
-        "mlp",
-        "mods",
-        "mp2",
-        "mp3",
-        "mpa",
-        "mpc",
-        "mpl2",
-        "mpo",
-        "msbc",
-        "msf",
-        "mtaf",
-        "musx",
-        "nfo",
-        "nist",
-        "nsp",
-        "ogg",
-        "oma",
-        "omg",
-        "osq",
-        "paf",
-        "pdv",
-        "pjs",
-        "psp",
-        "pvf",
-        "qcif",
-        "qoa",
-        "rco",
-        "rcv",
-        "rgb",
-        "rka",
-        "rsd",
-        "rso",
-        "rt",
-        "sami",
-        "sb",
-        "sbc",
-        "sbg",
-        "scc",
-        "sdns",
-        "sdr2",
-        "sds",
-        "sdx",
-        "ser",
-        "sf",
-        "sga",
-        "shn",
-        "sln",
-        "smi",
-        "son",
-        "sph",
-        "ss2",
-        "stl",
-        "str",
-        "sub",
-        "sup",
-        "svag",
-        "svs",
-        "sw",
-        "tak",
-        "tco",
-        "thd",
-        "tta",
-        "txt",
-        "ty",
-        "ty+",
-        "ub",
-        "ul",
-        "uw",
-        "v",
-        "v210",
-        "vag",
-        "vb",
-        "vpk",
-        "vqe",
-        "vqf",
-        "vql",
-        "vt",
-        "vtt",
-        "wa",
-        "way",
-        "webvtt",
-        "wsd",
-        "xl",
-        "xmd",
-        "xvag",
-        "yuv",
-        "yuv10",
-    ]
-    found = set()
+    formats = {}
     for name in av.formats_available:
         with contextlib.suppress(ValueError):
-            found |= av.ContainerFormat(name, "r").extensions
-    assert {f".{suffix}" for suffix in found} - VIDEO_SUFFIXES <= {f".{suffix}" for suffix in others}
+            own = av.ContainerFormat(name, "r")
+            for suffix in own.extensions:
+                formats.setdefault(f".{suffix}", set()).update(own.name.split(","))
+    closed = {suffix for suffix in VIDEO_SUFFIXES & set(formats) if not formats[suffix] & set(FORMATS)}
+    assert not closed, "these would be listed and never opened"
+    assert set(formats) - VIDEO_SUFFIXES <= {f".{suffix}" for suffix in NO_FILMS.split()}
     wanted = ".3gp .ogv .m2ts .mts .vob .asf .divx .m2v .mxf .rm .rmvb .y4m .dv .h264 .f4v .qt .mk3d .ogm .mpe .3g2"
     assert set(wanted.split()) <= VIDEO_SUFFIXES
     assert not {".jpg", ".png", ".wav", ".mp3", ".txt", ".srt", ".json", ".npz"} & VIDEO_SUFFIXES
@@ -391,6 +227,7 @@ def test_an_address_is_no_root(tmp_path, monkeypatch):
 LISTING = """
 import json, sys
 from vfz.pipeline.datasets import open_dataset
+from vfz.pipeline.decoding.containers import FORMATS
 dataset = open_dataset(sys.argv[1], root=sys.argv[2])
 print(json.dumps([dataset.class_names, [(r.id, r.split, r.label, r.source.exists()) for r in dataset.videos()]]))
 """
