@@ -24,19 +24,18 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.decoding.base import VideoSource
 
-FORMATS = tuple(
-    # Containers; animations; elementary streams, which have no times; formats of games and of old programs.
-    """
-    mov matroska webm avi mpegts mpeg flv live_flv kux asf asf_o ogg rm ivr mxf gxf lxf nut nsv nuv wtv dv dhav ty pva pmp
-    swf ivf yuv4mpegpipe
-    gif apng webp_pipe jpegxl_anim
-    h264 hevc vvc evc apv av1 obu mpegvideo m4v mjpeg mjpeg_2000 h261 h263 vc1 vc1test dirac cavsvideo avs2 avs3
-    4xm bink smk roq flic film_cpk wc3movie mtv rpl thp jv mods moflex ser cine anm bfi bethsoftvid c93 cdxl dfa dsicin dxa
-    ea filmstrip gdv hnm idcin ipmovie lmlm4 mm mv mvi paf rl2 sga siff smush tmv txd vivo vividas vmd xmv yop usm mxg
-    msnwctcp smjpeg tiertexseq simbiosis_imx ifv luodat pdv
-    """.split()
+FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,flv,live_flv,kux,asf,asf_o,ogg,rm,ivr,mxf,gxf,lxf,nut,nsv,nuv,wtv,dv,dhav,ty,"
+    "pva,pmp,swf,ivf,yuv4mpegpipe,"
+    "gif,apng,webp_pipe,jpegxl_anim,"
+    # Elementary streams, which have no times.
+    "h264,hevc,vvc,evc,apv,av1,obu,mpegvideo,m4v,mjpeg,mjpeg_2000,h261,h263,vc1,vc1test,dirac,cavsvideo,avs2,avs3,"
+    # Of games and of old programs.
+    "4xm,bink,smk,roq,flic,film_cpk,wc3movie,mtv,rpl,thp,jv,mods,moflex,ser,cine,anm,bfi,bethsoftvid,c93,cdxl,dfa,"
+    "dsicin,dxa,ea,filmstrip,gdv,hnm,idcin,ipmovie,lmlm4,mm,mv,mvi,paf,rl2,sga,siff,smush,tmv,txd,vivo,vividas,vmd,xmv,"
+    "yop,usm,mxg,msnwctcp,smjpeg,tiertexseq,simbiosis_imx,ifv,luodat,pdv"
 )
-"""Formats of videos that lie in one file, by FFmpeg's names. Single pictures are none."""
+"""Formats of videos that lie in one file, by FFmpeg's names with commas between. Single pictures are none."""
 MAX_PIXELS = 8192 * 8192
 """Of one frame: twice what 8K has. A damaged header can ask for gigabytes."""
 _STRICT = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
@@ -61,7 +60,7 @@ def opened_container(source: VideoSource) -> Iterator[InputContainer]:
         url = f"subfile,,start,{source.offset},end,{end},,:{url}"
     options = {
         "protocol_whitelist": "file" if source.member is None else "file,subfile",
-        "format_whitelist": ",".join(FORMATS),
+        "format_whitelist": FORMATS,
     }
     try:
         container = av.open(url, options=options, metadata_errors="replace")
