@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord
 from vfz.pipeline.decoding.pool import default_num_workers
-from vfz.pipeline.engine import run_tasks
 from vfz.pipeline.engine.metrics import RunTotals, bottleneck_of, busy_shares
+from vfz.pipeline.engine.run import run_tasks
 from vfz.pipeline.engine.tasks import ExtractionJob, ShardTask
 from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError
 from vfz.pipeline.extraction.destination import open_or_create

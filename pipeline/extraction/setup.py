@@ -18,7 +18,7 @@ from vfz.pipeline.encoder.layers import LAYERS_VERSION
 from vfz.pipeline.encoder.model import EncoderRequest, FrozenEncoder
 from vfz.pipeline.encoder.transforms import PREPROCESS_VERSION
 from vfz.pipeline.encoder.weights import check_encoder_name
-from vfz.pipeline.engine.local import Share, choose_share
+from vfz.pipeline.engine.run import Share, choose_share
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.format.folder import CacheFolder, cache_name

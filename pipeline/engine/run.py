@@ -1,4 +1,4 @@
-"""Shards in this process, one after the other; and a share of them for each of several processes.
+"""Shards made in this process, one after the other, or on a dask cluster; and a share of them for several processes.
 
 The processes of `--rank R --world-size W` know nothing of each other. Shards are dealt by their numbers, so that all
 processes agree without a word; what they share is the cache's folder. A process that starts over does the rest of its
@@ -9,7 +9,7 @@ them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,31 @@ if TYPE_CHECKING:
     from vfz.pipeline.progress import Progress
 
 
-def run_local(
+def run_tasks(
+    job: ExtractionJob,
+    tasks: Sequence[ShardTask],
+    *,
+    dask: str | None,
+    progress: Progress,
+    encoder: FrozenEncoder | None = None,
+) -> Iterator[ShardResult]:
+    """The result of each task as it is committed, in this process or by the workers that `dask` names.
+
+    Args:
+        job: how shards are made.
+        tasks: the shards.
+        dask: see `vfz.pipeline.engine.dask.run_dask`; None for this process.
+        progress: is told of what happens.
+        encoder: the job's where this process has built it already.
+    """
+    if dask is None:
+        return _run_here(job, tasks, progress=progress, encoder=encoder)
+    from vfz.pipeline.engine.dask import run_dask
+
+    return run_dask(job, tasks, cluster=dask, progress=progress)
+
+
+def _run_here(
     job: ExtractionJob, tasks: Iterable[ShardTask], *, progress: Progress, encoder: FrozenEncoder | None = None
 ) -> Iterator[ShardResult]:
     """The result of each task, as it is committed; `encoder` is the job's where it is built already."""
