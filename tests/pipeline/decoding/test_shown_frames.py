@@ -327,3 +327,36 @@ def test_a_cache_of_the_first_version_takes_no_video_that_is_read_otherwise_now(
     frames = get_decoder("pyav").frames(VideoSource(path=path), FrameSpec(fps=5, decoder="pyav", decoder_version=1))
     with pytest.raises(DecodeError, match=r"begun by an earlier vfz.*extract the dataset into a new cache"):
         list(frames)
+
+
+# --- each dataset as it is distributed ---
+
+XVID = ["libxvid", "-bf", 2, "-qscale:v", 3]
+DISTRIBUTED = {
+    "ucf101": ("v_Run_g01_c01.avi", 25, XVID),
+    "hmdb51": ("run_1.avi", 30, XVID),
+    "ssv2": ("1.webm", 12, ["libvpx-vp9", "-deadline", "good", "-cpu-used", 5, "-g", 128]),
+    "k400": ("abcdefghijk_000001_000011.mp4", "30000/1001", ["libx264", "-bf", 2, "-g", 12]),
+}
+"""How the videos of a dataset are called and encoded; those of Kinetics are cut out of longer ones."""
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTED)
+@pytest.mark.parametrize("later", [0, 3.7])
+def test_videos_are_read_as_each_dataset_distributes_them(tmp_path, kind, later):
+    """AVIs with packed B-frames; VP9; stream copies, with edit lists; with times that begin above 0."""
+    name, rate, options = DISTRIBUTED[kind]
+    whole = encode(tmp_path / f"whole-{name}", options[0], rate, 72, *options[1:], "-pix_fmt", "yuv420p")
+    path = tmp_path / name
+    part = ["-ss", "0.55", "-t", "1.5"] if kind == "k400" else []
+    ffmpeg("-y", *part, "-i", whole, "-c", "copy", *(["-output_ts_offset", later] if later else []), path)
+    shown, tick = shown_by_ffmpeg(path)
+    reference = Reference(shown, Fraction(rate), tick=tick)
+    assert len(reference.numbers) > 35
+    assert numbers(path, 60) == reference.numbers
+    for wanted, rule in (
+        (reference.fps(3), {"fps": 3}),
+        (reference.uniform(7), {"fps": None, "rule": "uniform", "num_frames": 7}),
+        (reference.centred(6, 8), {"fps": 6, "rule": "centred", "num_frames": 8}),
+    ):
+        assert wanted in (None, numbers(path, **rule))
