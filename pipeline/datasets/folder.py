@@ -7,6 +7,7 @@ other depth is an error that says what is expected. Listing costs one directory 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -24,6 +25,7 @@ from vfz.pipeline.datasets.base import (
 from vfz.pipeline.datasets.text import file_text, folder_text
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
+from vfz.pipeline.files import text_of_name
 
 LAYOUT = "<root>/<split>/<class>/<video>"
 
@@ -33,7 +35,8 @@ class FolderDataset(VideoDataset):
 
     Split and class folders may be symbolic links, and so may videos; a broken link is listed, as a file that is not
     there (yet). Hidden files and folders and files without a video suffix are skipped and counted. Folders whose names
-    are the same text are one class, however their letters are composed.
+    are the same text are one class, however their letters are composed; of two videos that only that tells apart,
+    each has its name as it is written for its id.
     """
 
     def __init__(self, root: Path) -> None:
@@ -54,12 +57,10 @@ class FolderDataset(VideoDataset):
         self.class_names = tuple(sorted({video.class_name for video in found}))
         labels = {name: label for label, name in enumerate(self.class_names)}
         records: dict[str, VideoRecord] = {}
-        for video in found:
+        for video in _as_written_where_needed(found, root):
             if video.id in records:
                 before, path = records[video.id].source.path, Path(video.path)
                 both = f"{before.name} and {path.name} in {path.parent}"
-                if before.parent != path.parent or file_text(before.name) == file_text(path.name):
-                    both = f"{before} and {path}, the same but for how letters are composed (Unicode NFC)"
                 raise DatasetError(f"two videos have the id {video.id!r}: {both}; rename or remove one")
             if not is_text(video.id):
                 raise DatasetError(f"the name {video.id!a} under {root} is not valid UTF-8; rename it")
@@ -88,6 +89,17 @@ class _Found(NamedTuple):
     id: str
     split: str
     class_name: str
+
+
+def _as_written_where_needed(found: list[_Found], root: Path) -> Iterator[_Found]:
+    """The same; videos whose composed ids would be one have them as their files' names are written."""
+    times = Counter(video.id for video in found if not video.id.isascii())
+    for video in found:
+        if times[video.id] > 1:
+            written, _ = os.path.splitext(Path(video.path).relative_to(root))  # noqa: PTH122 - as `_read` does it
+            yield video._replace(id=text_of_name(written))
+        else:
+            yield video
 
 
 def _list_videos(root: Path, left_out: LeftOut) -> Iterator[_Found]:

@@ -209,9 +209,14 @@ def test_a_class_is_one_however_its_name_is_composed_and_paths_stay_as_they_are(
     ]  # fmt: skip
 
 
-def test_two_files_whose_names_are_the_same_text_are_refused(tmp_path):
-    touch(*(tmp_path / "train" / "a" / f"{unicodedata.normalize(form, 'é')}.mp4" for form in ("NFC", "NFD")))
-    with pytest.raises(DatasetError, match=r"the id 'train/a/é': .* the same but for how letters are composed"):
+def test_files_whose_names_are_the_same_text_have_ids_as_they_are_written(tmp_path):
+    names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    touch(*(tmp_path / "train" / "a" / f"{name}.mp4" for name in names))
+    assert {r.id: r.source.path.stem for r in open_dataset("folder", root=tmp_path).videos()} == {
+        f"train/a/{name}": name for name in names
+    }
+    touch(tmp_path / "train" / "a" / f"{names[0]}.webm")
+    with pytest.raises(DatasetError, match=r"two videos have the id 'train/a/é': é\.(mp4 and é\.webm|webm and é\.mp4)"):
         open_dataset("folder", root=tmp_path)
 
 
