@@ -19,7 +19,7 @@ from vfz.pipeline.decoding.base import refuse_odd_files
 from vfz.pipeline.errors import DecodeError
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
+    from av.container import Container, InputContainer
     from av.video.stream import VideoStream
 
     from vfz.pipeline.decoding.base import VideoSource
@@ -97,6 +97,6 @@ def opened_video(source: VideoSource, *, numbers_only: bool = False) -> Iterator
         yield container, stream
 
 
-def format_names(container: InputContainer) -> set[str]:
+def format_names(container: Container) -> set[str]:
     """FFmpeg's names of the file's format."""
     return set(container.format.name.split(","))

@@ -168,7 +168,7 @@ def _shown_frames(
         held = ShownFrame(frame=frame, number=number, begin_seconds=begin, until_seconds=until, rounding=rounding)
     if held is None:
         raise DecodeError(f"{source.name}: holds no frame that can be decoded")
-    yield held
+    yield dataclasses.replace(held, is_last=True)
 
 
 def _settled(source: VideoSource, spec: FrameSpec) -> Timeline:
@@ -223,11 +223,12 @@ def _decoded(
         if packet.is_corrupt:
             raise DecodeError(f"{source.name}: is damaged or cut short at {reached_seconds:.2f} s")
         num_packets += packet.size > 0
-        for frame in beginning.decode(packet):
+        frames = beginning.decode(packet)
+        if beginning.has_left_out and spec.decoder_version == 1:
+            raise DecodeError(_of_version_1(source))
+        for frame in frames:
             if frame.is_corrupt:
                 raise DecodeError(f"{source.name}: a frame at {reached_seconds:.2f} s is damaged")
-            if beginning.is_broken and spec.decoder_version == 1:
-                raise DecodeError(_of_version_1(source))
             yield frame
     if "mov" in format_names(container) and num_packets < len(stream.index_entries):
         raise DecodeError(f"{source.name}: is cut short: {num_packets} of {len(stream.index_entries)} frames are there")

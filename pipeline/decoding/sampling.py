@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from vfz.pipeline.recipe import FrameSpec
@@ -90,6 +90,7 @@ class ShownFrame(Generic[FrameT]):
         begin_seconds: its presentation time from the first frame shown.
         until_seconds: when the next one begins; of the last one, when it ends.
         rounding: of these times.
+        is_last: none comes behind it, and when it ends is only what the file says.
     """
 
     frame: FrameT
@@ -97,6 +98,7 @@ class ShownFrame(Generic[FrameT]):
     begin_seconds: float
     until_seconds: float
     rounding: Rounding = NOT_ROUNDED
+    is_last: bool = False
 
     @property
     def early_seconds(self) -> float:
@@ -235,6 +237,11 @@ def _at_rate(
         due_seconds = start_seconds + num_samples / fps
         if end_seconds is not None and due_seconds >= end_seconds - WINDOW_TOLERANCE_SECONDS:
             return
+        if keep_pace:
+            if frame.is_last:
+                frame = pace.lengthened(frame, 1 / fps)
+            if frame.until_seconds <= frame.begin_seconds:
+                continue  # the next one is shown at its time
         until_seconds = frame.until_seconds - frame.early_seconds
         late_seconds = pace.late_seconds(frame, 1 / fps)
         # The first sample sets the pace; only a later one can have been moved out of its turn.
@@ -249,6 +256,14 @@ class _Pace:
 
     def __init__(self) -> None:
         self._sum_seconds, self._count, self._num_other = 0.0, 0, 0
+
+    def lengthened(self, frame: ShownFrame[FrameT], asked_seconds: float) -> ShownFrame[FrameT]:
+        """The last frame: where frames come no faster than they are asked for it is shown as long as the others."""
+        distance = self._sum_seconds / self._count if self._count else frame.until_seconds - frame.begin_seconds
+        until_seconds = frame.begin_seconds + distance
+        if distance < asked_seconds * (1 - RATE_TOLERANCE) or until_seconds <= frame.until_seconds:
+            return frame
+        return replace(frame, until_seconds=until_seconds)
 
     def late_seconds(self, frame: ShownFrame[FrameT], asked_seconds: float) -> float:
         """How long after its end a frame may still be taken, since rounding may have moved it before its turn.

@@ -52,6 +52,8 @@ CHECK_REFERENCES = {"h264", "hevc", "vvc", "vp8", "vp9", "av1"}
 """Codecs of which FFmpeg shows no picture before it has those that it was predicted from."""
 H264_SLICE, H264_IDR = 1, 5
 """Types of units of H.264 that hold a picture: an ordinary one, and one that starts anew."""
+LENGTH_BYTES = 4
+"""Before each unit of H.264 that does not begin with a start code: how long it is."""
 ONE_FRAME_AT_ONCE = ONE_FRAME_EACH - {"h264", "hevc", "vp8"} | {"mpeg4", "msmpeg4v2", "msmpeg4v3", "h263", "huffyuv"}
 """The same for AVI, if nothing is put into another order and no packet only says that nothing has changed."""
 LARGEST_EMPTY = 16
@@ -82,10 +84,11 @@ class Clock:
         self._numerator, self._denominator = time_base.numerator, time_base.denominator
         self._num_frames = 0
         self._first: int | None = None
+        self._last_ticks: int | None = None
         self._last_pts: int | None = None
         self._last_dts: int | None = None
         self._num_faulty_pts = self._num_faulty_dts = 0
-        self._until_seconds = 0.0
+        self._last_seconds = self._next_seconds = 0.0
 
     def _rounding(self, tick_seconds: float, version: int) -> Rounding:
         if version == 1:
@@ -101,14 +104,17 @@ class Clock:
         ticks = self._ticks(frame) if self._has_times else None
         duration = self.seconds(frame.duration) if frame.duration and self._has_times else self.frame_seconds
         if ticks is None:  # it follows the one before it
-            begin = self._until_seconds if self._has_times else self._num_frames * self.frame_seconds
+            begin = self._next_seconds if self._has_times else self._num_frames * self.frame_seconds
         else:
             if self._first is None:
-                self._first = ticks - round(self._until_seconds * self._denominator / self._numerator)
+                self._first = ticks - round(self._next_seconds * self._denominator / self._numerator)
             begin = self.seconds(ticks - self._first)
+        # A duration of one tick is no more than a guess where frames are further apart; so ffmpeg has it.
+        distance = begin - self._last_seconds
+        is_guess = frame.duration == 1 and self._num_frames and distance > 2 * duration
         self._num_frames += 1
-        self._until_seconds = begin + duration
-        return begin, self._until_seconds
+        self._last_seconds, self._next_seconds = begin, begin + (distance if is_guess else duration)
+        return begin, begin + duration
 
     def own_time(self, data: Packet[Any] | av.VideoFrame) -> int | None:
         """What the container says of when a packet or a frame is shown, in ticks."""
@@ -127,9 +133,11 @@ class Clock:
         if pts is not None:
             self._num_faulty_pts += self._last_pts is not None and pts <= self._last_pts
             self._last_pts = pts
-        if pts is not None and (dts is None or self._num_faulty_pts <= self._num_faulty_dts):
-            return pts
-        return dts
+        is_faulty = self._num_faulty_pts > self._num_faulty_dts
+        if is_faulty and dts is None and self._last_ticks is not None and pts is not None and pts < self._last_ticks:
+            return None  # of the last frames, which have no time of decoding
+        self._last_ticks = dts if pts is None or (is_faulty and dts is not None) else pts
+        return self._last_ticks
 
 
 class Beginning:
@@ -142,12 +150,14 @@ class Beginning:
 
     Attributes:
         is_broken: the stream began in the middle of a group of pictures, as far as it was read.
+        has_left_out: something was no part of the video.
     """
 
     def __init__(self, stream: VideoStream) -> None:
-        self.is_broken = False
+        self.is_broken = self.has_left_out = False
         self._stream = stream
         self._checks_references = stream.codec_context.name in CHECK_REFERENCES
+        self._has_no_times_below_0 = "matroska" in format_names(stream.container)
         self._num_keys = 0
         self._key_pts: int | None = None
         self._nothing_shown = True
@@ -164,6 +174,7 @@ class Beginning:
             frames = self._stream.decode(packet)
         except av.InvalidDataError:
             if self.is_broken and self._num_keys <= 1 and not packet.is_keyframe:
+                self.has_left_out = True
                 return []
             raise
         return [frame for frame in frames if not self._hides(frame)] if self._nothing_shown else frames
@@ -173,15 +184,20 @@ class Beginning:
         if packet.is_keyframe:
             self._key_pts = packet.pts if self._num_keys == 1 else None
             self.is_broken |= self._num_keys == 1 and self._stream.codec_context.name == "h264" and _refers_back(packet)
+            # Behind a key picture that an edit list cuts away, all is clean: what refers to before it is cut away too.
+            self._nothing_shown &= not packet.is_discard
         elif not self._num_keys:
             self.is_broken = True
-        elif packet.pts is not None and self._key_pts is not None:
-            self.is_broken |= packet.pts < self._key_pts
+        elif self._key_pts is not None:
+            # Matroska has no times below 0, which is where the first key picture is.
+            is_before = self._has_no_times_below_0 if packet.pts is None else packet.pts < self._key_pts
+            self.is_broken |= is_before
 
     def _hides(self, frame: av.VideoFrame) -> bool:
         if self._nothing_shown:
             is_clean = not frame.is_corrupt and (self._checks_references or frame.key_frame)
             self._nothing_shown = self.is_broken and not is_clean
+            self.has_left_out |= self._nothing_shown
         return self._nothing_shown
 
 
@@ -263,11 +279,19 @@ def timeline_of_frames(times: Sequence[tuple[float, float]], rounding: Rounding)
 def _refers_back(packet: Packet[Any]) -> bool:
     """Whether what follows a key picture of H.264 may refer to what was before it, since it is no IDR picture.
 
-    Known where units begin with a start code, as in elementary streams, AVI and MPEG-TS; elsewhere times tell.
+    Looked at where units begin with a start code, as in elementary streams and MPEG-TS, and in AVI; elsewhere times
+    tell.
     """
     data = bytes(packet)
-    types = {data[found.end()] & 0x1F for found in re.finditer(rb"\x00\x00\x01(?=[^\x00])", data)}
-    return H264_SLICE in types and H264_IDR not in types and data[:4] in {b"\0\0\0\1", b"\0\0\1" + data[3:4]}
+    types: set[int] = set()
+    if data[:4] in {b"\0\0\0\1", b"\0\0\1" + data[3:4]}:
+        types = {data[found.end()] & 0x1F for found in re.finditer(rb"\x00\x00\x01(?=[^\x00])", data)}
+    elif "avi" in format_names(packet.stream.container):  # units follow their lengths, as in MP4
+        at = 0
+        while at + LENGTH_BYTES < len(data):
+            types.add(data[at + LENGTH_BYTES] & 0x1F)
+            at += LENGTH_BYTES + int.from_bytes(data[at : at + LENGTH_BYTES], "big")
+    return H264_SLICE in types and H264_IDR not in types
 
 
 def _is_shown(packet: Packet[VideoStream], stream: VideoStream) -> bool:
