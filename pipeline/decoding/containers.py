@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 from av.codec.context import ThreadType
@@ -20,6 +20,7 @@ from vfz.pipeline.errors import DecodeError
 
 if TYPE_CHECKING:
     from av.container import Container, InputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
     from vfz.pipeline.decoding.base import VideoSource
@@ -95,6 +96,14 @@ def opened_video(source: VideoSource, *, numbers_only: bool = False) -> Iterator
         stream.codec_context.thread_count = 1
         stream.codec_context.options = _STRICT | (_NUMBERS_ONLY if numbers_only else {})
         yield container, stream
+
+
+def packets_of(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
+    """The packets of some streams, or of all, and of each stream one without data behind them."""
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        return  # PyAV ends streams of an MPEG-TS that it did not know at the beginning, behind those that it knew
 
 
 def format_names(container: Container) -> set[str]:

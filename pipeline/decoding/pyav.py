@@ -32,7 +32,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from vfz.pipeline.decoding.base import VideoFrame
-from vfz.pipeline.decoding.containers import format_names, opened_video
+from vfz.pipeline.decoding.containers import format_names, opened_video, packets_of
 from vfz.pipeline.decoding.sampling import ShownFrame, TimelineError, sample
 from vfz.pipeline.decoding.timeline import Beginning, Clock, timeline_of_frames, timeline_of_packets
 from vfz.pipeline.errors import DecodeError
@@ -84,6 +84,8 @@ class PyAVDecoder:
             try:
                 yield from _frames(source, spec, state, None)
             except TimelineError:
+                if spec.decoder_version == 1:
+                    raise DecodeError(_of_version_1(source)) from None
                 yield from _frames(source, spec, state, _settled(source, spec))
         except TimelineError as error:
             raise DecodeError(f"{source.name}: gives other frames when it is read again") from error
@@ -215,7 +217,7 @@ def _decoded(
     num_packets = 0
     reached_seconds = 0.0  # by any stream: sound may go on when the picture has ended
     beginning = Beginning(stream)
-    for packet in container.demux():
+    for packet in packets_of(container):
         if packet.pts is not None and packet.time_base is not None:
             reached_seconds = max(reached_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index != stream.index:

@@ -58,11 +58,13 @@ class Rounding:
         exact_seconds: how far apart frames are by its own word if that is a whole number of ticks, so that multiples of
             it are not rounded; else None.
         version: of the decoder; the first one allowed for less, and the caches it made go on so.
+        frame_seconds: how long a frame is shown by the word of the file; of version 1, which allowed the same for all.
     """
 
     tick_seconds: float = 0.0
     exact_seconds: float | None = None
     version: int = 2
+    frame_seconds: float = 0.0
 
     def seconds(self, distance_seconds: float) -> float:
         """By how much the distance of two frames may be off, given what it is."""
@@ -74,6 +76,8 @@ class Rounding:
 
     def early_seconds(self, distance_seconds: float) -> float:
         """How long before a frame a request already means it, given its distance from the one before it."""
+        if self.version == 1:
+            return min(ROUNDED_TICKS[1] * self.tick_seconds, EARLY_FRAMES * self.frame_seconds)
         return min(self.seconds(distance_seconds), EARLY_FRAMES * distance_seconds) or EXACT_FRAMES * distance_seconds
 
 
@@ -103,6 +107,9 @@ class ShownFrame(Generic[FrameT]):
     @property
     def early_seconds(self) -> float:
         """How long before its end a request already means the next frame."""
+        if self.is_last and self.rounding.version == 1:
+            shown_seconds = self.until_seconds - self.begin_seconds
+            return min(self.rounding.early_seconds(shown_seconds), shown_seconds / 2)
         return self.rounding.early_seconds(self.until_seconds - self.begin_seconds)
 
 

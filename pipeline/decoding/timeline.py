@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 
-from vfz.pipeline.decoding.containers import format_names, opened_video
+from vfz.pipeline.decoding.containers import format_names, opened_video, packets_of
 from vfz.pipeline.decoding.sampling import NOT_ROUNDED, Rounding, Timeline, TimelineError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Clock:
     """The times of a video's frames, in the order in which the decoder gives them."""
 
     def __init__(self, container: InputContainer, stream: VideoStream, *, version: int) -> None:
+        self._version = version
         self._has_times = not container.format.flags & NO_TIMESTAMPS
         self.has_presentation_times = self._has_times and "avi" not in format_names(container)
         """Whether the container says when frames are shown, and not only in which order they were coded."""
@@ -75,6 +76,8 @@ class Clock:
         # fields of some streams whose own rate is right.
         own_rate = stream.codec_context.framerate if stream.codec_context.name in RATE_OF_STREAM else None
         rate = (None if self._has_times else own_rate) or stream.guessed_rate or stream.average_rate
+        if version == 1:
+            rate = stream.average_rate or stream.guessed_rate
         self.frame_seconds = float(1 / rate) if rate else DEFAULT_FRAME_SECONDS
         """How long a frame is shown where nothing better is known."""
         self.rounding = self._rounding(float(stream.time_base or 0), version)
@@ -92,7 +95,7 @@ class Clock:
 
     def _rounding(self, tick_seconds: float, version: int) -> Rounding:
         if version == 1:
-            return Rounding(tick_seconds=tick_seconds, version=1)
+            return Rounding(tick_seconds=tick_seconds, version=1, frame_seconds=self.frame_seconds)
         if not self.has_presentation_times or not tick_seconds:
             return NOT_ROUNDED
         ticks = self.frame_seconds / tick_seconds
@@ -127,6 +130,8 @@ class Clock:
     def _ticks(self, frame: av.VideoFrame) -> int | None:
         """The time of presentation, unless those have gone back more often than the times of decoding did."""
         pts, dts = frame.pts if self.has_presentation_times else None, frame.dts
+        if self._version == 1:
+            return pts
         if dts is not None:
             self._num_faulty_dts += self._last_dts is not None and dts <= self._last_dts
             self._last_dts = dts
@@ -220,16 +225,19 @@ def timeline_of_packets(source: VideoSource, first: av.VideoFrame, *, version: i
         packets = sorted(
             # Those without a time are second fields of frames that have one.
             (time, packet.duration or 0, packet.size)
-            for packet in container.demux(stream)
+            for packet in packets_of(container, stream)
             if (time := clock.own_time(packet)) is not None
             and packet.size
             and not packet.is_discard
             and _is_shown(packet, stream)
         )
         begin = clock.own_time(first)
-        if begin is None or not _is_told_by_packets(container, stream, packets, begin):
+        if version == 1 and packets:  # as it was: all of them, whatever is shown
+            begins = sorted({time for time, _, _ in packets})
+        elif begin is None or not _is_told_by_packets(container, stream, packets, begin):
             raise TimelineError
-        begins = [time for time, _, _ in packets if time >= begin]
+        else:
+            begins = [time for time, _, _ in packets if time >= begin]
         last_seconds = clock.seconds(packets[-1][1]) or clock.frame_seconds
     begin_seconds = [clock.seconds(time - begins[0]) for time in begins]
     end_seconds = begin_seconds[-1] + last_seconds
