@@ -19,7 +19,7 @@ from vfz.pipeline.decoding.base import refuse_odd_files
 from vfz.pipeline.errors import DecodeError
 
 if TYPE_CHECKING:
-    from av.container import Container, InputContainer
+    from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
@@ -106,6 +106,6 @@ def packets_of(container: InputContainer, *streams: VideoStream) -> Iterator[Pac
         return  # PyAV ends streams of an MPEG-TS that it did not know at the beginning, behind those that it knew
 
 
-def format_names(container: Container) -> set[str]:
+def format_names(container: InputContainer) -> set[str]:
     """FFmpeg's names of the file's format."""
     return set(container.format.name.split(","))

@@ -199,8 +199,12 @@ def _timed_frames(
             raise DecodeError(_of_version_1(source))
         if clock.is_guessed and spec.decoder_version > 1 and not numbers_only and settled is None:
             raise TimelineError
-        for frame in _decoded(source, spec, container, stream):
-            yield frame, *clock.read(frame), clock.rounding
+        for frame in _decoded(source, spec, container, stream, clock):
+            try:
+                begin, until = clock.read(frame)
+            except ValueError as error:
+                raise DecodeError(f"{source.name}: {error}") from error
+            yield frame, begin, until, clock.rounding
 
 
 def _of_version_1(source: VideoSource) -> str:
@@ -211,7 +215,7 @@ def _of_version_1(source: VideoSource) -> str:
 
 
 def _decoded(
-    source: VideoSource, spec: FrameSpec, container: InputContainer, stream: VideoStream
+    source: VideoSource, spec: FrameSpec, container: InputContainer, stream: VideoStream, clock: Clock
 ) -> Iterator[av.VideoFrame]:
     """Every frame of a stream to the end of the file, which must be the end that the file itself promises."""
     num_packets = 0
@@ -225,6 +229,7 @@ def _decoded(
         if packet.is_corrupt:
             raise DecodeError(f"{source.name}: is damaged or cut short at {reached_seconds:.2f} s")
         num_packets += packet.size > 0
+        clock.look_at(packet)
         frames = beginning.decode(packet)
         if beginning.has_left_out and spec.decoder_version == 1:
             raise DecodeError(_of_version_1(source))

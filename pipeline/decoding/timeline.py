@@ -44,6 +44,8 @@ ONE_FRAME_EACH = {"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "gif", "apng", "
 """Codecs of which a packet is one frame that is shown, but for those that `_is_shown` knows and broken beginnings."""
 EXACT_TICKS = 1e-3
 """A distance of frames that is so near a whole number of ticks is one."""
+FAR_FRAMES = 2.5
+"""Frames that are so far apart for what the file says of their duration show that it says nothing."""
 RATE_OF_STREAM = {"h264", "hevc", "vvc"}
 """Codecs whose streams say at which rate frames follow each other."""
 MOST_REORDERED = 16
@@ -90,6 +92,8 @@ class Clock:
         self._last_ticks: int | None = None
         self._last_pts: int | None = None
         self._last_dts: int | None = None
+        self._last_packet_pts: int | None = None
+        self._num_packets_back = self._num_frames_back = 0
         self._num_faulty_pts = self._num_faulty_dts = 0
         self._last_seconds = self._next_seconds = 0.0
 
@@ -102,8 +106,18 @@ class Clock:
         exact = abs(ticks - round(ticks)) < EXACT_TICKS
         return Rounding(tick_seconds=tick_seconds, exact_seconds=self.frame_seconds if exact else None)
 
+    def look_at(self, packet: Packet[Any]) -> None:
+        """Takes note of a packet before it is decoded, in order."""
+        if packet.pts is not None:
+            self._num_packets_back += self._last_packet_pts is not None and packet.pts < self._last_packet_pts
+            self._last_packet_pts = packet.pts
+
     def read(self, frame: av.VideoFrame) -> tuple[float, float]:
-        """When a frame begins and ends, in seconds from the first one; the end is only as good as the file's word."""
+        """When a frame begins and ends, in seconds from the first one; the end is only as good as the file's word.
+
+        Raises:
+            ValueError: times go back, and not because the container holds times of decoding in their place.
+        """
         ticks = self._ticks(frame) if self._has_times else None
         duration = self.seconds(frame.duration) if frame.duration and self._has_times else self.frame_seconds
         if ticks is None:  # it follows the one before it
@@ -114,7 +128,7 @@ class Clock:
             begin = self.seconds(ticks - self._first)
         # A duration of one tick is no more than a guess where frames are further apart; so ffmpeg has it.
         distance = begin - self._last_seconds
-        is_guess = frame.duration == 1 and self._num_frames and distance > 2 * duration
+        is_guess = frame.duration == 1 and self._num_frames and distance > FAR_FRAMES * duration
         self._num_frames += 1
         self._last_seconds, self._next_seconds = begin, begin + (distance if is_guess else duration)
         return begin, begin + duration
@@ -127,6 +141,20 @@ class Clock:
         """So many ticks of the container."""
         return ticks * self._numerator / self._denominator
 
+    def _refuse_to_go_back(self, pts: int) -> None:
+        """Raises a ValueError where times go back by damage.
+
+        Where frames go back more often than packets do, it is no damage: the container gave times of decoding, which
+        increase, as times of presentation.
+        """
+        if self._last_pts is None or pts >= self._last_pts or self.is_guessed:
+            return
+        self._num_frames_back += 1
+        if self._num_frames_back <= self._num_packets_back:
+            first = pts if self._first is None else self._first
+            before, after = self.seconds(self._last_pts - first), self.seconds(pts - first)
+            raise ValueError(f"presentation times go back from {before} s to {after} s")
+
     def _ticks(self, frame: av.VideoFrame) -> int | None:
         """The time of presentation, unless those have gone back more often than the times of decoding did."""
         pts, dts = frame.pts if self.has_presentation_times else None, frame.dts
@@ -137,6 +165,7 @@ class Clock:
             self._last_dts = dts
         if pts is not None:
             self._num_faulty_pts += self._last_pts is not None and pts <= self._last_pts
+            self._refuse_to_go_back(pts)
             self._last_pts = pts
         is_faulty = self._num_faulty_pts > self._num_faulty_dts
         if is_faulty and dts is None and self._last_ticks is not None and pts is not None and pts < self._last_ticks:
@@ -162,10 +191,10 @@ class Beginning:
         self.is_broken = self.has_left_out = False
         self._stream = stream
         self._checks_references = stream.codec_context.name in CHECK_REFERENCES
-        self._has_no_times_below_0 = "matroska" in format_names(stream.container)
         self._num_keys = 0
         self._key_pts: int | None = None
         self._nothing_shown = True
+        self._refers_back = False
 
     def decode(self, packet: Packet[Any]) -> list[av.VideoFrame]:
         """The frames that come out when a packet is put in, without those that are no part of the video.
@@ -178,25 +207,33 @@ class Beginning:
         try:
             frames = self._stream.decode(packet)
         except av.InvalidDataError:
-            if self.is_broken and self._num_keys <= 1 and not packet.is_keyframe:
+            if self._may_be_undecodable(packet):
                 self.has_left_out = True
                 return []
             raise
         return [frame for frame in frames if not self._hides(frame)] if self._nothing_shown else frames
 
+    def _may_be_undecodable(self, packet: Packet[Any]) -> bool:
+        """Whether it may refer to what was cut away: it is before the first key picture, in the file or when shown."""
+        if not self.is_broken or packet.is_keyframe or self._num_keys > 1:
+            return False
+        if not self._num_keys or packet.pts is None or self._key_pts is None or packet.pts < self._key_pts:
+            return True
+        return self._refers_back and self._nothing_shown
+
     def _look_at(self, packet: Packet[Any]) -> None:
         self._num_keys += packet.is_keyframe
         if packet.is_keyframe:
             self._key_pts = packet.pts if self._num_keys == 1 else None
-            self.is_broken |= self._num_keys == 1 and self._stream.codec_context.name == "h264" and _refers_back(packet)
+            if self._num_keys == 1 and self._stream.codec_context.name == "h264":
+                self._refers_back = _refers_back(packet)
+                self.is_broken |= self._refers_back
             # Behind a key picture that an edit list cuts away, all is clean: what refers to before it is cut away too.
             self._nothing_shown &= not packet.is_discard
         elif not self._num_keys:
             self.is_broken = True
-        elif self._key_pts is not None:
-            # Matroska has no times below 0, which is where the first key picture is.
-            is_before = self._has_no_times_below_0 if packet.pts is None else packet.pts < self._key_pts
-            self.is_broken |= is_before
+        elif packet.pts is not None and self._key_pts is not None:
+            self.is_broken |= packet.pts < self._key_pts
 
     def _hides(self, frame: av.VideoFrame) -> bool:
         if self._nothing_shown:
@@ -287,14 +324,13 @@ def timeline_of_frames(times: Sequence[tuple[float, float]], rounding: Rounding)
 def _refers_back(packet: Packet[Any]) -> bool:
     """Whether what follows a key picture of H.264 may refer to what was before it, since it is no IDR picture.
 
-    Looked at where units begin with a start code, as in elementary streams and MPEG-TS, and in AVI; elsewhere times
-    tell.
+    Units begin with a start code in elementary streams and MPEG-TS, and follow their lengths in MP4 and Matroska.
     """
     data = bytes(packet)
     types: set[int] = set()
     if data[:4] in {b"\0\0\0\1", b"\0\0\1" + data[3:4]}:
         types = {data[found.end()] & 0x1F for found in re.finditer(rb"\x00\x00\x01(?=[^\x00])", data)}
-    elif "avi" in format_names(packet.stream.container):  # units follow their lengths, as in MP4
+    else:
         at = 0
         while at + LENGTH_BYTES < len(data):
             types.add(data[at + LENGTH_BYTES] & 0x1F)
