@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 HEADER_DURATION_FORMATS = {"matroska", "flv"}
 MISSING_SECONDS = 0.5
 MISSING_FRACTION = 0.01
+UNKNOWN_FRAMES = 1 << 30
+"""What FFmpeg writes into an AVI that goes down a pipe."""
 # Matrices by the numbers of ISO/IEC 23091-2: those that are converted, that follows from primaries, and that cannot be.
 _CONVERTED = {0, 1, 2, 4, 5, 6, 7, 9}
 _BY_PRIMARIES = 12
@@ -248,6 +250,8 @@ def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
     """How long the header says the video is; 0 where it says nothing and ffmpeg would guess from the bit rate."""
     formats = format_names(container)
     if "avi" in formats and stream.average_rate:
+        if stream.frames == UNKNOWN_FRAMES:
+            return 0.0
         return float(stream.frames / stream.average_rate)  # ffmpeg shortens the duration of an AVI that is cut
     if HEADER_DURATION_FORMATS & formats:
         return (container.duration or 0) / av.time_base

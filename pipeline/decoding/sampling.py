@@ -38,7 +38,7 @@ ROUNDED_TICKS = {1: 0.51, 2: 1.02}
 # ... and by no more than this part of a frame: how early, and how late, a frame may be taken.
 EARLY_FRAMES, LATE_FRAMES = 0.1, 0.35
 # Where a container does not round, for what floating point costs.
-EXACT_FRAMES = 1e-3
+EXACT_FRAMES = 1e-6
 # A video is no faster than it is asked for if its rate, less this part, is not.
 RATE_TOLERANCE = 1e-4
 # Containers round times, and with them the rate that is measured from them: 30 and 29.97 at 12 must round alike.

@@ -116,10 +116,13 @@ class Clock:
         """When a frame begins and ends, in seconds from the first one; the end is only as good as the file's word.
 
         Raises:
+            TimelineError: the frame has no time, and version 1 is to be kept to.
             ValueError: times go back, and not because the container holds times of decoding in their place.
         """
         ticks = self._ticks(frame) if self._has_times else None
         duration = self.seconds(frame.duration) if frame.duration and self._has_times else self.frame_seconds
+        if ticks is None and self._version == 1:
+            raise TimelineError
         if ticks is None:  # it follows the one before it
             begin = self._next_seconds if self._has_times else self._num_frames * self.frame_seconds
         else:
