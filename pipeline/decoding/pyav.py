@@ -186,7 +186,7 @@ def _settled(source: VideoSource, spec: FrameSpec) -> Timeline:
     if not times:
         raise DecodeError(f"{source.name}: holds no frame that can be decoded")
     try:
-        return timeline_of_frames([(begin, until) for begin, until, _ in times], times[0][2])
+        return timeline_of_frames([(begin, until) for begin, until, _ in times], times[-1][2])
     except ValueError as error:
         raise DecodeError(f"{source.name}: {error}") from error
 

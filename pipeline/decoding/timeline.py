@@ -44,6 +44,9 @@ ONE_FRAME_EACH = {"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "gif", "apng", "
 """Codecs of which a packet is one frame that is shown, but for those that `_is_shown` knows and broken beginnings."""
 EXACT_TICKS = 1e-3
 """A distance of frames that is so near a whole number of ticks is one."""
+COPIED_TICKS = 1000
+COPIED_TICK_SECONDS = 1 / COPIED_TICKS
+"""What times were rounded to before they were copied from Matroska or FLV, if all of them are multiples of it."""
 FAR_FRAMES = 2.5
 """Frames that are so far apart for what the file says of their duration show that it says nothing."""
 RATE_OF_STREAM = {"h264", "hevc", "vvc"}
@@ -82,11 +85,14 @@ class Clock:
             rate = stream.average_rate or stream.guessed_rate
         self.frame_seconds = float(1 / rate) if rate else DEFAULT_FRAME_SECONDS
         """How long a frame is shown where nothing better is known."""
-        self.rounding = self._rounding(float(stream.time_base or 0), version)
-        """What the container made of the times."""
         time_base = stream.time_base or Fraction(1, 1_000_000)
         # Apart, since counting with a Fraction is slow.
         self._numerator, self._denominator = time_base.numerator, time_base.denominator
+        self._own_rounding = self._rounding(float(stream.time_base or 0), version)
+        self._copied_rounding = self._rounding(COPIED_TICK_SECONDS, version)
+        self._may_be_copied = (
+            version > 1 and self.has_presentation_times and 0 < float(stream.time_base or 0) < COPIED_TICK_SECONDS
+        )
         self._num_frames = 0
         self._first: int | None = None
         self._last_ticks: int | None = None
@@ -96,6 +102,16 @@ class Clock:
         self._num_packets_back = self._num_frames_back = 0
         self._num_faulty_pts = self._num_faulty_dts = 0
         self._last_seconds = self._next_seconds = 0.0
+
+    @property
+    def rounding(self) -> Rounding:
+        """What the container, or the one that it was copied from, made of the times, as far as they were seen."""
+        return self._copied_rounding if self._may_be_copied else self._own_rounding
+
+    def see(self, ticks: int) -> None:
+        """Takes note of when a frame is shown by the word of the container."""
+        if self._may_be_copied:
+            self._may_be_copied = not ticks * self._numerator * COPIED_TICKS % self._denominator
 
     def _rounding(self, tick_seconds: float, version: int) -> Rounding:
         if version == 1:
@@ -128,6 +144,7 @@ class Clock:
         else:
             if self._first is None:
                 self._first = ticks - round(self._next_seconds * self._denominator / self._numerator)
+            self.see(ticks)
             begin = self.seconds(ticks - self._first)
         # A duration of one tick is no more than a guess where frames are further apart; so ffmpeg has it.
         distance = begin - self._last_seconds
@@ -197,7 +214,7 @@ class Beginning:
         self._num_keys = 0
         self._key_pts: int | None = None
         self._nothing_shown = True
-        self._refers_back = False
+        self._refers_back = self._is_key_cut = False
 
     def decode(self, packet: Packet[Any]) -> list[av.VideoFrame]:
         """The frames that come out when a packet is put in, without those that are no part of the video.
@@ -231,8 +248,7 @@ class Beginning:
             if self._num_keys == 1 and self._stream.codec_context.name == "h264":
                 self._refers_back = _refers_back(packet)
                 self.is_broken |= self._refers_back
-            # Behind a key picture that an edit list cuts away, all is clean: what refers to before it is cut away too.
-            self._nothing_shown &= not packet.is_discard
+            self._is_key_cut |= packet.is_discard
         elif not self._num_keys:
             self.is_broken = True
         elif packet.pts is not None and self._key_pts is not None:
@@ -240,7 +256,8 @@ class Beginning:
 
     def _hides(self, frame: av.VideoFrame) -> bool:
         if self._nothing_shown:
-            is_clean = not frame.is_corrupt and (self._checks_references or frame.key_frame)
+            # Behind a key picture that an edit list cuts away, all is clean: what refers to before it is cut away too.
+            is_clean = not frame.is_corrupt and (self._checks_references or frame.key_frame or self._is_key_cut)
             self._nothing_shown = self.is_broken and not is_clean
             self.has_left_out |= self._nothing_shown
         return self._nothing_shown
@@ -278,6 +295,8 @@ def timeline_of_packets(source: VideoSource, first: av.VideoFrame, *, version: i
             raise TimelineError
         else:
             begins = [time for time, _, _ in packets if time >= begin]
+        for time in begins:
+            clock.see(time)
         last_seconds = clock.seconds(packets[-1][1]) or clock.frame_seconds
     begin_seconds = [clock.seconds(time - begins[0]) for time in begins]
     end_seconds = begin_seconds[-1] + last_seconds

@@ -1,10 +1,11 @@
 """Frames taken are those that ffmpeg shows, at its times: containers, codecs, groups of pictures, cuts and rates."""
 
+import contextlib
 import functools
 import random
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -36,6 +37,17 @@ CONTAINERS = {
 }
 CUT = {"mkv", "mp4", "mov", "ts", "m2ts", "flv", "webm", "h264", "hevc", "m2v"}
 """Containers whose streams are also cut, without encoding, at a key picture or anywhere."""
+COPIED = {
+    "mpeg4": ["mkv", "mp4", "mov"],
+    "mpeg2video": ["mkv", "mp4", "mov", "ts"],
+    "libx264": ["mkv", "mp4", "mov", "ts", "flv"],
+    "libx265": ["mkv", "mp4", "mov", "ts"],
+    "libvpx": ["mkv", "webm"],
+    "libvpx-vp9": ["mkv", "webm", "mp4"],
+}
+"""Containers that a part of a video is copied to, by `ffmpeg -ss … -c copy`."""
+EDITED = {"mp4", "mov"}
+"""Containers with edit lists: of a copied part, what is before its start is there and not shown."""
 SHOWS_BROKEN = {"libxvid", "mpeg4", "mpeg2video", "msmpeg4v3", "flv"}
 """Codecs of which ffmpeg shows what it makes of pictures whose references are missing."""
 
@@ -53,13 +65,15 @@ class Case:
     open_groups: bool
     cut: str | None
     cut_at: int
+    copied: str | None
+    copied_at: float
 
     @classmethod
     def draw(cls, seed):
         rng = random.Random(seed)
         codec = rng.choice(list(CONTAINERS))
         container = rng.choice(CONTAINERS[codec])
-        return cls(
+        case = cls(
             codec=codec,
             container=container,
             # A GIF's time is in hundredths of a second; the elementary streams that hold no rate are 25 a second.
@@ -70,7 +84,13 @@ class Case:
             open_groups=rng.random() < 0.6,
             cut=rng.choice([None, "key", "anywhere"]) if container in CUT else None,
             cut_at=rng.randint(1, 2),
+            copied=None,
+            copied_at=rng.uniform(0.1, 0.6),
         )
+        # Program streams have few times, elementary streams none, and AVI those of decoding.
+        if case.cut is None and container in {"mp4", "mkv", "ts", "mov", "webm"}:
+            return replace(case, copied=rng.choice([None, *COPIED.get(codec, [])]))
+        return case
 
     def write(self, folder):
         """The video, each frame showing its number."""
@@ -92,6 +112,14 @@ class Case:
             options = ["-g", g, "-qscale:v", "2"]
         pixels = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(self.codec, "yuv420p")
         encode(path, self.codec, self.rate, self.num_frames, *options, "-pix_fmt", pixels)
+        if self.copied is not None:
+            target = folder / f"copied.{self.copied}"
+            seconds = float(self.copied_at * self.num_frames / self.rate)
+            with contextlib.suppress(AssertionError):  # ffmpeg writes nothing to some MPEG-TS
+                ffmpeg("-y", "-ss", seconds, "-i", path, "-c", "copy", target)
+                shown_by_ffmpeg(target)
+                return target
+            return path
         if self.cut is None:
             return path
         packets = self.cut_at if self.cut == "key" else self.cut_at * self.group + self.group // 2
@@ -215,7 +243,10 @@ def differences(case, folder):
     """What is taken of a video and is not what the reference takes; a line for each."""
     path = case.write(folder)
     shown, tick = shown_by_ffmpeg(path)
-    reference = Reference(shown, case.rate, tick=tick, shows_broken=case.codec in SHOWS_BROKEN)
+    shows_broken = case.codec in SHOWS_BROKEN and case.copied not in EDITED
+    if case.copied is not None and case.container in {"mkv", "webm"}:
+        tick = max(tick, Fraction(1, 1000))  # as the times were rounded before they were copied
+    reference = Reference(shown, case.rate, tick=tick, shows_broken=shows_broken)
     wanted = {
         **{("fps", fps): reference.fps(fps) for fps in (3, 6, 8, 25, 30, 60)},
         **{("uniform", count): reference.uniform(count) for count in (1, 4, 7, 16)},
@@ -309,6 +340,69 @@ def test_times_that_a_container_gives_to_the_wrong_neighbours_are_put_in_order(t
     times = [frame.pts_seconds for frame in frames]
     assert times == sorted(set(times))
     assert len(numbers(path, None, rule="uniform", num_frames=9)) == 9
+
+
+def test_a_slow_video_gives_its_last_frame_however_short(tmp_path):
+    """A file says of it only that it lasts as long as at the rate of the camera."""
+    path = encode(tmp_path / "v.mp4", "libx264", 30, 90, "-vf", "select=not(mod(n\\,10))", "-fps_mode", "vfr")
+    assert [numbers(path, fps) for fps in (8, 12.5)] == [list(range(0, 90, 10))] * 2
+
+
+@pytest.mark.parametrize("options", [["-bf", 2], ["-x264-params", "open-gop=1:bframes=3:b-adapt=0:scenecut=0"]])
+def test_a_part_of_a_video_in_an_avi_has_its_times(tmp_path, options):
+    """FFmpeg writes 600 places a second, of which most are empty, and does not say how long the last frames last."""
+    whole = encode(tmp_path / "v.mp4", "libx264", 30, 90, "-pix_fmt", "yuv420p", "-g", 12, *options)
+    ffmpeg("-i", whole, "-c", "copy", "-f", "segment", "-segment_time", 0.9, tmp_path / "part%d.avi")
+    for path in sorted(tmp_path.glob("part*.avi")):
+        shown, _ = shown_by_ffmpeg(path)
+        frames = list(decode_frames(path, 1000))
+        assert [read_number(frame.pixels_HWC) for frame in frames] == [frame.number for frame in shown]
+        times = [float(frame.seconds - shown[0].seconds) for frame in shown]
+        assert [frame.pts_seconds for frame in frames] == pytest.approx(times)
+
+
+@pytest.mark.parametrize("end", ["mp4", "ts", "mov"])
+def test_times_that_were_rounded_before_they_were_copied_are_taken_as_rounded(tmp_path, end):
+    whole = encode(tmp_path / "v.mkv", "libx264", "30000/1001", 240, "-pix_fmt", "yuv420p")
+    ffmpeg("-i", whole, "-c", "copy", tmp_path / f"v.{end}")
+    expected = [int((k + 0.5) * 30) for k in range(8)]
+    assert _taken(tmp_path / f"v.{end}", fps=30)[0] == list(range(240))
+    assert numbers(tmp_path / f"v.{end}", None, rule="uniform", num_frames=8) == expected
+
+
+def test_an_exact_time_takes_the_frame_before_one_that_is_a_little_later(tmp_path):
+    """At 15 a second, sample 501 is 33 microseconds before frame 1001."""
+    path = encode(tmp_path / "v.mp4", "libx264", "30000/1001", 1010, "-pix_fmt", "yuv420p", "-preset", "ultrafast")
+    assert [frame.number for frame in decode_frames(path, 15)][499:503] == [997, 999, 1000, 1002]
+
+
+def test_of_frames_at_one_time_the_last_is_shown(tmp_path):
+    times = "settb=1/1000,setpts=floor(N/2)*66"
+    options = ["-fps_mode", "passthrough", "-enc_time_base", "1/1000", "-bf", "0", "-pix_fmt", "yuv420p"]
+    path = encode(tmp_path / "v.mkv", "libx264", 30, 40, "-vf", times, *options)
+    frames = list(decode_frames(path, 1000))
+    assert [read_number(frame.pixels_HWC) for frame in frames] == list(range(1, 40, 2))
+
+
+def test_an_avi_from_a_pipe_has_no_promised_length(tmp_path):
+    whole = encode(tmp_path / "v.mp4", "mpeg4", 30, 40)
+    path = tmp_path / "v.avi"
+    path.write_bytes(ffmpeg("-i", whole, "-c", "copy", "-f", "avi", "-")[0])
+    assert numbers(path, 30) == list(range(40))
+
+
+def test_a_time_that_is_damaged_is_not_put_in_order(tmp_path):
+    whole = encode(tmp_path / "v.ivf", "libvpx", 30, 40, "-pix_fmt", "yuv420p")
+    data = bytearray(whole.read_bytes())
+    at = 32  # behind the file's header; each frame has its size and its time before it
+    for _ in range(30):
+        at += 12 + int.from_bytes(data[at : at + 4], "little")
+    data[at + 5] ^= 0x10
+    path = tmp_path / "damaged.ivf"
+    path.write_bytes(data)
+    for rule in ({"fps": 5}, {"fps": None, "rule": "uniform", "num_frames": 4}):
+        with pytest.raises(DecodeError, match="presentation times go back"):
+            numbers(path, **rule)
 
 
 def test_times_that_jump_back_are_refused(tmp_path):
