@@ -17,7 +17,8 @@ the frames that come, and where they disagree nothing is taken on trust: see `Ti
 
 Containers round times: Matroska and FLV to milliseconds, GIF to hundredths of a second. So a time that is asked for and
 lies within a tick before a frame is taken to mean that frame; and where frames come no faster than they are asked for,
-one that rounding has moved out of its turn is taken all the same: see `Rounding`.
+one that rounding has moved out of its turn is taken all the same: see `Rounding`. Of frames at one time only the last
+is on display. The last of a video that is no faster than it is asked for counts as shown as long as the others.
 """
 
 from __future__ import annotations

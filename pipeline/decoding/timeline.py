@@ -9,9 +9,11 @@ What counts as the video:
 
 - It begins with the first frame that can be decoded as it was coded. A file that was cut in the middle of a group of
   pictures begins with pictures that refer to others that are not there; those are no part of it.
-- Times are those of the container. AVI has none, only the order in which pictures were coded: there a frame is shown
-  when the decoder gives it. Elementary streams have none either: their frames follow each other at the rate that the
-  stream, or else FFmpeg (25 frames a second), says.
+- Times are those of the container; where all are whole milliseconds they count as rounded to these, as after a copy
+  from Matroska. Where they go back, the file is damaged, unless it holds times of decoding in their place.
+- AVI has no times, only the order in which pictures were coded: there a frame is shown when the decoder gives it.
+  Elementary streams have none either: their frames follow each other at the rate that the stream, or else FFmpeg (25
+  frames a second), says.
 """
 
 from __future__ import annotations
