@@ -44,12 +44,20 @@ _WHAT_TO_DO = {
     errno.ENOTDIR: "a part of that path is a file; choose a folder",
     errno.ENOENT: "that place cannot hold files; choose a folder that can be written",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), then run the same command again",
+    errno.ENFILE: "this machine has too many files open: end what does that, then run the same command again",
+    errno.ENOLCK: "choose a folder on a file system with locks (flock)",
+    errno.ENOSYS: "choose a folder on a file system with hard links, locks (flock) and fsync",
+    errno.EINVAL: "choose a folder on a file system with hard links, locks (flock) and fsync",
 }
+_OTHERWISE = "see that this disk is in order or choose another folder, then run the same command again"
+_OF_THE_PROGRAM = {errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.EBADF, errno.EAGAIN, errno.EINTR, errno.EPIPE}
+"""What no disk is to blame for."""
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the errors of a disk that is full or refuses to be written into one clear line; others pass unchanged.
+    """Turns the errors of a disk that is full, broken or refuses to be written into one clear line; others pass.
 
     Args:
         path: what was being written, named in the message.
@@ -60,10 +68,10 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _WHAT_TO_DO:
+        if error.errno is None or error.errno in _OF_THE_PROGRAM:
             raise
         reason = os.strerror(error.errno).lower()
-        raise StorageError(f"cannot write {path}: {reason}; {_WHAT_TO_DO[error.errno]}") from error
+        raise StorageError(f"cannot write {path}: {reason}; {_WHAT_TO_DO.get(error.errno, _OTHERWISE)}") from error
 
 
 def make_folder(path: Path) -> Path:

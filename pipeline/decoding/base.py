@@ -113,6 +113,10 @@ class VideoSource:
         return digest.hexdigest()
 
 
+MAX_SECONDS = 2**31 - 1
+"""Times of frames go so far, 68 years; a cache's ledger holds no larger numbers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoFrame:
     """One frame.

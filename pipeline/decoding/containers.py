@@ -86,10 +86,9 @@ def opened_video(source: VideoSource, *, numbers_only: bool = False) -> Iterator
         av.FFmpegError, OSError, ValueError: it is not there, or cannot be read.
     """
     with opened_container(source) as container:
-        streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-        if not streams:
+        stream = video_stream(container)
+        if stream is None:
             raise DecodeError(f"{source.name}: holds no video stream")
-        stream = streams[0]
         if stream.codec_context is None:
             raise DecodeError(f"{source.name}: its video codec is unknown, and cannot be decoded")
         stream.codec_context.thread_type = ThreadType.NONE
@@ -104,6 +103,12 @@ def packets_of(container: InputContainer, *streams: VideoStream) -> Iterator[Pac
         yield from container.demux(*streams)
     except IndexError:
         return  # PyAV ends streams of an MPEG-TS that it did not know at the beginning, behind those that it knew
+
+
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The first video stream that is no cover picture; None where there is none."""
+    streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
+    return next(streams, None)
 
 
 def format_names(container: InputContainer) -> set[str]:

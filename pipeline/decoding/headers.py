@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vfz.pipeline.decoding.messages import source_from_json, source_to_json
 from vfz.pipeline.errors import DecodeError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.stream import VideoStream
 
     from vfz.pipeline.decoding.base import VideoSource
 
@@ -87,19 +88,18 @@ def _answer() -> None:
 def _read_header(source: VideoSource) -> dict[str, float | None] | None:
     import av
 
-    from vfz.pipeline.decoding.containers import opened_container
+    from vfz.pipeline.decoding.containers import opened_container, video_stream
 
     try:
         with opened_container(source) as container:
-            return _header_of(container)
+            return _header_of(container, video_stream(container))
     except (DecodeError, av.FFmpegError, OSError, ValueError):
         return None
 
 
-def _header_of(container: InputContainer) -> dict[str, float | None] | None:
+def _header_of(container: InputContainer, stream: VideoStream | None) -> dict[str, float | None] | None:
     import av
 
-    stream: Any = next(iter(container.streams.video), None)
     if stream is None:
         return None
     seconds: float | None

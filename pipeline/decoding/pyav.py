@@ -31,7 +31,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from vfz.pipeline.decoding.base import VideoFrame
+from vfz.pipeline.decoding.base import MAX_SECONDS, VideoFrame
 from vfz.pipeline.decoding.containers import format_names, opened_video, packets_of
 from vfz.pipeline.decoding.sampling import ShownFrame, TimelineError, sample
 from vfz.pipeline.decoding.timeline import Beginning, Clock, timeline_of_frames, timeline_of_packets
@@ -141,6 +141,10 @@ def _frames(source: VideoSource, spec: FrameSpec, state: _Progress, settled: Tim
     num_taken = 0
     with contextlib.closing(_shown_frames(source, spec, settled)) as shown:
         for taken, pts_seconds in sample(watched(shown), spec, timeline, keep_pace=spec.decoder_version > 1):
+            if pts_seconds > MAX_SECONDS:
+                raise DecodeError(
+                    f"{source.name}: times jump to {pts_seconds:.0f} s; {MAX_SECONDS} s is the last that counts"
+                )
             num_taken += 1
             if num_taken <= len(state.given):
                 if state.given[num_taken - 1] != (taken.number, pts_seconds):

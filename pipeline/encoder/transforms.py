@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.recipe import EncoderSpec, Recipe, ViewSpec
 
+LONGEST = 64
+"""What is further from the centre of a frame than half so many times its short side is cut off before it is resized."""
 PREPROCESS_VERSION = 1
 """Part of every recipe: raise it when a frame comes out otherwise."""
 Interpolation = Literal["bilinear", "bicubic"]
@@ -85,6 +87,7 @@ class Preprocess:
         Returns:
             uint8 [B, 3, S, S], in memory of its own.
         """
+        frames_BHWC = _without_far_ends(frames_BHWC)
         resized_height, resized_width = self._resized(*frames_BHWC.shape[1:3])
         frames_BCHW = self._resize(frames_BHWC.permute(0, 3, 1, 2), resized_height, resized_width)
         top, left = self._offsets(resized_height, resized_width)
@@ -203,6 +206,14 @@ def resize_frames(frames_BCHW: torch.Tensor, height: int, width: int, *, interpo
 def _frames_of_one(pixels_HWC: np.ndarray) -> torch.Tensor:
     """One frame as uint8 [1, H, W, 3]. Channels stay last in memory: the uint8 kernel is vectorised for that layout."""
     return torch.from_numpy(np.ascontiguousarray(pixels_HWC)).unsqueeze(0)
+
+
+def _without_far_ends(frames_BHWC: torch.Tensor) -> torch.Tensor:
+    """The centre of frames that are hardly more than a line: resized as a whole, one of 1 x 65535 takes 10 GB."""
+    height, width = frames_BHWC.shape[1:3]
+    short = min(height, width)
+    top, left = (max(0, (side - LONGEST * short) // 2) for side in (height, width))  # as much at either end
+    return frames_BHWC[:, top : height - top, left : width - left]
 
 
 @functools.cache

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT")
 NUM_HEADERS = 32
 SAMPLE_SEED = 0
+ODD_TIMES = 100
+"""A video that says it has more than so many times the frames of most others is named: its header may be wrong."""
 SHARD_BYTES = 128 * 1024
 """What a shard has besides tokens: its index, times in a chunk of their own, the store's own headers."""
 CLIP_FRAMES = 16
@@ -169,9 +171,9 @@ def check_space(work: WorkEstimate, folder: Path, *, force: bool) -> None:
     if work.fits or force:
         return
     raise StorageError(
-        f"{folder} needs about {human_bytes(work.needed_bytes)} for {work.num_frames} frames and "
-        f"{human_bytes(work.free_bytes)} are free there; free some space, choose another --out, store less (--layers, "
-        "--parts, --precision, --fps), or begin anyway with --force"
+        f"{folder} needs about {human_bytes(work.needed_bytes)} for {work.num_frames} frames (from {work.frames_from}) "
+        f"and {human_bytes(work.free_bytes)} are free there; free some space, choose another --out, store less "
+        "(--layers, --parts, --precision, --fps), or begin anyway with --force"
     )
 
 
@@ -284,6 +286,7 @@ def _sample_headers(sources: Mapping[str, VideoSource], frames: FrameSpec, decod
     tried = [decoded[name] for name, header in zip(drawn, headers, strict=True) if header and name in decoded]
     damaged = tried.count(False) / len(tried) if tried else 0.0
     counts: list[float] = []
+    longest = (0, "")
     num_failing = num_silent = num_untried = 0
     for name, header in zip(drawn, headers, strict=True):
         if header is None or not decoded.get(name, True):
@@ -291,11 +294,10 @@ def _sample_headers(sources: Mapping[str, VideoSource], frames: FrameSpec, decod
             counts.append(0)
         elif (count := expected_frames(header, frames)) is None:
             num_silent += 1
-        elif name in decoded:
-            counts.append(count)
         else:
-            num_untried += 1
-            counts.append(count * (1 - damaged))
+            longest = max(longest, (count, name))
+            num_untried += name not in decoded
+            counts.append(count if name in decoded else count * (1 - damaged))
     known_from = f"the headers of {len(counts) - num_failing} videos"
     if frames.num_frames is not None:
         known_from = f"--frames {frames.rule}"
@@ -305,6 +307,8 @@ def _sample_headers(sources: Mapping[str, VideoSource], frames: FrameSpec, decod
         known_from += f"; {num_failing} of the {len(drawn)} looked at cannot be decoded"
     if damaged and num_untried:
         known_from += f", nor {damaged:.0%} of the others, as of those that were tried"
+    if counts and longest[0] > ODD_TIMES * statistics.median_low(counts):
+        known_from += f"; {longest[1]!r} alone says {longest[0]}: look whether that is true"
     mean = statistics.fmean(counts) if counts else 0.0
     # Of all videos there is nothing left to be wrong about.
     left = 1 - len(counts) / len(sources) if sources else 0.0

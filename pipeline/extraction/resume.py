@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -241,8 +242,12 @@ class ComparedVideo(NamedTuple):
 
 
 def _commit_times(cache: CacheFolder) -> dict[str, int]:
-    """When the first commit of each shard was made, by the clock of the file system."""
-    return {shard: path.stat().st_mtime_ns for (shard, number), path in cache.commit_paths().items() if not number}
+    """When the first commit of each shard was made, by the clock of the file system.
+
+    A time in the future is left out: the clock has been set back, and videos that are changed now seem older.
+    """
+    times = {shard: path.stat().st_mtime_ns for (shard, number), path in cache.commit_paths().items() if not number}
+    return {shard: time_ns for shard, time_ns in times.items() if time_ns <= time.time_ns() + CLOCK_SKEW_NS}
 
 
 def _may_differ(video: TriedVideo, changed_ns: int, committed_ns: Mapping[str, int]) -> bool:

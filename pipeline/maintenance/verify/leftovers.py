@@ -148,6 +148,9 @@ def _temporary(path: Path, name: str) -> Problem:
 
 def _aged(path: Path, name: str, what: str) -> Problem:
     age_seconds = time.time() - path.lstat().st_mtime
+    if age_seconds < -MIN_AGE_SECONDS:
+        text = f"{what}; its time is in the future, so nobody knows its age: touch it, and look again in an hour"
+        return _note(name, text, "none")
     if age_seconds < MIN_AGE_SECONDS:
         return _note(name, f"{what}; younger than an hour, so its writer may be at work", "none")
     return _note(name, f"{what}; {age_seconds / 3600:.0f} hours old", "remove")
