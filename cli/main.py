@@ -15,12 +15,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from types import FrameType
 from typing import Any, TextIO
 
 import click
 
 from vfz.cli.options import VERBOSE_HELP, Commands, LazyGroup, Session, printable
-from vfz.pipeline.errors import VfzError
+from vfz.pipeline.errors import HangUp, VfzError
 
 COMMANDS: Commands = {
     "extract": ("vfz.cli.extract", "extract_command", "Run a frozen encoder over videos and cache the tokens."),
@@ -54,7 +55,7 @@ def cli(session: Session, verbose: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0 done, 1 failed, 2 the request was wrong, 3 too many videos failed, 130 interrupted.
+    0 done, 1 failed, 2 the request was wrong, 3 too many videos failed, 129 terminal closed, 130 interrupted.
     """
     session = Session()
     with _own_streams():
@@ -76,10 +77,9 @@ def _call(session: Session, arguments: Sequence[str] | None) -> int:
         return 2
     except click.ClickException as error:
         return _fail(session, error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        return _fail(
-            session, "interrupted; what was finished is kept, and the same command goes on from there", INTERRUPTED
-        )
+    except (KeyboardInterrupt, click.exceptions.Abort) as error:  # click makes the second of the first
+        code = HangUp.exit_code if HangUp in map(type, (error, error.__cause__)) else INTERRUPTED
+        return _fail(session, "interrupted; what was finished is kept, and the same command goes on from there", code)
     except _OutputError:
         raise
     except Exception as error:  # noqa: BLE001 - the outermost edge: one line for people, -vv for the traceback
@@ -101,17 +101,23 @@ class _OutputError(Exception):
 
 
 class _Stream:
-    """stdout or stderr, whose errors are told from those of files."""
+    """stdout or stderr, whose errors are told from those of files.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Args:
+        stream: which.
+        may_be_gone: where it was a terminal that is closed, nobody is to be told: what is written goes nowhere.
+    """
+
+    def __init__(self, stream: TextIO, *, may_be_gone: bool) -> None:
+        self._stream, self._may_be_gone = stream, may_be_gone
 
     def write(self, text: str) -> int:
-        with _output_errors():
-            return self._stream.write(text)
+        with _output_errors(may_be_gone=self._may_be_gone):
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        with _output_errors():
+        with _output_errors(may_be_gone=self._may_be_gone):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -119,11 +125,12 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def _output_errors() -> Iterator[None]:
+def _output_errors(*, may_be_gone: bool) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _OutputError(error) from error
+        if not (may_be_gone and error.errno == errno.EIO):
+            raise _OutputError(error) from error
 
 
 @contextlib.contextmanager
@@ -138,7 +145,7 @@ def _own_streams() -> Iterator[None]:
             before[name] = stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - to the very end
         elif isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, _Stream(stream))
+        setattr(sys, name, _Stream(stream, may_be_gone=name == "stderr" and stream.isatty()))
     try:
         yield
     finally:
@@ -160,9 +167,20 @@ def _end_without_output(session: Session, error: _OutputError) -> int:
     return _fail(session, f"cannot write the output: {why}; what was finished is kept: send the output elsewhere", 1)
 
 
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    """What Ctrl-C does, so that nothing is left behind. A terminal may say more than once that it is closed."""
+    if number == signal.SIGHUP:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise HangUp
+    raise KeyboardInterrupt
+
+
 def run() -> None:
     """The `vfz` script."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     code = main()
-    if code == INTERRUPTED:
+    if code in {INTERRUPTED, HangUp.exit_code}:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; once more would only break off Python's own end
     sys.exit(code)

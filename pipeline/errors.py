@@ -114,6 +114,12 @@ class TooManyFailuresError(VfzError):
     report: object = None  # whoever raises it imports this file, not the other way round
 
 
+class HangUp(KeyboardInterrupt):
+    """The terminal was closed (SIGHUP). Like Ctrl-C, but that nobody is left to be told."""
+
+    exit_code = 129
+
+
 def nearest_names(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
     """Up to `count` allowed names that look like `name`, best first."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

@@ -3,7 +3,8 @@
 The pipeline knows no terminal: it tells a `Progress` what happens, and the command line passes one that draws.
 
 The first Ctrl-C stops when the current shard is done, but in `GRACE_SECONDS` at the latest; the second stops at once.
-Nothing committed is lost either way, and the same command goes on from there.
+A terminal that is closed (SIGHUP) does what the first one does. Nothing committed is lost in any case, and the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Protocol
+
+from vfz.pipeline.errors import HangUp, RunInterruptedError
 
 
 class Progress(Protocol):
@@ -82,18 +85,25 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM within the block into a request, the second into a `KeyboardInterrupt`.
+    """Turns the first SIGINT, SIGTERM or SIGHUP in the block into a request, another one into a `KeyboardInterrupt`.
 
     Further SIGINTs are passed over: what the second one has begun to stop (workers, files) is not to be left half-way.
-    Another SIGTERM raises again. In any other thread than the main one, which alone may handle signals, nothing ever
-    asks to stop.
+    Another SIGTERM raises again. A SIGHUP, which a terminal that is closed may send more than once, only requests, and
+    is passed over where it was before (`nohup`). In any other thread than the main one, which alone may handle signals,
+    nothing ever asks to stop.
+
+    Raises:
+        HangUp: at the end of the block, however it ends, after a SIGHUP; a `RunInterruptedError` gets its exit code.
     """
     stop = StopRequest()
-    is_stopping = False
+    is_stopping = is_hung_up = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal is_stopping
-        if not stop.is_requested:
+        nonlocal is_stopping, is_hung_up
+        if number == signal.SIGHUP:
+            is_hung_up = True
+            stop.request()
+        elif not stop.is_requested:
             stop.request()
         elif not is_stopping or number == signal.SIGTERM:
             is_stopping = True
@@ -102,24 +112,36 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
+    except KeyboardInterrupt:
+        if not is_hung_up:
+            raise
+    except RunInterruptedError as error:
+        error.exit_code = HangUp.exit_code if is_hung_up else error.exit_code
+        raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and is_hung_up else handler)
+    if is_hung_up:
+        raise HangUp
 
 
 @contextmanager
 def children_pass_over_ctrl_c() -> Iterator[None]:
-    """Processes that are started in the block, or by threads started there, never get a SIGINT: it is the parent's.
+    """Processes started in the block, or by threads started there, never get a SIGINT or SIGHUP: it is the parent's.
 
-    A terminal sends Ctrl-C to every process of a command. They inherit which signals are blocked, so there is no moment
-    at their start in which they could get one. In this process a SIGINT takes effect at the end of the block.
+    A terminal sends both to every process of a command. They inherit which signals are blocked, so there is no moment
+    at their start in which they could get one. In this process they take effect at the end of the block.
     """
-    resource_tracker.ensure_running()  # otherwise it starts with the first child, and unblocks SIGINT in this thread
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        resource_tracker.ensure_running()  # it would start with the first child, and unblock SIGINT here
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -286,7 +286,7 @@ def _sample_headers(sources: Mapping[str, VideoSource], frames: FrameSpec, decod
     tried = [decoded[name] for name, header in zip(drawn, headers, strict=True) if header and name in decoded]
     damaged = tried.count(False) / len(tried) if tried else 0.0
     counts: list[float] = []
-    longest = (0, "")
+    said: list[tuple[int, str]] = []
     num_failing = num_silent = num_untried = 0
     for name, header in zip(drawn, headers, strict=True):
         if header is None or not decoded.get(name, True):
@@ -295,7 +295,7 @@ def _sample_headers(sources: Mapping[str, VideoSource], frames: FrameSpec, decod
         elif (count := expected_frames(header, frames)) is None:
             num_silent += 1
         else:
-            longest = max(longest, (count, name))
+            said.append((count, name))
             num_untried += name not in decoded
             counts.append(count if name in decoded else count * (1 - damaged))
     known_from = f"the headers of {len(counts) - num_failing} videos"
@@ -307,8 +307,8 @@ def _sample_headers(sources: Mapping[str, VideoSource], frames: FrameSpec, decod
         known_from += f"; {num_failing} of the {len(drawn)} looked at cannot be decoded"
     if damaged and num_untried:
         known_from += f", nor {damaged:.0%} of the others, as of those that were tried"
-    if counts and longest[0] > ODD_TIMES * statistics.median_low(counts):
-        known_from += f"; {longest[1]!r} alone says {longest[0]}: look whether that is true"
+    if said and max(said)[0] > ODD_TIMES * max(1, statistics.median_low(said)[0]):
+        known_from += f"; {max(said)[1]!r} alone says {max(said)[0]}: look whether that is true"
     mean = statistics.fmean(counts) if counts else 0.0
     # Of all videos there is nothing left to be wrong about.
     left = 1 - len(counts) / len(sources) if sources else 0.0
