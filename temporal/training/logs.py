@@ -19,12 +19,13 @@ import json
 import math
 import os
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from vfz.pipeline.errors import RunError
+from vfz.pipeline.errors import RunError, StorageError
 from vfz.pipeline.files import fsync_file, storage_errors, write_file_atomic
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class RunLog:
     """
 
     def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = True) -> None:
-        self._folder, self._path = path, path / "metrics.jsonl"
+        self._path, self._events_path = path / "metrics.jsonl", path / EVENTS_FOLDER
         self._writes, self._tensorboard = writes, tensorboard and writes
         self._events: SummaryWriter | None = None
         self._first_step = 0
@@ -75,7 +76,8 @@ class RunLog:
         if not self._writes:
             return 0
         if self._events:
-            self._events.flush()
+            with storage_errors(self._events_path):
+                self._events.flush()
         with storage_errors(self._path):
             fsync_file(self._path)
         return self._path.stat().st_size
@@ -105,29 +107,43 @@ class RunLog:
                 self._write_events(line)
 
     def __enter__(self) -> Self:
+        self._excepthook, threading.excepthook = threading.excepthook, self._pass_over_events
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        if self._events:
-            self._events.close()  # ends its thread
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if self._events:
+                with storage_errors(self._events_path):
+                    self._events.close()  # ends its thread
+        except StorageError:
+            if error is None:  # else that one says more
+                raise
+        finally:
             self._events = None
+            threading.excepthook = self._excepthook
+
+    def _pass_over_events(self, raised: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread shows nothing: what it raised is raised again by the next event, flush or close."""
+        if not type(raised.thread).__module__.startswith("tensorboard."):
+            self._excepthook(raised)
 
     def _write_events(self, line: dict[str, Any]) -> None:
         """An event for every number of a line."""
         if not self._tensorboard:
             return
         events = self._event_writer()
-        for name, value in line.items():
-            if name not in _NOT_DRAWN and isinstance(value, int | float):
-                events.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+        with storage_errors(self._events_path):
+            for name, value in line.items():
+                if name not in _NOT_DRAWN and isinstance(value, int | float):
+                    events.add_scalar(f"{line['kind']}/{name}", value, line["step"])
 
     def _event_writer(self) -> SummaryWriter:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            with storage_errors(self._folder / EVENTS_FOLDER):
+            with storage_errors(self._events_path):
                 # readers forget events of an earlier writer from `purge_step` on
-                self._events = SummaryWriter(str(self._folder / EVENTS_FOLDER), purge_step=self._first_step)
+                self._events = SummaryWriter(str(self._events_path), purge_step=self._first_step)
         return self._events
 
 
