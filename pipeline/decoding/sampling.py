@@ -240,6 +240,7 @@ def _at_rate(
     fps, start_seconds, end_seconds = spec.fps or 0.0, spec.start_seconds, spec.end_seconds
     pace = _Pace()
     num_samples = 0
+    last_seconds = -math.inf
     for frame in shown:
         # From the number of the sample and not step by step: long videos must not drift.
         due_seconds = start_seconds + num_samples / fps
@@ -255,7 +256,8 @@ def _at_rate(
         # The first sample sets the pace; only a later one can have been moved out of its turn.
         in_turn = num_samples and keep_pace and due_seconds < frame.until_seconds + late_seconds
         if due_seconds < until_seconds or in_turn:
-            yield frame, frame.begin_seconds
+            last_seconds = _after(last_seconds, frame.begin_seconds)
+            yield frame, last_seconds
             num_samples = max(num_samples + 1, math.ceil((until_seconds - start_seconds) * fps))
 
 

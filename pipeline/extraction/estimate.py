@@ -171,9 +171,9 @@ def check_space(work: WorkEstimate, folder: Path, *, force: bool) -> None:
     if work.fits or force:
         return
     raise StorageError(
-        f"{folder} needs about {human_bytes(work.needed_bytes)} for {work.num_frames} frames (from {work.frames_from}) "
-        f"and {human_bytes(work.free_bytes)} are free there; free some space, choose another --out, store less "
-        "(--layers, --parts, --precision, --fps), or begin anyway with --force"
+        f"{folder} needs about {human_bytes(work.needed_bytes)} for {work.num_frames} frames and "
+        f"{human_bytes(work.free_bytes)} are free there (frames from {work.frames_from}); free some space, choose "
+        "another --out, store less (--layers, --parts, --precision, --fps), or begin anyway with --force"
     )
 
 

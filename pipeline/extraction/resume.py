@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 CLOCK_SKEW_NS = 3600 * 10**9
 """By how much the clocks of the machines that hold videos and cache may differ."""
+DAY_NS = 86400 * 10**9
 MAX_FOLDERS = 256
 """Of how many folders one file is read in any case."""
 _NUM_THREADS = 16
@@ -244,10 +245,10 @@ class ComparedVideo(NamedTuple):
 def _commit_times(cache: CacheFolder) -> dict[str, int]:
     """When the first commit of each shard was made, by the clock of the file system.
 
-    A time in the future is left out: the clock has been set back, and videos that are changed now seem older.
+    One that is a day in the future is left out: the clock was set back, and videos that are changed now seem older.
     """
     times = {shard: path.stat().st_mtime_ns for (shard, number), path in cache.commit_paths().items() if not number}
-    return {shard: time_ns for shard, time_ns in times.items() if time_ns <= time.time_ns() + CLOCK_SKEW_NS}
+    return {shard: time_ns for shard, time_ns in times.items() if time_ns <= time.time_ns() + DAY_NS}
 
 
 def _may_differ(video: TriedVideo, changed_ns: int, committed_ns: Mapping[str, int]) -> bool:

@@ -5,9 +5,11 @@ A seeded sample runs in `make test`; the whole campaign in `make faults`.
 
 import contextlib
 import dataclasses
+import errno
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,11 +19,13 @@ from typing import NamedTuple
 import pytest
 from helpers.extraction import all_tokens, command_line, shard_files
 from helpers.processes import bytes_written_by, decoders_of, wait_until
-from helpers.video_files import VIDEOS
+from helpers.video_files import VIDEOS, write_video, write_with_cover
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.errors import StorageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.maintenance.verify import verify_cache
 
 FRAME_BYTES = 640 * 272 * 3
 
@@ -134,3 +138,82 @@ def test_a_full_disk_is_one_clear_line_and_costs_no_finished_shard(synthetic_opt
         assert {name.split("-")[0] for name in data} == committed, "nothing is left of the shard that did not fit"
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_hard_links_is_told_before_anything_is_encoded_and_nothing_is_left(
+    synthetic_options, tmp_path, monkeypatch, number
+):
+    def refuse(*_arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError, match="on a file system with hard links"):
+        extract(synthetic_options(out=tmp_path / "caches"))
+    assert list((tmp_path / "caches").iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [64, 12])
+def test_with_few_descriptors_a_run_ends_well_or_in_one_line_that_says_so(synthetic_options, tmp_path, limit):
+    layers = ",".join(map(str, range(12)))
+    options = synthetic_options(
+        encoder="vit_tiny_patch16_224", layers=tuple(layers.split(",")), precision="int8", shard_videos=4,
+        splits=("test",), decode_workers=4, out=tmp_path / "caches",
+    )  # fmt: skip
+    line = f"ulimit -n {limit}; exec {shlex.join(command_line(options))}"
+    ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    errors = [line for line in ran.stderr.splitlines() if "error" in line]
+    assert "Traceback" not in ran.stderr
+    if ran.returncode:
+        assert ran.returncode == 1
+        assert len(errors) == 1
+        assert "too many open files" in errors[0].lower()
+        assert "bug" not in errors[0]
+    assert extract(options).num_failed == 0, "and it goes on from there"
+
+
+def test_a_cache_on_a_disk_that_cannot_be_written_is_read_and_a_run_into_it_is_one_line(synthetic_options, tmp_path):
+    """Root may write whatever a mode says: the disk is mounted once more, for reading only."""
+    options = synthetic_options(splits=("test",), out=tmp_path / "caches")
+    extract(options)
+    (path,) = options.out.iterdir()
+    for name in ("index.parquet", "index.json"):
+        (path / name).unlink()
+    folder = str(options.out)
+    if subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode:
+        pytest.skip("no right to mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        assert len(all_tokens(path)) == 12
+        assert verify_cache(path).intact
+        report = extract(options)
+        assert (report.num_ok, report.num_tried) == (12, 0)
+        for more in ({"name": "other"}, {"layers": ("5",)}):
+            with pytest.raises(StorageError, match="read-only file system; choose a folder that can be written"):
+                extract(dataclasses.replace(options, **more))
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_video_of_another_world_costs_no_other(tmp_path):
+    """Times of centuries, pictures of one line and a cover alone, beside a video like others."""
+    folder = tmp_path / "clips/train/a"
+    folder.mkdir(parents=True)
+    write_video(folder / "far.mkv", [0, 100, 10**13], codec="mjpeg", pix_fmt="yuvj420p")
+    write_video(folder / "line.mov", range(0, 400, 100), codec="png", size=(1, 20000), pix_fmt="rgb24")
+    write_with_cover(folder / "song.mp4", None)
+    write_video(folder / "whole.mp4", range(0, 1000, 100))
+    report = extract(
+        ExtractOptions(
+            dataset="folder", root=tmp_path / "clips", encoder="test_vit", random_weights=True, layers=("2",),
+            image_size=224, fps=10, device="cpu", out=tmp_path / "caches", force=True,
+        )
+    )  # fmt: skip
+    assert {name: re.sub(r"\d+", "N", reason) for name, reason in report.failures.items()} == {
+        "train/a/far": "far.mkv: times jump to N s; N s is the last that counts",
+        "train/a/song": "song.mpN: holds no video stream",
+    }
+    assert verify_cache(report.cache).intact
+    assert {row.id: row.num_frames for row in FeatureCache(report.cache).ok_videos()} == {
+        "train/a/line": 4, "train/a/whole": 10,
+    }  # fmt: skip

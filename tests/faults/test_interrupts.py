@@ -1,9 +1,13 @@
 """Ctrl-C and kill: the shard in hand is finished where there is time, and the same command goes on from there."""
 
 import os
+import pty
+import select
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers.extraction import all_tokens, command_line
@@ -30,18 +34,21 @@ def _interrupt(options, numbers):
     return process.returncode, errors, before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_finishes_the_shard_in_hand(synthetic_options, synthetic_cache, tmp_path, number):
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [([signal.SIGINT], 130), ([signal.SIGTERM], 130), ([signal.SIGHUP] * 2, 129)],  # a terminal may say it twice
+)
+def test_one_signal_finishes_the_shard_in_hand(synthetic_options, synthetic_cache, tmp_path, numbers, expected):
     options = synthetic_options(shard_videos=4, out=tmp_path / "caches")
-    code, errors, before = _interrupt(options, [number])
-    assert code == 130
+    code, errors, before = _interrupt(options, numbers)
+    assert code == expected
     assert "stopping when the shard in hand is done" in errors
     assert "vfz: error: interrupted; what was finished is kept, and the same command goes on from there" in errors
     assert "Traceback" not in errors
     (path,) = options.out.iterdir()
     commits = len(list((path / "shards").glob("*.index.json")))
     assert before < commits < 12, "those in hand were finished, and no more begun"
-    assert not [problem for problem in verify_cache(path).problems if problem.file.startswith("shards/")]
+    assert not [problem for problem in verify_cache(path).problems if problem.file.startswith(("shards/", "."))]
     report = extract(options)
     assert report.new_videos == 48 - 4 * commits
     assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
@@ -74,3 +81,56 @@ def test_two_signals_stop_at_once_and_nothing_committed_is_lost(synthetic_option
     assert report.num_ok == 48
     assert report.new_videos <= 48 - 4 * before
     assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
+
+
+def test_a_terminal_that_is_closed_stops_a_run_as_ctrl_c_does(synthetic_options, synthetic_cache, tmp_path):
+    """Nothing can be shown any more: what is written to such a terminal is an error."""
+    options = synthetic_options(shard_videos=4, out=tmp_path / "caches")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command_line(options))  # noqa: S606 - this interpreter
+    while not list(options.out.glob("*/shards/*.index.json")):
+        if select.select([terminal], [], [], 0.02)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    (path,) = options.out.iterdir()
+    commits = len(list((path / "shards").glob("*.index.json")))
+    assert commits < 12
+    assert not [problem for problem in verify_cache(path).problems if problem.file.startswith(("shards/", "."))]
+    report = extract(options)
+    assert report.new_videos == 48 - 4 * commits
+    assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGHUP, 129), (signal.SIGTERM, 130)])
+def test_a_signal_before_the_work_begins_leaves_one_line_and_nothing_else(
+    synthetic_options, tmp_path, number, expected
+):
+    options = synthetic_options(out=tmp_path / "caches")
+    process = subprocess.Popen(
+        command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: _handles(process.pid, number))
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == expected
+    assert errors.strip().splitlines()[-1].startswith("vfz: error: interrupted; what was finished is kept")
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("caches/*"))
+
+
+def _handles(pid, number):
+    """Whether a process has a handler for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return bool(int(dict(line.split(":\t") for line in lines)["SigCgt"], 16) >> (number - 1) & 1)
+
+
+def test_nohup_is_obeyed(synthetic_options, tmp_path):
+    options = synthetic_options(shard_videos=16, out=tmp_path / "caches")
+    process = subprocess.Popen(
+        ["nohup", *command_line(options)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: list(options.out.glob("*/shards/*.index.json")) or process.poll() is not None, seconds=120)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(120) == 0

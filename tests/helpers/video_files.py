@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from vfz.pipeline.decoding import get_decoder
 from vfz.pipeline.decoding.base import VideoSource
@@ -55,6 +56,29 @@ def write_video(
         container.mux(stream.encode(None))
         if sound:
             write_sound(container, sound, seconds=3)
+    return path
+
+
+def write_with_cover(path, times, *, time_base=Fraction(1, 25), cover=200):
+    """A video (without `times`, sound alone) behind a cover picture that shows the number `cover`."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("png")
+        picture.width, picture.height, picture.pix_fmt = 128, 64, "rgb24"
+        picture.disposition = Disposition.attached_pic
+        stream = container.add_stream("libx264", rate=25) if times is not None else None
+        if stream:
+            stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+            stream.codec_context.time_base = time_base
+        sound = container.add_stream("aac", rate=48000, layout="mono")
+        container.mux(picture.encode(av.VideoFrame.from_ndarray(numbered(cover), format="rgb24")))
+        container.mux(picture.encode(None))
+        for number, ticks in enumerate(times or ()):
+            frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+            frame.pts, frame.time_base = ticks, time_base
+            container.mux(stream.encode(frame))
+        if stream:
+            container.mux(stream.encode(None))
+        write_sound(container, sound, seconds=2)
     return path
 
 

@@ -5,7 +5,7 @@ import tarfile
 from fractions import Fraction
 
 import pytest
-from helpers.video_files import VIDEOS, write_video
+from helpers.video_files import VIDEOS, write_video, write_with_cover
 
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.headers import NOT_KNOWN, VideoHeader, read_headers
@@ -52,3 +52,11 @@ def test_files_that_are_no_videos_have_none_and_do_not_harm_their_neighbours(tmp
 
 def test_of_what_is_not_reached_in_time_nothing_is_known():
     assert read_headers([source_of(VIDEOS / "bikes.mp4")] * 3, time_limit_seconds=0.0) == [NOT_KNOWN] * 3
+
+
+def test_a_cover_picture_is_not_what_is_told_of(tmp_path):
+    path = write_with_cover(tmp_path / "v.mp4", range(50), time_base=Fraction(1, 25))
+    (header,) = read_headers([source_of(path)])
+    assert header.duration_seconds == pytest.approx(2.0, abs=0.1)
+    assert header.frames_per_second == pytest.approx(25, rel=0.05)
+    assert read_headers([source_of(write_with_cover(tmp_path / "c.mp4", None))]) == [None], "a song has no other"

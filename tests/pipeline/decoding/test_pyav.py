@@ -7,7 +7,17 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from helpers.video_files import VIDEOS, decode_frames, frame_spec, numbered, numbers, read_number, write_video
+from av.stream import Disposition
+from helpers.video_files import (
+    VIDEOS,
+    decode_frames,
+    frame_spec,
+    numbered,
+    numbers,
+    read_number,
+    write_video,
+    write_with_cover,
+)
 
 from vfz.pipeline.errors import DecodeError, UsageError
 
@@ -247,3 +257,87 @@ def test_a_window_behind_the_end_holds_no_frame(b_frames):
 def test_rates_and_windows_that_make_no_sense_are_refused_at_once(window):
     with pytest.raises(UsageError):
         frame_spec(**window)
+
+
+@pytest.mark.parametrize("end", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("rule", ["fps", "uniform", "centred"])
+def test_of_several_video_streams_the_first_is_taken_whatever_is_marked_as_default(tmp_path, end, rule):
+    path = tmp_path / f"v.{end}"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        streams[0].disposition, streams[1].disposition = Disposition(0), Disposition.default
+        for stream, size in zip(streams, [(64, 128), (128, 256)], strict=True):
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 25)
+        for number in range(25):
+            for stream, shown in zip(streams, [number, 200], strict=True):
+                frame = av.VideoFrame.from_ndarray(numbered(shown, stream.height, stream.width), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    more = {"fps": {"fps": 5.0}, "uniform": {"fps": None, "num_frames": 5}, "centred": {"fps": 5.0, "num_frames": 5}}
+    frames = list(decode_frames(path, rule=rule, **more[rule]))
+    assert [read_number(frame.pixels_HWC) for frame in frames] == {
+        "fps": [0, 5, 10, 15, 20], "uniform": [2, 7, 12, 17, 22], "centred": [2, 7, 12, 17, 22],
+    }[rule]  # fmt: skip
+    assert {frame.pixels_HWC.shape for frame in frames} == {(64, 128, 3)}
+
+
+def test_a_cover_picture_is_no_frame(tmp_path):
+    assert numbers(write_with_cover(tmp_path / "v.mp4", range(50)), 5) == list(range(0, 50, 5))
+    with pytest.raises(DecodeError, match=r"c\.mp4: holds no video stream"):
+        numbers(write_with_cover(tmp_path / "c.mp4", None), 5)
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "libvpx-vp9"])
+@pytest.mark.parametrize("rule", ["fps", "uniform"])
+def test_pictures_that_change_their_size_in_mid_stream_come_as_they_are(tmp_path, codec, rule):
+    """What two encoders made, one after the other, as of a call whose line got worse."""
+    sizes, pix_fmt = [(64, 128), (128, 64)], {"mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        later = av.CodecContext.create(codec, "w")
+        for part, (context, (height, width)) in enumerate(zip([stream.codec_context, later], sizes, strict=True)):
+            context.height, context.width, context.pix_fmt = height, width, pix_fmt
+            context.time_base, context.framerate = Fraction(1, 10), Fraction(10)
+            for number in [*range(10), None]:
+                frame = None
+                if number is not None:
+                    frame = av.VideoFrame.from_ndarray(numbered(number, height, width), format="rgb24")
+                    frame = frame.reformat(format=pix_fmt)
+                    frame.pts, frame.time_base = 10 * part + number, Fraction(1, 10)
+                for packet in context.encode(frame):
+                    packet.stream, packet.time_base = stream, Fraction(1, 10)
+                    container.mux(packet)
+    asked = {"fps": 5.0} if rule == "fps" else {"fps": None, "num_frames": 10}
+    frames = list(decode_frames(tmp_path / "v.mkv", rule=rule, **asked))
+    assert [frame.pixels_HWC.shape[:2] for frame in frames] == [sizes[0]] * 5 + [sizes[1]] * 5
+    assert [read_number(frame.pixels_HWC) for frame in frames] == [k + (rule == "uniform") for k in (0, 2, 4, 6, 8)] * 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 64), (64, 1), (1, 3000), (3000, 1), (3, 5)], ids=str)
+def test_pictures_that_are_one_line_are_pictures(tmp_path, size):
+    write_video(tmp_path / "v.mov", range(0, 400, 100), codec="png", size=size, pix_fmt="rgb24")
+    frames = list(decode_frames(tmp_path / "v.mov", 10.0))
+    assert [frame.pixels_HWC.shape for frame in frames] == [(*size, 3)] * 4
+
+
+@pytest.mark.parametrize("years", [1, 67, 69, 200])
+def test_times_may_jump_by_years_but_not_further_than_a_cache_can_say(tmp_path, years):
+    seconds = years * 365 * 86400
+    times = [0, 100, 200, 1000 * seconds, 1000 * seconds + 100]
+    write_video(tmp_path / "v.mkv", times, codec="mjpeg", pix_fmt="yuvj420p")
+    if years < 68:
+        frames = list(decode_frames(tmp_path / "v.mkv", 10.0))
+        assert [frame.number for frame in frames] == [0, 1, 2, 3, 4]
+        assert frames[3].pts_seconds == pytest.approx(seconds)
+    else:
+        with pytest.raises(DecodeError, match=rf"v\.mkv: times jump to {seconds} s; 2147483647 s is the last"):
+            list(decode_frames(tmp_path / "v.mkv", 10.0))
+
+
+def test_frames_that_a_container_gives_the_same_time_come_with_rising_ones(tmp_path):
+    write_video(tmp_path / "v.mkv", [number // 4 for number in range(40)], codec="ffv1")
+    times = [frame.pts_seconds for frame in decode_frames(tmp_path / "v.mkv", 10000.0)]
+    assert all(earlier < later for earlier, later in pairwise(times))

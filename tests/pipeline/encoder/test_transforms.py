@@ -180,3 +180,37 @@ def test_view_0_is_the_centre_crop_and_no_cropper():
     assert cropper_of(ViewSpec(), "a", 0) is None
     with pytest.raises(ValueError, match="view 0"):
         ViewCropper(ViewSpec(), "a", 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 65535), (65535, 1), (2, 8000), (8001, 3)], ids=str)
+def test_a_frame_that_is_hardly_more_than_a_line_takes_no_more_memory_than_others(shape, monkeypatch):
+    """Resized as a whole, the first takes 4 GB."""
+    preprocess, pixels, made = make_preprocess(size=144), textured(*shape), []
+
+    def resize(frames_BCHW, height, width, **more):
+        made.append(height * width)
+        return resize_frames(frames_BCHW, height, width, **more)
+
+    monkeypatch.setattr("vfz.pipeline.encoder.transforms.resize_frames", resize)
+    square = preprocess.resize_crop(pixels)
+    assert square.shape == (3, 144, 144)
+    assert max(made) <= 65 * 144 * 144
+    short = min(shape)
+    top, left = ((side - short) // 2 for side in shape)
+    middle = pixels[top : top + short, left : left + short]
+    assert abs(square.float().mean() - middle.mean()) < 60, "it is the middle, as its box says"
+    x0, y0, x1, y1 = preprocess.crop_box(*shape)
+    assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((0.5, 0.5), abs=1e-3)
+
+
+@given(st.integers(1, 5), st.integers(320, 700), st.booleans())
+def test_the_far_ends_of_a_frame_are_not_seen(short, long, is_high):
+    pixels = textured(short, long)
+    cut = (long - 64 * short) // 2 if long > 64 * short else 0
+    other = pixels.copy()
+    other[:, :cut], other[:, long - cut :] = 0, 255
+    squares = [
+        make_preprocess(size=16).resize_crop(frame.transpose(1, 0, 2) if is_high else frame)
+        for frame in (pixels, other)
+    ]
+    assert torch.equal(*squares)

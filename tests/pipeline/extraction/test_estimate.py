@@ -265,3 +265,14 @@ def test_short_videos_are_clips_as_they_are():
 def test_a_clip_is_what_training_takes_by_default():
     fields = {field.name: field.default for field in TrainOptions.option_fields()}
     assert fields["clip_frames"] == CLIP_FRAMES
+
+
+def test_a_video_whose_header_says_days_is_named_where_the_work_does_not_fit(tmp_path, sources):
+    """One that jumps by 60 days in a second; the header of its container says no more than how long it is."""
+    write_video(tmp_path / "days.mkv", [0, 40, 60 * 86400 * 1000], codec="mjpeg", pix_fmt="yuvj420p")
+    sources["days"] = VideoSource(path=tmp_path / "days.mkv")
+    work = estimate(sources, [task(sources, ["ten", "five", "days"])])
+    assert work.num_frames > 10**7
+    assert "'days' alone says 31104" in work.frames_from
+    with pytest.raises(StorageError, match=r"'days' alone says 31104\d+: look whether that is true.* --force"):
+        check_space(replace(work, free_bytes=10**9), tmp_path, force=False)

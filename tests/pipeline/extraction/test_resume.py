@@ -17,6 +17,7 @@ from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.format.commits import committed_paths
 from vfz.pipeline.format.plan import extend_plans
+from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.progress import SilentProgress
 
 CLIP = VIDEOS / "bikes.mp4"
@@ -180,3 +181,20 @@ def test_a_layer_is_never_made_of_a_file_replaced_after_the_look_at_it(options):
     assert "train/traffic/b" not in {row.id for row in FeatureCache(cache).ok_videos(layers=(11,))}
     with pytest.raises(CacheMismatchError, match=r"traffic/b'"):
         extract(grown)
+
+
+def test_a_file_that_changes_after_the_clock_was_set_back_is_refused(options):
+    cache = extract(options).cache
+    _make_commits_newer(cache, seconds=10 * 365 * 86400)
+    _copy(OTHER, options.root / "train/traffic/b.mp4")
+    with pytest.raises(CacheMismatchError, match="b"):
+        extract(options)
+
+
+def test_times_in_the_future_of_all_files_change_nothing(options):
+    cache = Path(extract(options).cache)
+    for path in [*cache.rglob("*"), *options.root.rglob("*.mp4")]:
+        os.utime(path, (5e9, 5e9))
+    report = extract(options)
+    assert (report.num_ok, report.num_tried) == (4, 0)
+    assert verify_cache(cache).intact

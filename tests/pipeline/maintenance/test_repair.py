@@ -111,11 +111,16 @@ def test_what_stopped_runs_left_is_removed_and_nothing_else(cache):
     os.utime(cache / "plan/.1.json.abc.tmp", (0, time.time() - 7200))
     (data_path(cache, "00000") / "more").write_bytes(b"more")
     (cache / "plan/.2.json.abc.tmp").touch()  # young: its writer may be at work
+    (cache / "plan/.3.json.abc.tmp").touch()
+    os.utime(cache / "plan/.3.json.abc.tmp", (0, time.time() + 7200))  # the clock was set back
     (cache / "mine.txt").write_text("mine")
     report = repair_cache(cache)
-    assert {problem.file for problem in report.notes} == {"plan/.2.json.abc.tmp", "mine.txt"}
+    notes = {problem.file: problem.text for problem in report.notes}
+    assert notes.keys() == {"plan/.2.json.abc.tmp", "plan/.3.json.abc.tmp", "mine.txt"}
+    assert "younger than an hour" in notes["plan/.2.json.abc.tmp"]
+    assert "its time is in the future" in notes["plan/.3.json.abc.tmp"]
     left = files_of(cache)
-    assert left.keys() - before.keys() == {"plan/.2.json.abc.tmp", "mine.txt"}
+    assert left.keys() - before.keys() == notes.keys()
     assert {name: left[name] for name in before} == before
     assert not (cache / "shards/00000-0123456789abcdef").exists()
 

@@ -1,7 +1,9 @@
 """What a run leaves for people and programs: metrics.jsonl, TensorBoard events, a picture."""
 
 import dataclasses
+import errno
 import json
+import os
 import time
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from helpers.training import lines_of, losses_of, small_options
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from vfz.pipeline.errors import RunError, RunInterruptedError
+from vfz.pipeline.errors import RunError, RunInterruptedError, StorageError
 from vfz.pipeline.progress import StopRequest
 from vfz.temporal.training.logs import RunLog, draw_curves, epoch_means, read_metrics
 from vfz.temporal.training.train import train_temporal
@@ -183,3 +186,19 @@ def test_the_losses_of_an_epoch_are_its_mean(options):
     run, weights = options.out / "run", [8, 8, 8, 8, 4]
     mean = sum(loss * clips for loss, clips in zip(losses_of(run), weights, strict=True)) / 36
     assert lines_of(run, "epoch")[0]["train_loss"] == pytest.approx(mean)
+
+
+def test_a_disk_that_is_full_for_tensorboards_thread_is_one_line(tmp_path, monkeypatch, capfd):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_and_sync():
+        with RunLog(tmp_path) as log:
+            for step in range(1, 50):
+                log.write("step", step=step, loss=1.0)
+                log.sync()
+                monkeypatch.setattr(RecordWriter, "write", full)
+
+    with pytest.raises(StorageError, match=r"tensorboard: no space left on device; free some space"):
+        write_and_sync()
+    assert "Traceback" not in capfd.readouterr().err
