@@ -177,10 +177,13 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 def run() -> None:
     """The `vfz` script."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _interrupt)
-    code = main()
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, _interrupt)
+        code = main()
+    except KeyboardInterrupt as error:  # before anything was begun, or when all was said
+        code = error.exit_code if isinstance(error, HangUp) else INTERRUPTED
     if code in {INTERRUPTED, HangUp.exit_code}:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; once more would only break off Python's own end
     sys.exit(code)

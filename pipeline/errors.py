@@ -17,6 +17,8 @@
     ├── CheckpointError             weights of a temporal model cannot be read, or are not those of the model asked for
     └── TooManyFailuresError        exit code 3: more videos failed than --max-failures allows
 
+`HangUp`, exit code 129, is no error: it is Ctrl-C by a terminal that was closed.
+
 A message is one line: what was wrong (with the value), what is allowed, what to do next. The command line catches
 `VfzError` once, in `vfz.cli.main`, prints that line and exits with `exit_code`.
 """

@@ -155,10 +155,10 @@ def test_a_disk_without_hard_links_is_told_before_anything_is_encoded_and_nothin
 
 @pytest.mark.parametrize("limit", [64, 12])
 def test_with_few_descriptors_a_run_ends_well_or_in_one_line_that_says_so(synthetic_options, tmp_path, limit):
-    layers = ",".join(map(str, range(12)))
+    layers = tuple(map(str, range(12)))
     options = synthetic_options(
-        encoder="vit_tiny_patch16_224", layers=tuple(layers.split(",")), precision="int8", shard_videos=4,
-        splits=("test",), decode_workers=4, out=tmp_path / "caches",
+        encoder="vit_tiny_patch16_224", random_weights=True, image_size=64, layers=layers, precision="int8",
+        shard_videos=4, splits=("test",), decode_workers=4, out=tmp_path / "caches",
     )  # fmt: skip
     line = f"ulimit -n {limit}; exec {shlex.join(command_line(options))}"
     ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
@@ -186,9 +186,7 @@ def test_a_cache_on_a_disk_that_cannot_be_written_is_read_and_a_run_into_it_is_o
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
         assert len(all_tokens(path)) == 12
         assert verify_cache(path).intact
-        report = extract(options)
-        assert (report.num_ok, report.num_tried) == (12, 0)
-        for more in ({"name": "other"}, {"layers": ("5",)}):
+        for more in ({}, {"name": "other"}, {"layers": ("1",)}):  # the first makes the catalogue that is not there
             with pytest.raises(StorageError, match="read-only file system; choose a folder that can be written"):
                 extract(dataclasses.replace(options, **more))
     finally:

@@ -112,6 +112,7 @@ def test_a_signal_before_the_work_begins_leaves_one_line_and_nothing_else(
         command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_until(lambda: _handles(process.pid, number))
+    time.sleep(0.5)  # the command is looked up
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == expected
