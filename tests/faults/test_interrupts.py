@@ -69,7 +69,7 @@ def test_ctrl_c_again_and_again_while_dask_starts_and_ends_leaves_one_clear_line
     lines = shown.read_text().splitlines()
     assert process.returncode == 130, lines
     assert lines[-1] == "vfz: error: interrupted; what was finished is kept, and the same command goes on from there"
-    assert not [line for line in lines if "Traceback" in line or "leaked" in line or "bug" in line]
+    assert not [line for line in lines if "Traceback" in line or "leaked" in line or "bug" in line], "\n".join(lines)
 
 
 def test_two_signals_stop_at_once_and_nothing_committed_is_lost(synthetic_options, synthetic_cache, tmp_path):
