@@ -1,18 +1,22 @@
 """Frames taken are those that ffmpeg shows, at its times: containers, codecs, groups of pictures, cuts and rates."""
 
 import contextlib
-import functools
 import random
-import re
-import subprocess
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
-import imageio_ffmpeg
-import numpy as np
 import pytest
-from helpers.video_files import decode_frames, numbered, numbers, read_number
+from helpers.video_files import (
+    Reference,
+    cut,
+    decode_frames,
+    encode,
+    ffmpeg,
+    numbers,
+    read_number,
+    shown_by_ffmpeg,
+)
 
 from vfz.pipeline.decoding import get_decoder
 from vfz.pipeline.decoding.base import VideoSource
@@ -20,8 +24,6 @@ from vfz.pipeline.errors import DecodeError
 from vfz.pipeline.recipe import FrameSpec
 
 RATES = [Fraction(12), Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(30), Fraction(60)]
-RAW = {"h264": "h264", "hevc": "hevc", "m2v": "mpeg2video", "m4v": "m4v", "mjpeg": "mjpeg"}
-"""Formats of elementary streams, by the ends of their names."""
 CONTAINERS = {
     "libxvid": ["avi"],
     "mpeg4": ["avi", "mkv", "mp4", "mov", "ts", "nut", "3gp", "m4v"],
@@ -124,119 +126,6 @@ class Case:
             return path
         packets = self.cut_at if self.cut == "key" else self.cut_at * self.group + self.group // 2
         return cut(path, folder / f"cut.{self.container}", **{"key" if self.cut == "key" else "packet": packets})
-
-
-def ffmpeg(*arguments, stdin=None):
-    """What ffmpeg writes to its stdout and to its stderr."""
-    line = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", *map(str, arguments)]
-    ran = subprocess.run(
-        line, input=stdin, stdin=None if stdin else subprocess.DEVNULL, capture_output=True, check=False
-    )
-    assert ran.returncode == 0, ran.stderr.decode(errors="replace")[-500:]
-    return ran.stdout, ran.stderr.decode(errors="replace")
-
-
-@functools.cache
-def _pictures(num_frames):
-    return b"".join(numbered(number).tobytes() for number in range(num_frames))
-
-
-def encode(path, codec, rate, num_frames, *options):
-    """A video whose frames show their numbers, encoded by ffmpeg."""
-    as_format = ["-f", RAW[path.suffix[1:]]] if path.suffix[1:] in RAW else []
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "128x64", "-r", rate, "-i", "-"]
-    ffmpeg("-y", *source, "-c:v", codec, *options, *as_format, path, stdin=_pictures(num_frames))
-    return path
-
-
-def cut(source, target, *, key=None, packet=None):
-    """The packets of a video from a key picture on, or from any one on."""
-    num_keys, begun = -1, False
-    with (
-        av.open(str(source)) as container,
-        av.open(str(target), "w", format=RAW.get(target.suffix[1:])) as written,
-    ):
-        stream = written.add_stream_from_template(container.streams.video[0])
-        for number, found in enumerate(container.demux(video=0)):
-            num_keys += found.is_keyframe and found.size > 0
-            begun = begun or (number >= packet if key is None else num_keys >= key)
-            if begun and found.size:
-                found.stream = stream
-                written.mux(found)
-    return target
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A frame that ffmpeg shows."""
-
-    seconds: Fraction
-    is_key: bool
-    number: int
-
-
-def shown_by_ffmpeg(path):
-    """Every frame that ffmpeg shows, by its own time, and what the container counts time in."""
-    filters = ["-vf", "showinfo,scale=128:64", "-pix_fmt", "rgb24"]
-    pixels, report = ffmpeg(
-        "-i", path, "-map", "0:v:0", *filters, "-fps_mode", "passthrough", "-f", "rawvideo", "-"
-    )  # fmt: skip
-    base = re.search(r"config in time_base: (\d+)/(\d+)", report)
-    times = re.findall(r" n: *\d+ pts: *(-?\d+) .*?iskey:(\d)", report)
-    frames = np.frombuffer(pixels, np.uint8).reshape(-1, 64, 128, 3)
-    tick = Fraction(int(base[1]), int(base[2]))
-    shown = [
-        Shown(seconds=int(pts) * tick, is_key=key == "1", number=read_number(frame))
-        for (pts, key), frame in zip(times, frames, strict=True)
-    ]
-    return shown, tick
-
-
-class Reference:
-    """Which frames the rules take of what ffmpeg shows: the definitions, with exact times and no regard to speed."""
-
-    def __init__(self, shown, rate, *, tick, shows_broken=False):
-        if shows_broken:  # what comes before the first clean frame is no part of the video
-            while not shown[0].is_key:
-                shown = shown[1:]
-        self.numbers = [frame.number for frame in shown]
-        # The times that the video had before its container rounded them: multiples of the frame's duration.
-        self.begins = [round((frame.seconds - shown[0].seconds) * rate) / rate for frame in shown]
-        if self.begins != sorted(self.begins):  # ffmpeg guesses most times of an MPEG program stream, not always right
-            self.begins = [k / rate for k in range(len(shown))]
-        self.end = self.begins[-1] + 1 / rate
-        self.rate = rate
-
-        # A time so near a boundary that rounding may have put it on either side has no certain frame.
-        self.rounded = tick * Fraction(102, 100) if (1 / rate / tick).denominator > 1 else 0
-
-    def on_display(self, seconds):
-        """None where it is not certain."""
-        if any(0 < abs(begin - seconds) < self.rounded for begin in self.begins[1:]):
-            return None
-        return max(index for index, begin in enumerate(self.begins) if begin <= seconds)
-
-    def fps(self, fps):
-        if self.rate <= fps:
-            return self.numbers
-        due = [k / Fraction(fps) for k in range(int(self.end * fps) + 1)]
-        return self._numbers(dict.fromkeys(self.on_display(seconds) for seconds in due if seconds < self.end))
-
-    def uniform(self, num_frames):
-        part = self.end / num_frames
-        return self._numbers([self.on_display((k + Fraction(1, 2)) * part) for k in range(num_frames)])
-
-    def _numbers(self, indexes):
-        return None if None in indexes else [self.numbers[index] for index in indexes]
-
-    def centred(self, fps, num_frames):
-        count = len(self.begins)
-        native = (count - 1) / self.begins[-1]
-        if abs(native / fps % 1 - Fraction(1, 2)) < Fraction(1, 10):
-            return None  # what rounds times may also round this to the other side
-        step = max(1, round(native / Fraction(fps)))
-        first = max(0, (count - ((num_frames - 1) * step + 1)) // 2)
-        return [self.numbers[min(first + k * step, count - 1)] for k in range(num_frames)]
 
 
 def differences(case, folder):
