@@ -36,6 +36,8 @@ COMMANDS: Commands = {
 INTERRUPTED = 130
 """The exit code of what a signal has stopped."""
 
+_INTERRUPTED_LINE = "interrupted; what was finished is kept, and the same command goes on from there"
+
 
 @click.group(
     cls=LazyGroup,
@@ -79,7 +81,7 @@ def _call(session: Session, arguments: Sequence[str] | None) -> int:
         return _fail(session, error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort) as error:  # click makes the second of the first
         code = HangUp.exit_code if HangUp in map(type, (error, error.__cause__)) else INTERRUPTED
-        return _fail(session, "interrupted; what was finished is kept, and the same command goes on from there", code)
+        return _fail(session, _INTERRUPTED_LINE, code)
     except _OutputError:
         raise
     except Exception as error:  # noqa: BLE001 - the outermost edge: one line for people, -vv for the traceback
@@ -167,18 +169,31 @@ def _end_without_output(session: Session, error: _OutputError) -> int:
     return _fail(session, f"cannot write the output: {why}; what was finished is kept: send the output elsewhere", 1)
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """What Ctrl-C does, so that nothing is left behind. A terminal may say more than once that it is closed."""
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises what Ctrl-C does, so that nothing is left behind. A terminal may say more than once that it is closed.
+
+    In the middle of an import it ends the process: modules written in C may swallow an exception there, or abort.
+    """
+    if _is_importing(frame):
+        with contextlib.suppress(OSError):
+            os.write(2, f"vfz: error: {_INTERRUPTED_LINE}\n".encode())
+        os._exit(HangUp.exit_code if number == signal.SIGHUP else INTERRUPTED)
     if number == signal.SIGHUP:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise HangUp
     raise KeyboardInterrupt
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 def run() -> None:
     """The `vfz` script."""
     try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, _interrupt)
         code = main()
