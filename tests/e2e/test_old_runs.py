@@ -71,6 +71,13 @@ def check_close(now, then, *, tolerance=1e-6, leave_out=(), where="result"):
         assert now == then, where
 
 
+def decisive(key, weights):
+    """Without the bias of an attention's keys: softmax does not see it; its gradient is rounding, scaled up by Adam."""
+    if key.endswith("key_proj.bias"):
+        return weights[:0]
+    return np.delete(weights.reshape(3, -1), 1, axis=0) if key.endswith("attn.in_proj_bias") else weights
+
+
 @every_run
 @pytest.mark.parametrize("split", EVALUATED)
 def test_evaluating_it_gives_the_figures_of_then(name, split, runs, cache_of, vfz_json):
@@ -102,7 +109,7 @@ def test_a_run_that_was_stopped_then_goes_on_to_where_the_whole_one_came(name, r
     now, then = load_file(stopped / "model.safetensors"), load_file(whole / "model.safetensors")
     assert now.keys() == then.keys()
     for key, weights in now.items():
-        np.testing.assert_allclose(weights, then[key], rtol=1e-3, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(decisive(key, weights), decisive(key, then[key]), rtol=1e-3, atol=1e-4, err_msg=key)
     figures = report.evaluation.to_dict()
     check_close(figures, {key: expected(RUNS)[name]["val"][key] for key in figures})
     assert not (stopped / "checkpoint.pt").exists()
