@@ -22,6 +22,7 @@ import click
 
 from vfz.cli.options import VERBOSE_HELP, Commands, LazyGroup, Session, printable
 from vfz.pipeline.errors import HangUp, VfzError
+from vfz.pipeline.progress import is_importing
 
 COMMANDS: Commands = {
     "extract": ("vfz.cli.extract", "extract_command", "Run a frozen encoder over videos and cache the tokens."),
@@ -174,7 +175,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     In the middle of an import it ends the process: modules written in C may swallow an exception there, or abort.
     """
-    if _is_importing(frame):
+    if is_importing(frame):
         with contextlib.suppress(OSError):
             os.write(2, f"vfz: error: {_INTERRUPTED_LINE}\n".encode())
         os._exit(HangUp.exit_code if number == signal.SIGHUP else INTERRUPTED)
@@ -182,12 +183,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise HangUp
     raise KeyboardInterrupt
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
-        frame = frame.f_back
-    return frame is not None
 
 
 def run() -> None:

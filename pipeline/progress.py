@@ -9,6 +9,7 @@ command goes on from there.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -98,13 +99,15 @@ def stop_on_signals() -> Iterator[StopRequest]:
     stop = StopRequest()
     is_stopping = is_hung_up = False
 
-    def handle(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         nonlocal is_stopping, is_hung_up
         if number == signal.SIGHUP:
             is_hung_up = True
             stop.request()
         elif not stop.is_requested:
             stop.request()
+        elif is_importing(frame):  # it comes again when that may be over
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         elif not is_stopping or number == signal.SIGTERM:
             is_stopping = True
             raise KeyboardInterrupt
@@ -112,9 +115,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM, *_hang_up_unless_ignored()]
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
@@ -129,6 +130,17 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and is_hung_up else handler)
     if is_hung_up:
         raise HangUp
+
+
+def _hang_up_unless_ignored() -> list[signal.Signals]:
+    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a signal has come in the middle of an import: modules in C may swallow what is raised there, or abort."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager

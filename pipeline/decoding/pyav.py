@@ -162,7 +162,7 @@ def _shown_frames(
     source: VideoSource, spec: FrameSpec, settled: Timeline | None
 ) -> Generator[ShownFrame[av.VideoFrame], None, None]:
     """All frames of the video in order of presentation, each with the time it is on display."""
-    held: ShownFrame[av.VideoFrame] | None = None
+    held: dict[str, Any] | None = None
     for number, (frame, begin, until, rounding) in enumerate(_timed_frames(source, spec, settled)):
         if settled:
             if number >= len(settled.begin_seconds):
@@ -170,13 +170,13 @@ def _shown_frames(
             begin = settled.begin_seconds[number]
             until = settled.end_seconds
         if held:
-            if begin < held.begin_seconds:
+            if begin < held["begin_seconds"]:
                 raise TimelineError
-            yield dataclasses.replace(held, until_seconds=begin)
-        held = ShownFrame(frame=frame, number=number, begin_seconds=begin, until_seconds=until, rounding=rounding)
+            yield ShownFrame(**held, until_seconds=begin)
+        held = {"frame": frame, "number": number, "begin_seconds": begin, "rounding": rounding}
     if held is None:
         raise DecodeError(f"{source.name}: holds no frame that can be decoded")
-    yield dataclasses.replace(held, is_last=True)
+    yield ShownFrame(**held, until_seconds=until, is_last=True)
 
 
 def _settled(source: VideoSource, spec: FrameSpec) -> Timeline:
@@ -229,7 +229,9 @@ def _decoded(
     beginning = Beginning(stream)
     for packet in packets_of(container):
         if packet.pts is not None and packet.time_base is not None:
-            reached_seconds = max(reached_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            # Divided as integers, since counting with a Fraction is slow.
+            ticks, unit = packet.pts + (packet.duration or 0), packet.time_base
+            reached_seconds = max(reached_seconds, ticks * unit.numerator / unit.denominator)
         if packet.stream.index != stream.index:
             continue
         if packet.is_corrupt:

@@ -62,14 +62,15 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_as_if_nothing_had_happen
     check_same(run, whole)
 
 
-def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_says_how_to_go_on(options, whole):
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)])
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_says_how_to_go_on(options, whole, number, exit_code):
     options = dataclasses.replace(options, checkpoint_steps=0)
     run = options.out / "run"
     process = start(options)
     wait_until(lambda: has_steps(run, 8) or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, shown = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == exit_code
     assert "vfz: error: stopped as asked after step" in shown
     assert "--resume goes on" in shown
     train_temporal(dataclasses.replace(options, resume=True))
