@@ -17,6 +17,7 @@ from helpers.video_files import write_video
 
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.decoding.pool import GPU_BUFFER_FRAMES, DecodePool
+from vfz.pipeline.decoding.pyav import PyAVDecoder
 from vfz.pipeline.encoder.batching import prepare_frame
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.recipe import FrameSpec
@@ -43,7 +44,7 @@ def test_decoding_and_resizing_against_ffmpeg(record, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", side=256, seconds=SECONDS)
     ours, plain, theirs = [], [], []
     with DecodePool(
-        FrameSpec(fps=FPS, decoder="pyav", decoder_version=1), num_workers=1, time_limit_seconds=600
+        FrameSpec(fps=FPS, decoder="pyav", decoder_version=PyAVDecoder.version), num_workers=1, time_limit_seconds=600
     ) as pool:
         videos = pool.videos([VideoSource(path=clip)] * (2 * ROUNDS + 1))
         _count(next(videos))  # the process is up
@@ -115,7 +116,7 @@ def test_frames_beside_a_thread_that_launches_kernels(record, tmp_path):
 
 def _endless_frames(clip):
     """Of the same video again and again, from one process that is up."""
-    spec = FrameSpec(fps=30.0, decoder="pyav", decoder_version=1)
+    spec = FrameSpec(fps=30.0, decoder="pyav", decoder_version=PyAVDecoder.version)
     with DecodePool(spec, num_workers=1, time_limit_seconds=600, buffer_frames=GPU_BUFFER_FRAMES) as pool:
         for stream in pool.videos(repeat(VideoSource(path=clip))):
             yield from stream
