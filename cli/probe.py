@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vfz.temporal.probes.dense import DenseReport
     from vfz.temporal.probes.record import ProbeReport
 
+MOST_CLASSES_WITHOUT_TOP5 = 10
+"""Where there are no more, five answers say little."""
+
 COMMANDS: Commands = {
     "compare": ("vfz.cli.probe", "compare_command", "Put probes side by side: tables, tests, one HTML page."),
 }
@@ -99,11 +102,13 @@ def _show_one(report: ProbeReport) -> None:
     rows = {
         "result": report.result + (" (stored; --force probes again)" if report.reused else ""),
         "features": f"{report.features} ({_frames(report.pool)}), layers {', '.join(report.layers)}",
-        "top-1": f"{_top1(report)} of {report.num_eval_clips} videos of {report.eval_split}",
-        "top-5": percent(report.top5),
+        "top-1": f"{_top1(report)} ({report.interval}, 95%) of {report.num_eval_clips} videos of {report.eval_split}"
+        + _few(report.num_eval_clips),
+        **({"top-5": percent(report.top5)} if report.chance < 1 / MOST_CLASSES_WITHOUT_TOP5 else {}),
         "of all planned": f"{percent(report.top1_of_planned)} of {report.num_eval_planned} videos, "
         f"{report.num_eval_missing} of them not in the cache",
-        "chance": percent(report.chance),
+        "chance": percent(report.chance)
+        + (f"; always the most frequent class: {percent(report.majority)}" if report.majority is not None else ""),
         "chosen": ", ".join(f"{name} {value:.4g}" for name, value in report.chosen.items()),
         "fitted on": f"{report.num_train} videos" + (f" ({report.shots} shots)" if report.shots else ""),
         "best head on validation": f"{percent(report.best_head_on_validation)} (chosen on the reported videos "
@@ -124,11 +129,17 @@ def _show_dense(report: DenseReport) -> None:
         report.headline: f"{report.value:.4g}{deviation}{interval}",
         **others,
         "measured on": f"{report.num_eval_clips} of {report.num_eval_planned} videos of {report.eval_split}, "
-        f"{report.num_eval_missing} of them not in the cache",
+        f"{report.num_eval_missing} of them not in the cache" + _few(report.num_eval_clips),
         "chosen": ", ".join(f"{name} {value:.4g}" for name, value in report.chosen.items()),
         "best head on validation": f"{report.best_head_on_validation:.4g} (chosen on the reported videos themselves)",
     }
     show(f"probe {report.task}", rows)
+
+
+def _few(num_videos: int) -> str:
+    from vfz.temporal.statistics import FEW_VIDEOS
+
+    return f"; so few say little: {FEW_VIDEOS} are the least to go by" if num_videos < FEW_VIDEOS else ""
 
 
 def _show_several(reports: Sequence[ProbeReport]) -> None:

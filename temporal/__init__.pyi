@@ -26,6 +26,7 @@ from .reference.checkpoints import load_checkpoint as load_checkpoint
 from .statistics import bootstrap_interval as bootstrap_interval
 from .statistics import mcnemar as mcnemar
 from .statistics import paired_bootstrap as paired_bootstrap
+from .statistics import share_interval as share_interval
 from .tasks import build_task as build_task
 
 # Train and evaluate
@@ -58,5 +59,6 @@ __all__ = [
     "mcnemar",
     "paired_bootstrap",
     "probe",
+    "share_interval",
     "train_temporal",
 ]

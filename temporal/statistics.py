@@ -1,14 +1,19 @@
-"""How sure an accuracy is, and whether two probes differ: bootstrap intervals, McNemar's test, the paired bootstrap.
+"""How sure an accuracy is, and whether two probes differ: intervals, McNemar's test, the paired bootstrap.
 
 All of them take outcomes of videos, [V]: right or wrong, or any number a video. A resample of V values draws each of
 the few distinct values a multinomially distributed number of times, so that ten thousand resamples of 0/1 outcomes
 cost ten thousand binomial draws and not ten thousand passes over the videos; the distribution is the same.
+
+Resampling says nothing about a share near 0 or 1 of a few videos: where all five are right, so are they in each
+resample. A share therefore has Wilson's interval, which stays apart from its ends (Wilson, "Probable inference, the law
+of succession, and statistical inference", 1927).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,22 +21,26 @@ from numpy.typing import ArrayLike, NDArray
 from vfz.pipeline.errors import UsageError
 
 NUM_RESAMPLES = 10_000
+FEW_VIDEOS = 30
+"""Fewer than so many say little, whatever the share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean with the interval that resampling the videos gives it.
+    """A mean over videos with an interval.
 
     Attributes:
         mean: of the outcomes.
-        low, high: the percentile interval.
-        confidence: share of resamples within.
+        low, high: its ends.
+        confidence: of the interval.
+        method: how it was made: `Wilson`, or `bootstrap` for the percentiles of resamples.
     """
 
     mean: float
     low: float
     high: float
     confidence: float
+    method: str = "bootstrap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +94,29 @@ def bootstrap_interval(
     means_R = _resampled_means(values_V, num_resamples=num_resamples, seed=seed)
     low, high = _percentiles(means_R, confidence)
     return Interval(mean=float(values_V.mean()), low=low, high=high, confidence=confidence)
+
+
+def share_interval(right_V: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a share of the videos, which stays apart from 0 and 1 however few there are.
+
+    Args:
+        right_V: right or wrong, or how often of several times, 0 to 1, a video.
+        confidence: between 0 and 1.
+
+    Raises:
+        UsageError: when there is no video, a value is no share, or `confidence` is none.
+    """
+    right_V = _outcomes(right_V, "outcomes")
+    if right_V.min() < 0 or right_V.max() > 1:
+        raise UsageError("outcomes must be 0 to 1; use bootstrap_interval for other numbers")
+    _check_confidence(confidence)
+    share, count = float(right_V.mean()), len(right_V)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    scale = 1 / (1 + z**2 / count)
+    centre = scale * (share + z**2 / (2 * count))
+    half = scale * z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Interval(mean=share, low=min(low, share), high=max(high, share), confidence=confidence, method="Wilson")
 
 
 def mcnemar(first_V: ArrayLike, second_V: ArrayLike) -> McNemar:
@@ -166,10 +198,14 @@ def _resampled_means(values_V: NDArray[np.float64], *, num_resamples: int, seed:
 
 
 def _percentiles(means_R: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence {confidence} is no share; give a number between 0 and 1, such as 0.95")
+    _check_confidence(confidence)
     low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence {confidence} is no share; give a number between 0 and 1, such as 0.95")
 
 
 def _pair(first_V: ArrayLike, second_V: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -32,7 +32,7 @@ def accuracy_chart(results: Sequence[ProbeResult]) -> str:
     axes.set_yticks(places, [_drawable(result.name) for result in results])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel("top-1 in %, with the 95% bootstrap interval over videos")
+    axes.set_xlabel("top-1 in %, with the 95% interval over videos")
     return _svg(figure)
 
 

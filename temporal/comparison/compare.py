@@ -82,7 +82,7 @@ class ProbeResult:
         encoder, layers, precision: of the cache.
         core: name of the temporal module's core; None where the probe is of tokens.
         split: the reported split.
-        top1: accuracy over the videos that are in the cache, with its bootstrap interval.
+        top1: accuracy over the videos that are in the cache, with its interval.
         num_planned: videos of the split, whether they are in the cache or not.
         num_parameters: of the fitted probe.
         num_core_parameters: of the temporal module whose outputs were probed; 0 where there is none.
@@ -219,7 +219,13 @@ def _result(folder: Path, record: Mapping[str, Any]) -> ProbeResult:
         precision=cache["precision"],
         core=features["core"],
         split=report["eval_split"],
-        top1=Interval(mean=report["top1"], low=report["low"], high=report["high"], confidence=_CONFIDENCE),
+        top1=Interval(
+            mean=report["top1"],
+            low=report["low"],
+            high=report["high"],
+            confidence=_CONFIDENCE,
+            method=report.get("interval", "bootstrap"),  # as all were made at first
+        ),
         num_planned=report["num_eval_planned"],
         num_parameters=report["num_parameters"],
         num_core_parameters=features["run_parameters"] or 0,

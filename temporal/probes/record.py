@@ -68,7 +68,7 @@ class ProbeReport:
         pool: which frames were seen.
         task: `classify`.
         top1, top5: share of present videos whose class is right, or among the five likeliest; means over seeds.
-        low, high: the 95% bootstrap interval of `top1`.
+        low, high: the 95% interval of `top1`.
         standard_error: of `top1`, binomial.
         deviation: of `top1` over seeds; None for one seed.
         num_seeds: fits, each with its own seed.
@@ -78,6 +78,8 @@ class ProbeReport:
         top1_of_planned: share of those, where a missing video counts as wrong.
         best_head_on_validation: the greatest top-1 over all settings on the reported split itself: what others publish.
         chance: accuracy of guessing evenly among the classes that some video of the cache has.
+        majority: accuracy of always giving the class that most of the reported videos have; None in old results.
+        interval: how `low` and `high` were made, `Wilson` or (in old results) `bootstrap`.
         shots: of the training split, as asked; None for all of it.
         num_train: training videos, held-out ones among them.
         chosen: settings chosen on the held-out part, of the first seed.
@@ -111,6 +113,8 @@ class ProbeReport:
     chosen: dict[str, Any]
     num_parameters: int
     seconds: float
+    majority: float | None = None
+    interval: str = "bootstrap"
     reused: bool = False
 
 

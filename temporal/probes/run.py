@@ -30,7 +30,7 @@ from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import ProbeReport, StoredResult, report_of
 from vfz.temporal.probes.selection import check_classes, few_videos, fit_and_choose
 from vfz.temporal.probes.sources import Sources
-from vfz.temporal.statistics import bootstrap_interval
+from vfz.temporal.statistics import share_interval
 
 
 def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeReport:
@@ -173,7 +173,8 @@ class _Job:
     def _summary(self, runs: Sequence[dict[str, Any]], evaluated: Features, *, seconds: float) -> ProbeReport:
         options, sources = self._options, self._sources
         right_V = np.mean([np.array(run["label_rank"]) == 0 for run in runs], axis=0)
-        interval = bootstrap_interval(right_V)
+        interval = share_interval(right_V)
+        labels_V = _labels(evaluated).numpy()
         tops = [run["top1"] for run in runs]
         num_clips, num_planned = len(evaluated), sources.num_planned(sources.eval_split)
         return ProbeReport(
@@ -197,6 +198,8 @@ class _Job:
             eval_split=sources.eval_split,
             best_head_on_validation=statistics.fmean(run["heads"][run["best_head"]]["eval_top1"] for run in runs),
             chance=1 / sources.num_present_classes(),
+            majority=float(np.bincount(labels_V).max() / len(labels_V)),
+            interval=interval.method,
             shots=options.shots[0] if options.shots else None,
             num_train=runs[0]["num_train"],
             chosen=runs[0]["chosen"],

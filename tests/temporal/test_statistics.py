@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal import bootstrap_interval, mcnemar, paired_bootstrap
+from vfz.temporal import bootstrap_interval, mcnemar, paired_bootstrap, share_interval
 
 pytestmark = pytest.mark.quick
 
@@ -35,6 +35,28 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
         interval = bootstrap_interval(generator.random(200) < 0.6, confidence=0.9, num_resamples=500, seed=trial)
         held += interval.low <= 0.6 <= interval.high
     assert 0.84 < held / 400 < 0.95
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 100])
+def test_the_interval_of_a_share_does_not_collapse_where_all_or_none_are_right(count):
+    z = 1.959964
+    whole, none = share_interval(np.ones(count)), share_interval(np.zeros(count))
+    assert (whole.mean, whole.high, whole.method) == (1.0, 1.0, "Wilson")
+    assert whole.low == pytest.approx(count / (count + z**2), abs=1e-6)  # Wilson's, solved by hand for p = 1
+    assert (none.mean, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - whole.low)
+    assert bootstrap_interval(np.ones(count)).low == 1.0, "resampling would say that nothing can go wrong"
+
+
+@pytest.mark.parametrize("count", [5, 10, 30])
+def test_the_interval_of_a_share_holds_the_truth_on_average_as_often_as_it_says(count):
+    held = [share_interval(np.arange(count) < right) for right in range(count + 1)]
+    coverage = []
+    for truth in np.linspace(0.005, 0.995, 199):
+        weights = [math.comb(count, k) * truth**k * (1 - truth) ** (count - k) for k in range(count + 1)]
+        coverage.append(sum(w for w, one in zip(weights, held, strict=True) if one.low <= truth <= one.high))
+    assert 0.94 <= np.mean(coverage) <= 0.97
+    assert min(coverage) > 0.8
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (5, 0), (0, 7), (3, 3), (10, 2), (40, 60), (600, 500)])
@@ -81,6 +103,9 @@ def test_the_sign_of_a_paired_test_turns_with_its_arguments():
         (lambda: bootstrap_interval([1.0, math.nan]), "1 values that are not finite"),
         (lambda: bootstrap_interval([1, 0], confidence=95), "0.95"),
         (lambda: bootstrap_interval([1, 0], num_resamples=0), "at least 1"),
+        (lambda: share_interval([]), "at least one"),
+        (lambda: share_interval([0.5, 1.5]), "0 to 1"),
+        (lambda: share_interval([1, 0], confidence=95), "0.95"),
         (lambda: mcnemar([1, 0], [1]), "2 outcomes against 1"),
         (lambda: mcnemar([0.5, 0], [1, 0]), "paired_bootstrap"),
         (lambda: paired_bootstrap([1, 0], [1, 0, 1]), "2 outcomes against 3"),
