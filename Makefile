@@ -36,8 +36,8 @@ quick: $(STAMP)  ## style, and the tests marked quick: the inner loop
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -m "quick and not faults"
 
-test: lint  ## lint, then all tests: what CI runs
-	$(BIN)/pytest
+test: lint  ## lint, then all tests in as many processes as there are cores, four at most: what CI runs
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: $(STAMP)  ## benchmarks: ratios against named baselines
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks --timeout 1800
