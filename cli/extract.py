@@ -14,8 +14,9 @@ from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from vfz.pipeline.extraction.dry_run import DecodingRates, DryRun, Outlook
+    from vfz.pipeline.extraction.dry_run import DryRun, Outlook
     from vfz.pipeline.extraction.extract import ExtractReport
+    from vfz.pipeline.extraction.measure import DecodingRates
 
 
 @command(

@@ -2,9 +2,9 @@
 
 The pipeline knows no terminal: it tells a `Progress` what happens, and the command line passes one that draws.
 
-The first Ctrl-C stops when the current shard is done, but in `GRACE_SECONDS` at the latest; the second stops at once.
-A terminal that is closed (SIGHUP) does what the first one does. Nothing committed is lost in any case, and the same
-command goes on from there.
+The first Ctrl-C closes the current shard with the videos that are done, in `GRACE_SECONDS` at most; the second stops at
+once. A terminal that is closed (SIGHUP) does what the first one does. Nothing committed is lost in any case, and the
+same command goes on from there.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class SilentProgress:
         """See `Progress`."""
 
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 30.0
 STOPPING = (
-    f"stopping when the shard in hand is done, in {GRACE_SECONDS:.0f} s at most",
+    f"stopping: the videos that are done are being stored, in {GRACE_SECONDS:.0f} s at most",
     "Ctrl-C again stops now; the same command goes on from there",
 )
 """What people are told, in lines."""
@@ -75,7 +75,7 @@ class StopRequest:
 
     @property
     def is_due(self) -> bool:
-        """Whether the current shard has had its time."""
+        """Whether what was in hand has had its time."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def request(self) -> None:

@@ -95,7 +95,7 @@ class _ShardMaker(WorkerPlugin):
         self._address = worker.address
         self._one_at_a_time = threading.Lock()  # a worker may have more than one thread
         self._extractor: ShardExtractor | None = None
-        self._is_stopped = False
+        self._stop = StopRequest()
         if self._num_threads is not None:
             # Otherwise dask leaves one thread to a worker, and on a CPU another number of threads gives other bytes.
             torch.set_num_threads(self._num_threads)
@@ -107,18 +107,23 @@ class _ShardMaker(WorkerPlugin):
         self._extractor = None
 
     def stop(self) -> None:
-        """No more shards are to be begun."""
-        self._is_stopped = True
+        """No more shards are to be begun, and the one in hand is to be closed."""
+        self._stop.request()
 
     def extract(self, task: ShardTask) -> ShardResult | None:
         """Makes one shard, in this worker; None when no more are to be begun."""
         try:
             with self._one_at_a_time:
-                if self._is_stopped:
+                if self._stop.is_requested:
                     return None
                 self._extractor = self._extractor or ShardExtractor(self._job)
-                (result,) = self._extractor.extract_all([task])
-                return result
+                results: list[ShardResult] = []
+                with contextlib.suppress(
+                    KeyboardInterrupt
+                ):  # it was asked to stop; what is done is a result all the same
+                    for result in self._extractor.extract_all([task], stop=self._stop):
+                        results.append(result)  # noqa: PERF402 - what came before the interrupt is kept
+                return results[0] if results else None
         except VfzError as error:
             error.args = (f"{error} (shard {task.shard}, on worker {self._address})",)
             raise
@@ -171,7 +176,7 @@ def _results(
         future.release()
         running.update(submit(1))
         if result is not None:
-            num_left -= 1
+            num_left -= result.is_whole
             yield result
     if num_left:
         raise KeyboardInterrupt

@@ -83,7 +83,7 @@ class ShardExtractor:
 
         Args:
             tasks: the shards.
-            stop: asked between shards whether to go on.
+            stop: asked again and again whether to go on.
 
         Raises:
             KeyboardInterrupt: it was asked to stop, and shards are left.
@@ -119,7 +119,7 @@ class ShardExtractor:
             stages.start("write", lambda: committer.run(tokens, results))
             try:
                 for result in self._encode_all(batches, tokens, results, meter, stop):
-                    num_left -= 1
+                    num_left -= result.is_whole
                     log_shard(self._job.cache.path, result)
                     for row in result.rows:
                         if row.reason:
@@ -153,6 +153,8 @@ class ShardExtractor:
                 if isinstance(message, ShardInProgress):
                     meter.begin(message)
                 if isinstance(message, FrameBatch):
+                    if all(video.is_left for video in message.videos):
+                        continue  # it was asked to stop
                     lanes.put(partial(self._encode, message, self._encoder_of(layers_of(message.shard.task.columns))))
                 elif message is not None:
                     lanes.put_done(message)

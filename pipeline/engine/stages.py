@@ -8,6 +8,9 @@ and with them every byte, are the same on each run.
 or whose tokens are not finite, may have been written when that is found out; they are taken back before the next video
 begins. So such a video leaves nothing but its ledger row.
 
+Where someone asks to stop, the shard in hand is closed with the videos that are done; the others are pending in it, and
+the next run plans them anew.
+
 Cost: one thread each; on the CPU the first takes some 0.3 ms a frame of 256 x 256 pixels.
 """
 
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from vfz.pipeline.engine.tasks import ShardTask
     from vfz.pipeline.format.folder import CacheFolder
     from vfz.pipeline.format.header import Contents
+    from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.progress import StopRequest
     from vfz.pipeline.recipe import Recipe
     from vfz.pipeline.stores import ShardData
@@ -70,7 +74,7 @@ class BatchFeeder:
         batch_size: frames per batch; the last one of a shard may have fewer.
         device: where the batches are to be.
         pool: decodes.
-        stop: when it is requested, no further shard is begun.
+        stop: when it is requested, the video in hand and those behind it are left.
     """
 
     def __init__(
@@ -106,9 +110,11 @@ class BatchFeeder:
         gatherer, seconds = self._gatherer, shard.stage_seconds
         videos: list[VideoInProgress] = []
         pts_seconds: list[float] = []
-        for video in shard.videos:
+        for number, video in enumerate(shard.videos):
             cropper = cropper_of(self._recipe.views, video.planned.id, video.planned.view)
             for frame in _frames(shard.task, video, next(streams)):
+                if self._stop.is_requested:
+                    break
                 with timed(seconds, PREPARE):
                     gatherer.add(frame.pixels_HWC, cropper)
                 videos.append(video)
@@ -116,7 +122,12 @@ class BatchFeeder:
                 if len(videos) == self._batch_size:
                     yield self._batch(shard, videos, pts_seconds)
                     videos, pts_seconds = [], []
-            self._num_ended += 1
+            else:
+                self._num_ended += 1
+                continue
+            for left in shard.videos[number:]:
+                left.is_left = True
+            break
         if videos:
             yield self._batch(shard, videos, pts_seconds)
 
@@ -202,12 +213,14 @@ class ShardCommitter:
             with timed(seconds, WRITE):
                 _drop_if_bad(newest, writer)
                 data = writer.finish() if writer.num_frames else None
-                committed = self._commit(shard, data)
+                rows = _rows_to_commit(shard)
+                committed = bool(rows) and self._commit(task, data, rows)
         seconds[ENCODE] += seconds.pop(COPY)
         return ShardResult(
             task=task,
-            rows=tuple(video.row(task) for video in shard.videos) if committed else (),
+            rows=tuple(row for row in rows if row.status != "pending") if committed else (),
             committed=committed,
+            is_whole=not any(video.is_left for video in shard.videos),
             started_seconds=shard.started,
             seconds=time.perf_counter() - shard.started,
             stage_seconds=seconds,
@@ -226,12 +239,12 @@ class ShardCommitter:
             arrays, largest = batch.arrays.wait(), batch.largest.wait()
         with timed(seconds, WRITE):
             for video, span in _spans(batch.videos):
-                if not video.reason:
+                if not video.is_dropped:
                     reason = first_unstorable(largest, writer.columns, span, autocast=self._autocast)
                     video.token_reason = reason or ""
                 if newest is not video:
                     newest = _drop_if_bad(newest, writer)
-                if video.reason:
+                if video.is_dropped:
                     newest = _drop_if_bad(newest, writer)
                     continue
                 if newest is None or newest is not video:
@@ -248,8 +261,7 @@ class ShardCommitter:
                     video.last_pts_seconds = float(pts_seconds[-1])
         return newest
 
-    def _commit(self, shard: ShardInProgress, data: ShardData | None) -> bool:
-        task = shard.task
+    def _commit(self, task: ShardTask, data: ShardData | None, rows: tuple[LedgerRow, ...]) -> bool:
         return self._cache.commit(
             ShardIndex(
                 shard=task.shard,
@@ -258,7 +270,7 @@ class ShardCommitter:
                 fingerprint=self._cache.header.fingerprint,
                 calibration_digest=self._contents.calibration_digest(task.columns),
                 data=data,
-                rows=tuple(video.row(task) for video in shard.videos),
+                rows=rows,
                 column_keys=tuple(column.key for column in task.columns),
             ),
         )
@@ -271,11 +283,18 @@ def _begin(video: VideoInProgress, writer: ShardWriter) -> None:
 
 
 def _drop_if_bad(video: VideoInProgress | None, writer: ShardWriter) -> VideoInProgress | None:
-    """Takes back what was written of the video begun last, if it has proved bad; returns it if it stays."""
-    if video is None or not video.reason:
+    """Takes back what was written of the video begun last, if it has proved bad or is left; returns it if it stays."""
+    if video is None or not video.is_dropped:
         return video
     writer.drop_video()
     return None
+
+
+def _rows_to_commit(shard: ShardInProgress) -> tuple[LedgerRow, ...]:
+    """Those of all videos for the first commit of a shard, of the done ones for a later one; none if none is done."""
+    rows = [video.row(shard.task) for video in shard.videos]
+    done = [row for row in rows if row.status != "pending"]
+    return tuple(rows if done and not shard.task.number else done)
 
 
 def _spans(videos: Sequence[VideoInProgress]) -> Iterator[tuple[VideoInProgress, slice]]:

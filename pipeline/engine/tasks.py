@@ -83,6 +83,8 @@ class ShardResult:
         task: which.
         rows: of its videos; empty when another process committed first, whose rows stand.
         committed: whether this process's tokens are now the shard's.
+        is_whole: False where it was asked to stop before the last video: the others are pending, and if none was done,
+            nothing was committed.
         started_seconds: when it was begun, on that process's performance counter.
         seconds: from then to the commit.
         stage_seconds: how long each stage was at work on it, by name; of decoding, the mean over its processes.
@@ -95,6 +97,7 @@ class ShardResult:
     task: ShardTask
     rows: tuple[LedgerRow, ...]
     committed: bool
+    is_whole: bool
     started_seconds: float
     seconds: float
     stage_seconds: Mapping[str, float]
@@ -132,6 +135,7 @@ class VideoInProgress:
 
     Attributes:
         digest, missing, decode_reason: by the feeder; the reason why it cannot be decoded, empty where it can.
+        is_left: by the feeder, too: it was asked to stop before this video's end.
         frame_start, num_frames, last_pts_seconds, token_reason: by the writer; the reason why its tokens are refused.
     """
 
@@ -139,6 +143,7 @@ class VideoInProgress:
     digest: str | None = None
     missing: bool = False
     decode_reason: str = ""
+    is_left: bool = False
     frame_start: int = 0
     num_frames: int = 0
     last_pts_seconds: float = 0.0
@@ -146,11 +151,18 @@ class VideoInProgress:
 
     @property
     def reason(self) -> str:
-        """Why it is not in the cache; empty where it is, so far."""
+        """Why it cannot be in the cache; empty where it can, so far."""
         return self.token_reason or self.decode_reason
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether nothing of it is to stay in the store."""
+        return self.is_left or bool(self.reason)
 
     def row(self, task: ShardTask) -> LedgerRow:
         """What the ledger says of it, when the shard is complete."""
+        if self.is_left:
+            return self.planned.pending_row(task.shard, attempts=task.attempts.get(self.planned.key, 0))
         planned, ok = self.planned, not self.reason
         return LedgerRow(
             id=planned.id,

@@ -20,21 +20,26 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import torch
 
 from vfz.pipeline.decoding.headers import VideoHeader, read_headers
 from vfz.pipeline.errors import StorageError
+from vfz.pipeline.extraction.measure import measure_encoder
 from vfz.pipeline.progress import human_bytes
 
 if TYPE_CHECKING:
+    from vfz.pipeline.datasets.base import VideoRecord
     from vfz.pipeline.decoding.base import VideoSource
     from vfz.pipeline.engine.tasks import ShardTask
+    from vfz.pipeline.extraction.destination import Destination
     from vfz.pipeline.format.ledger import LedgerRow
+    from vfz.pipeline.format.plan import PlannedVideo
     from vfz.pipeline.recipe import FrameSpec
     from vfz.pipeline.stores import Column
 
@@ -45,6 +50,10 @@ ODD_TIMES = 100
 """A video that says it has more than so many times the frames of most others is named: its header may be wrong."""
 SHARD_BYTES = 128 * 1024
 """What a shard has besides tokens: its index, times in a chunk of their own, the store's own headers."""
+SHARD_SECONDS, SHARD_GOAL_BYTES, MOST_SHARD_VIDEOS = 30.0, 256 * 10**6, 512
+"""How much a shard holds at most: so long for the encoder, so many bytes of tokens, so many videos."""
+CPU_BATCH = 2
+"""Frames that a CPU is measured with where that is to be quick."""
 CLIP_FRAMES = 16
 """Frames of a clip, as the default of `vfz train-temporal`."""
 
@@ -160,6 +169,37 @@ class ColumnEstimate:
     def num_bytes(self) -> int:
         """Of all its frames."""
         return self.num_frames * self.frame_bytes
+
+
+def shard_size(
+    frames: FrameSpec, records: Iterable[VideoRecord], destination: Destination
+) -> Callable[[Sequence[PlannedVideo]], int]:
+    """How many of the videos that are to be planned make a shard: some 30 s of encoding or 256 MB, a power of two.
+
+    A shard is what a kill can lose. Its size decides no number, only how files are cut; it depends on the machine.
+
+    Args:
+        frames: which frames of a video are taken.
+        records: the videos.
+        destination: what is stored of them, and the encoder.
+    """
+    sources = {record.id: record.source for record in records}
+
+    def of(videos: Sequence[PlannedVideo]) -> int:
+        sample = _sample_headers({video.id: sources[video.id] for video in videos}, frames, {})
+        encoder, size = destination.encoder, destination.encoder.preprocess.image_size
+        frames_per_second = measure_encoder(
+            encoder,
+            torch.zeros(1, 3, size, size, dtype=torch.uint8),
+            time_limit_seconds=0.0,
+            batch_size=encoder.batch_size if encoder.device.type == "cuda" else min(encoder.batch_size, CPU_BATCH),
+        )
+        frame_bytes = sum(array.frame_bytes for column in destination.contents.columns for array in column.arrays)
+        num_frames = min(SHARD_SECONDS * frames_per_second, SHARD_GOAL_BYTES / frame_bytes)
+        num_videos = min(num_frames / max(1.0, sample.frames_per_video), MOST_SHARD_VIDEOS)
+        return 1 << max(0, int(math.log2(num_videos)) if num_videos >= 1 else 0)
+
+    return of
 
 
 def check_space(work: WorkEstimate, folder: Path, *, force: bool) -> None:

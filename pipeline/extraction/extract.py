@@ -25,7 +25,7 @@ from vfz.pipeline.engine.run import run_tasks
 from vfz.pipeline.engine.tasks import ExtractionJob, ShardTask
 from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError
 from vfz.pipeline.extraction.destination import open_or_create
-from vfz.pipeline.extraction.estimate import check_space, estimate_work
+from vfz.pipeline.extraction.estimate import check_space, estimate_work, shard_size
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 from vfz.pipeline.extraction.setup import prepare
@@ -71,7 +71,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
             before,
             complete=complete,
             views=views,
-            shard_videos=options.shard_videos,
+            shard_videos=options.shard_videos or shard_size(prepared.recipe.frames, prepared.records, destination),
             retry_failed=options.retry_failed,
         )
 

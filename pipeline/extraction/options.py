@@ -91,8 +91,11 @@ class ExtractOptions(Options):
     video_timeout: float = option(
         600.0, help="Seconds that decoding one video may take, waiting not counted; past it, the video failed.", above=0
     )
-    shard_videos: int = option(
-        64, help="Videos per shard: the unit of work, and the most that a kill can lose.", minimum=1
+    shard_videos: int | None = option(
+        None,
+        help="Videos per shard: the unit of work, and the most that a kill can lose; default: what is encoded in some "
+        "30 s, or 256 MB.",
+        minimum=1,
     )
     cache: Path | None = option(None, help="Continue exactly this cache; refused where its recipe is another one.")
     retry_failed: bool = option(default=False, help="Try videos that failed before once more.")

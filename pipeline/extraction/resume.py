@@ -29,12 +29,12 @@ import pyarrow.compute as pc
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.engine.tasks import ShardTask
-from vfz.pipeline.errors import CacheMismatchError
+from vfz.pipeline.errors import CacheMismatchError, UsageError
 from vfz.pipeline.files import name_of_text
 from vfz.pipeline.format.commits import ShardIndex
 from vfz.pipeline.format.header import Contents
 from vfz.pipeline.format.ledger import LedgerRow, VideoKey
-from vfz.pipeline.format.plan import PlannedVideo
+from vfz.pipeline.format.plan import PlannedVideo, ShardSize
 from vfz.pipeline.stores import Column
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def remaining_tasks(
     *,
     complete: Collection[str],
     views: int,
-    shard_videos: int,
+    shard_videos: ShardSize,
     retry_failed: bool,
     preview: bool = False,
 ) -> list[ShardTask]:
@@ -73,11 +73,13 @@ def remaining_tasks(
         rows: the ledger so far.
         complete: shards that need no look at their commits, `complete_shards`.
         views: how many crops of every video are wanted.
-        shard_videos: videos per new shard.
+        shard_videos: videos per new shard, or what says how many. As a number it must be that of the shards which are
+            planned and not begun.
         retry_failed: try failed videos once more.
         preview: write no plan.
 
     Raises:
+        UsageError: when shards of another size are planned already.
         CacheMismatchError: when a finished video's file is another one now.
         CacheFormatError: when a plan or an index is damaged.
         StorageError: when the disk is full.
@@ -85,7 +87,11 @@ def remaining_tasks(
     commits: dict[str, list[Path]] = {}
     for (shard, _), path in cache.commit_paths().items():
         commits.setdefault(shard, []).append(path)
+    if isinstance(shard_videos, int):
+        _check_size_of_planned(cache, shard_videos, commits)
     again = _to_try_again(records, rows, cache, retry_failed=retry_failed)
+    # A shard that was closed before its last video, since someone asked to stop, stays as it is.
+    again |= {row.key for row in rows.values() if row.status == "pending" and row.shard in commits}
     plans = cache.extend_plans(
         records, shard_size_videos=shard_videos, views=range(views), again=again, preview=preview
     )
@@ -107,6 +113,22 @@ def remaining_tasks(
             of_shard = [cache.read_commit(path) for path in commits.get(shard, ())]
             tasks += _additions(first, of_shard, retry_failed=retry_failed) if of_shard else [first]
     return tasks
+
+
+def _check_size_of_planned(cache: CacheFolder, shard_videos: int, commits: Collection[str]) -> None:
+    """Refuses to go on with other shards than those that are planned: other processes may be making them."""
+    for plan in cache.plans():
+        if plan.shards.keys() <= set(commits):
+            continue
+        of_view: dict[int, list[int]] = {}
+        for videos in plan.shards.values():
+            of_view.setdefault(videos[0].view, []).append(len(videos))
+        if any({*sizes[:-1]} - {shard_videos} or sizes[-1] > shard_videos for sizes in of_view.values()):
+            size = max(max(sizes) for sizes in of_view.values())
+            raise UsageError(
+                f"--shard-videos {shard_videos}: {cache.path} has planned its videos in shards of {size}, and some of "
+                "these are still to be made; leave the option out to go on"
+            )
 
 
 def _planned_source(video: PlannedVideo) -> VideoSource:

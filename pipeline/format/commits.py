@@ -58,7 +58,7 @@ class ShardIndex:
         calibration_digest: of the calibrations its tokens were quantised with (`Contents.calibration_digest`);
             None for floating point.
         data: what was stored; None when no video of the shard is ok.
-        rows: every video of the shard in stored order.
+        rows: every video of the shard in stored order; pending where it was asked to stop before: a later plan has it.
         column_keys: what the commit is about; stored for the videos that are ok.
     """
 
@@ -73,8 +73,11 @@ class ShardIndex:
 
     def __post_init__(self) -> None:
         self._check_types()
-        if not self.rows or any(row.shard != self.shard or row.status == "pending" for row in self.rows):
-            raise ValueError(f"shard {self.shard}: its rows must be some, settled, and of this shard")
+        settled = [row for row in self.rows if row.status != "pending"]
+        if not settled or any(row.shard != self.shard for row in self.rows):
+            raise ValueError(f"shard {self.shard}: its rows must be of this shard, and some of them settled")
+        if self.number and len(settled) < len(self.rows):
+            raise ValueError(f"shard {self.shard}: only the rows of its first commit may be pending")
         next_frame = 0
         for row in (rows := [row for row in self.rows if row.status == "ok"]):
             if row.frame_start != next_frame:

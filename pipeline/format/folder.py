@@ -29,7 +29,7 @@ from vfz.pipeline.format.header import (
     read_contents_file,
     read_header,
 )
-from vfz.pipeline.format.plan import PLAN, Plan, extend_plans, read_plans
+from vfz.pipeline.format.plan import PLAN, Plan, ShardSize, extend_plans, read_plans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -145,7 +145,7 @@ class CacheFolder:
         self,
         records: Iterable[VideoRecord],
         *,
-        shard_size_videos: int,
+        shard_size_videos: ShardSize,
         views: Sequence[int] = (0,),
         again: Collection[VideoKey] = (),
         preview: bool = False,
@@ -154,7 +154,7 @@ class CacheFolder:
 
         Args:
             records: the dataset's videos.
-            shard_size_videos: videos per new shard.
+            shard_size_videos: videos per new shard, or what says how many.
             views: which crops.
             again: keys of videos that are planned once more.
             preview: write nothing; what it would be were no other process to plan anything.

@@ -8,6 +8,7 @@ wins, the others read the winner's and plan only what it left out. Shard ids are
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from vfz.pipeline.files import read_checked_json, storage_errors, text_of_name, 
 from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from vfz.pipeline.datasets.base import VideoRecord
@@ -98,10 +99,14 @@ class Plan:
             raise ValueError(f"plan {self.number}: shard ids have five digits, and no shard is empty")
 
 
+ShardSize = int | Callable[[Sequence[PlannedVideo]], int]
+"""How many videos make a shard: so many, or as many as is said of the videos that are to be planned."""
+
+
 def make_plan(
     records: Iterable[VideoRecord],
     *,
-    shard_size_videos: int,
+    shard_size_videos: ShardSize,
     existing: Sequence[Plan] = (),
     views: Sequence[int] = (0,),
     again: Collection[VideoKey] = (),
@@ -112,7 +117,8 @@ def make_plan(
 
     Args:
         records: the dataset's videos, ids unique.
-        shard_size_videos: videos per shard; the last shard may hold fewer.
+        shard_size_videos: videos per shard, or what says how many when it is given the videos; the last of a view may
+            hold fewer.
         existing: all plans so far, as `read_plans` gives them.
         views: which crops of every video are planned; all videos in the first view come before the second.
         again: keys of videos that are planned once more although an earlier plan names them.
@@ -123,8 +129,6 @@ def make_plan(
     Raises:
         ValueError: when an id comes twice or `shard_size_videos` is not positive.
     """
-    if shard_size_videos < 1:
-        raise ValueError(f"shard_size_videos is {shard_size_videos}; at least 1 is needed")
     planned = {video.key for plan in existing for videos in plan.shards.values() for video in videos}
     new = [
         PlannedVideo(
@@ -141,12 +145,15 @@ def make_plan(
     ]
     if not new:
         return None
+    size = shard_size_videos(new) if callable(shard_size_videos) else shard_size_videos
+    if size < 1:
+        raise ValueError(f"shard_size_videos is {size}; at least 1 is needed")
     first = 1 + max((int(shard) for plan in existing for shard in plan.shards), default=-1)
     dealt = [
-        of_view[start : start + shard_size_videos]
+        of_view[start : start + size]
         for view in views
         if (of_view := [video for video in new if video.view == view])
-        for start in range(0, len(of_view), shard_size_videos)
+        for start in range(0, len(of_view), size)
     ]
     shards = {f"{first + n:05d}": tuple(videos) for n, videos in enumerate(dealt)}
     return Plan(number=1 + max((plan.number for plan in existing), default=-1), shards=shards)
@@ -181,7 +188,7 @@ def extend_plans(
     folder: Path,
     records: Iterable[VideoRecord],
     *,
-    shard_size_videos: int,
+    shard_size_videos: ShardSize,
     views: Sequence[int] = (0,),
     again: Collection[VideoKey] = (),
     known: Sequence[Plan] = (),
@@ -192,7 +199,7 @@ def extend_plans(
     Args:
         folder: the cache's `plan` folder.
         records: the dataset's videos.
-        shard_size_videos: videos per new shard.
+        shard_size_videos: videos per new shard, or what says how many when it is given the videos to plan.
         views: which crops.
         again: keys of videos to be tried again: planned once more, in one new plan.
         known: plans that were read before, as for `read_plans`.

@@ -1,4 +1,4 @@
-"""Ctrl-C and kill: the shard in hand is finished where there is time, and the same command goes on from there."""
+"""Ctrl-C and kill: the videos that are done are kept, and the same command goes on from there."""
 
 import os
 import pty
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.extraction import all_tokens, command_line
+from helpers.extraction import all_tokens, command_line, num_ok, shard_files
 from helpers.processes import wait_until
 
 from vfz.pipeline.extraction.extract import extract
@@ -38,20 +38,50 @@ def _interrupt(options, numbers):
     ("numbers", "expected"),
     [([signal.SIGINT], 130), ([signal.SIGTERM], 130), ([signal.SIGHUP] * 2, 129)],  # a terminal may say it twice
 )
-def test_one_signal_finishes_the_shard_in_hand(synthetic_options, synthetic_cache, tmp_path, numbers, expected):
+def test_one_signal_keeps_the_videos_that_are_done(synthetic_options, synthetic_cache, tmp_path, numbers, expected):
     options = synthetic_options(shard_videos=4, out=tmp_path / "caches")
     code, errors, before = _interrupt(options, numbers)
     assert code == expected
-    assert "stopping when the shard in hand is done" in errors
+    assert "stopping: the videos that are done are being stored" in errors
     assert "vfz: error: interrupted; what was finished is kept, and the same command goes on from there" in errors
     assert "Traceback" not in errors
     (path,) = options.out.iterdir()
-    commits = len(list((path / "shards").glob("*.index.json")))
-    assert before < commits < 12, "those in hand were finished, and no more begun"
+    done = num_ok(path)
+    assert 4 * before <= done < 48
     assert not [problem for problem in verify_cache(path).problems if problem.file.startswith(("shards/", "."))]
     report = extract(options)
-    assert report.new_videos == 48 - 4 * commits
+    assert report.new_videos == 48 - done
     assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
+
+
+def test_a_shard_is_closed_with_the_videos_that_are_done(synthetic_options, synthetic_cache, tmp_path):
+    """All videos are in one shard; the others go into shards of the next plan, and the first one stays as it is."""
+    options = synthetic_options(shard_videos=48, out=tmp_path / "caches")
+    process = subprocess.Popen(
+        command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: _num_written(options) > 30_000 or process.poll() is not None, seconds=120)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    (path,) = options.out.iterdir()
+    done = num_ok(path)
+    assert 0 < done < 48
+    report = verify_cache(path)
+    assert not [problem for problem in report.problems if problem.file.startswith(("shards/", "."))]
+    assert report.num_pending == 48 - done
+    first = shard_files(path)
+    report = extract(options)
+    assert (report.new_videos, report.num_ok, report.num_pending) == (48 - done, 48, 0)
+    assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
+    assert len(shard_files(path)) == 2
+    assert shard_files(path)["00000", 0] == first["00000", 0]
+    assert verify_cache(path).problems == ()
+
+
+def _num_written(options):
+    """Bytes of tokens that lie in shards, whether these are committed or not."""
+    return sum(file.stat().st_size for file in options.out.glob("*/shards/*-*/**/*") if file.is_file())
 
 
 def test_ctrl_c_again_and_again_while_dask_starts_and_ends_leaves_one_clear_line(synthetic_options, tmp_path):
@@ -95,11 +125,11 @@ def test_a_terminal_that_is_closed_stops_a_run_as_ctrl_c_does(synthetic_options,
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
     (path,) = options.out.iterdir()
-    commits = len(list((path / "shards").glob("*.index.json")))
-    assert commits < 12
+    done = num_ok(path)
+    assert 4 <= done < 48
     assert not [problem for problem in verify_cache(path).problems if problem.file.startswith(("shards/", "."))]
     report = extract(options)
-    assert report.new_videos == 48 - 4 * commits
+    assert report.new_videos == 48 - done
     assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
 
 

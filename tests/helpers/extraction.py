@@ -26,6 +26,11 @@ def all_tokens(path):
     }
 
 
+def num_ok(path):
+    """How many videos a cache holds, whatever else is to be made."""
+    return len(FeatureCache(path, allow_incomplete=True).ok_videos())
+
+
 def command_line(options):
     """What runs the same extraction in a process of its own."""
     arguments = ["extract"]

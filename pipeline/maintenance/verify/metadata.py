@@ -78,11 +78,17 @@ class CacheState:
 
     @property
     def num_pending(self) -> int:
-        """Videos, once per view, whose latest shard has no first commit."""
+        """Videos, once per view, whose latest shard has no first commit, or was closed before them."""
         shard_of = {
             video.key: shard for plan in self.plans for shard, videos in plan.shards.items() for video in videos
         }
-        return sum((shard, 0) not in self.indexes for shard in shard_of.values())
+        settled = {
+            (row.key, shard)
+            for (shard, number), index in self.indexes.items()
+            for row in index.rows
+            if not number and row.status != "pending"
+        }
+        return sum(planned not in settled for planned in shard_of.items())
 
 
 class _StateReader:

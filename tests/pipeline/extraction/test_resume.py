@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.video_files import VIDEOS
@@ -12,13 +13,16 @@ from helpers.video_files import VIDEOS
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.errors import CacheMismatchError
+from vfz.pipeline.errors import CacheMismatchError, UsageError
+from vfz.pipeline.extraction import estimate
+from vfz.pipeline.extraction.estimate import shard_size
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.format.commits import committed_paths
 from vfz.pipeline.format.plan import extend_plans
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.progress import SilentProgress
+from vfz.pipeline.recipe import FrameSpec
 
 CLIP = VIDEOS / "bikes.mp4"
 OTHER = VIDEOS / "bigbuckbunny.mp4"
@@ -198,3 +202,43 @@ def test_times_in_the_future_of_all_files_change_nothing(options):
     report = extract(options)
     assert (report.num_ok, report.num_tried) == (4, 0)
     assert verify_cache(cache).intact
+
+
+def test_shards_that_are_planned_keep_their_size_and_another_one_is_refused_before_work_begins(options):
+    whole = extract(options)
+    committed_paths(Path(whole.cache))["00001", 0].unlink()  # the last of two shards of two videos each
+    with pytest.raises(UsageError, match=r"--shard-videos 3: .* in shards of 2, .* leave the option out to go on"):
+        extract(dataclasses.replace(options, shard_videos=3))
+    with pytest.raises(UsageError, match="--shard-videos 1: "):
+        extract(dataclasses.replace(options, shard_videos=1))
+    assert extract(dataclasses.replace(options, shard_videos=None)).new_videos == 2
+    assert extract(dataclasses.replace(options, shard_videos=3)).new_videos == 0, "nothing is left that it would change"
+
+
+@pytest.mark.parametrize(
+    ("frames_per_second", "frame_bytes", "expected"),
+    [
+        (1.0, 1, 2),  # 30 s are 30 frames, 2.7 of these videos
+        (1e6, 256 * 10**6 // 200, 16),  # 200 frames fill 256 MB
+        (0.01, 1, 1),  # not even one
+        (1e6, 1, 512),
+    ],
+)
+def test_a_shard_is_30_seconds_of_encoding_or_256_megabytes(
+    options, monkeypatch, frames_per_second, frame_bytes, expected
+):
+    """In powers of two, so that it is mostly the same on machines that are nearly the same."""
+    monkeypatch.setattr(estimate, "measure_encoder", lambda *_, **__: frames_per_second)
+    dataset = open_dataset("folder", root=options.root)
+    records = dataset.videos()
+    array = SimpleNamespace(frame_bytes=frame_bytes)
+    destination = SimpleNamespace(
+        encoder=SimpleNamespace(
+            preprocess=SimpleNamespace(image_size=64), device=SimpleNamespace(type="cpu"), batch_size=8
+        ),
+        contents=SimpleNamespace(columns=[SimpleNamespace(arrays=[array])]),
+    )
+    frames = FrameSpec(
+        rule="fps", num_frames=None, fps=1.0, start_seconds=0.0, end_seconds=None, decoder="pyav", decoder_version=2
+    )
+    assert shard_size(frames, records, destination)(records) == expected
