@@ -123,5 +123,8 @@ class HangUp(KeyboardInterrupt):
 
 
 def nearest_names(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
-    """Up to `count` allowed names that look like `name`, best first."""
-    return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)
+    """Up to `count` allowed names that begin with `name` or look like it, best first."""
+    known = list(allowed)
+    longer = sorted((one for one in known if name and one.startswith(name)), key=lambda one: (len(one), one))
+    alike = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    return list(dict.fromkeys([*longer[:count], *alike]))[:count]

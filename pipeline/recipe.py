@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -250,3 +251,16 @@ def _from_json(kind: Any, values: Any, where: str) -> Any:
             value = float(value)
         arguments[name] = value
     return kind(**arguments)
+
+
+def counted_layers(layers: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Layers by their names; `-1` is the last of those known, `-2` the one before it.
+
+    Args:
+        layers: as asked for; what is neither a name nor such a number stays as it is.
+        known: names, the shallowest first.
+    """
+    return tuple(
+        known[int(layer)] if re.fullmatch(r"-[1-9]\d*", layer) and -int(layer) <= len(known) else layer
+        for layer in layers
+    )

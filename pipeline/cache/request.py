@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.pipeline.recipe import counted_layers
 from vfz.pipeline.stores import Checksums, Column
 from vfz.pipeline.stores.base import FrameNumbers
 
@@ -92,7 +93,7 @@ def select_columns(columns: Columns, layers: Layers | None, parts: Parts | None,
     if layers is None and parts is None:
         return columns
     known = list(dict.fromkeys(layer for layer, _ in columns))
-    chosen = known if layers is None else as_names(layers, "layers")
+    chosen = known if layers is None else counted_layers(as_names(layers, "layers"), known)
     if not chosen:
         raise UsageError(f"layers is empty; name some of the layers {', '.join(known)} of {where}, or None for all")
     for layer in chosen:

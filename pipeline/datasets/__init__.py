@@ -67,6 +67,8 @@ def open_dataset(
         DatasetError: the root is not there, or is not such a dataset.
         StorageError: the files could not be written.
     """
+    if os.sep in name or (name not in DATASETS and Path(name).is_dir()):
+        raise UsageError(f"--dataset {name!r} is a path and not a kind of dataset; give --dataset folder --root {name}")
     kind = DATASETS[name]
     numbers = {"num_videos": num_videos, "num_frames": num_frames, "size": size, "seed": seed}
     options = {key: number for key, number in numbers.items() if number is not None}

@@ -120,6 +120,7 @@ class VideoDataset(ABC):
         targets_path: `targets.npz` with boxes, points, depth and pose (`vfz.pipeline.datasets.targets`), where there is
             one.
         default_fps: the sampling rate (frames per second) that `vfz extract` uses unless told otherwise.
+        has_splits: whether it says which split a video is of; all are `all` where it does not.
         can_flip: whether a mirrored video keeps its class.
         left_out: what lies there and is no video of it.
     """
@@ -133,6 +134,7 @@ class VideoDataset(ABC):
     class_names: tuple[str, ...]
     targets_path: Path | None = None
     default_fps: float = 6.0
+    has_splits: bool = True
     left_out: LeftOut = LeftOut()
 
     @classmethod

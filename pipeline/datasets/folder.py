@@ -1,7 +1,8 @@
-"""Anyone's videos, sorted into folders: `root/<split>/<class>/<video>`.
+"""Anyone's videos, sorted into folders: `root/<split>/<class>/<video>`, or `root/<class>/<video>` without splits.
 
-The layout is strict, since a guess about which level is the split would give silently wrong labels: a video at any
-other depth is an error that says what is expected. Listing costs one directory read per class and opens no file.
+The layout is strict, since a guess about which level is the split would give silently wrong labels: all videos lie at
+one depth, a class is not called as a split is, and anything else is an error that says what is expected. Listing costs
+one directory read per class and opens no file.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError
 from vfz.pipeline.files import text_of_name
 
-LAYOUT = "<root>/<split>/<class>/<video>"
+LAYOUT = "<root>/<split>/<class>/<video>, or <root>/<class>/<video> without splits"
+NO_SPLIT = "all"
+"""The split of videos that have none."""
+_NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "dev"}
 
 
 class FolderDataset(VideoDataset):
-    """`root/<split>/<class>/<video>`; a video's id is its path under the root without the suffix, as composed text.
+    """`root/[<split>/]<class>/<video>`; a video's id is its path under the root without the suffix, as composed text.
 
     Split and class folders may be symbolic links, and so may videos; a broken link is listed, as a file that is not
     there (yet). Hidden files and folders and files without a video suffix are skipped and counted. Folders whose names
@@ -54,6 +58,7 @@ class FolderDataset(VideoDataset):
             raise DatasetError(
                 f"no videos under {root}; expected {LAYOUT} with a suffix such as .mp4, .webm or .avi{others}"
             )
+        self.has_splits = found[0].id.count("/") > 1
         self.class_names = tuple(sorted({video.class_name for video in found}))
         labels = {name: label for label, name in enumerate(self.class_names)}
         records: dict[str, VideoRecord] = {}
@@ -106,18 +111,41 @@ def _list_videos(root: Path, left_out: LeftOut) -> Iterator[_Found]:
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise DatasetError(f"dataset root {root} {problem}; give --root a folder laid out as {LAYOUT}")
-    for split in _refuse_videos_in(root, root, left_out):
-        for class_folder in _refuse_videos_in(split, root, left_out):
-            names = folder_text(split.name), folder_text(class_folder.name)
-            prefix = f"{file_text(split.name)}/{file_text(class_folder.name)}/"
-            videos, folders = _read(class_folder, left_out)
-            for path, stem in videos:
-                yield _Found(path, prefix + file_text(stem), *names)
-            for deeper in folders:
-                # links are not followed from here on, so that a loop of links ends
-                for parent, below, _ in os.walk(deeper):
-                    below[:] = [name for name in below if not is_hidden(name)]
-                    _refuse_videos_in(Path(parent), root, left_out)
+    tops = [(top, *_read(top, left_out)) for top in _refuse_videos_in(root, root, left_out)]
+    if any(videos for _, videos, _ in tops):
+        for top, videos, deeper in tops:
+            _refuse_class_called_as_split(root, videos)
+            yield from _of_class(top, videos, NO_SPLIT, "")
+            _refuse_videos_below(deeper, root, left_out)
+        return
+    for split, _, class_folders in tops:
+        for class_folder in class_folders:
+            videos, deeper = _read(class_folder, left_out)
+            yield from _of_class(class_folder, videos, folder_text(split.name), f"{file_text(split.name)}/")
+            _refuse_videos_below(deeper, root, left_out)
+
+
+def _of_class(folder: Path, videos: list[tuple[str, str]], split: str, prefix: str) -> Iterator[_Found]:
+    for path, stem in videos:
+        yield _Found(path, f"{prefix}{file_text(folder.name)}/{file_text(stem)}", split, folder_text(folder.name))
+
+
+def _refuse_class_called_as_split(root: Path, videos: list[tuple[str, str]]) -> None:
+    for path, _ in videos[:1]:
+        shown = Path(path).relative_to(root)
+        if shown.parent.name.lower() in _NAMES_OF_SPLITS:
+            raise DatasetError(
+                f"{shown} is not where a video is expected under {root}: {shown.parent} is called as a split and not "
+                f"as a class; the layout is {LAYOUT}; videos without classes are given with --dataset csv"
+            )
+
+
+def _refuse_videos_below(folders: list[Path], root: Path, left_out: LeftOut) -> None:
+    for folder in folders:
+        # links are not followed from here on, so that a loop of links ends
+        for parent, below, _ in os.walk(folder):
+            below[:] = [name for name in below if not is_hidden(name)]
+            _refuse_videos_in(Path(parent), root, left_out)
 
 
 def _refuse_videos_in(folder: Path, root: Path, left_out: LeftOut) -> list[Path]:

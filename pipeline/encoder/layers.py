@@ -29,6 +29,7 @@ from torch import nn
 
 from vfz.pipeline.encoder.checkpoint import first_line
 from vfz.pipeline.errors import EncoderError, UsageError, VfzError
+from vfz.pipeline.recipe import counted_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,7 +76,8 @@ class LayerReader(ABC):
     def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
         # timm's models carry no types: Any.
         self._model: Any = model
-        chosen = self.default_layers(num_layers) if layers is None else tuple(layers)
+        known = list(map(str, range(num_layers)))
+        chosen = self.default_layers(num_layers) if layers is None else counted_layers(layers, known)
         self.layers = _check_layers(chosen, num_layers=num_layers, name=name)
         self.indices = [num_layers - 1 if layer == FINAL else int(layer) for layer in self.layers]
 

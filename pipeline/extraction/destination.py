@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+from vfz.pipeline.datasets.splits import SplitRule
 from vfz.pipeline.datasets.text import clean
 from vfz.pipeline.encoder.model import FrozenEncoder
 from vfz.pipeline.engine.columns import columns_of, layers_of
@@ -110,6 +111,10 @@ def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prep
             f"{cache.path} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
             f"{', '.join(class_names[:8])}: labels would not agree; give another --name"
         )
+    before, now = cache.header.provenance.get("splits"), prepared.split_rule and prepared.split_rule.to_dict()
+    if before and now and before != now:
+        rule = SplitRule(**{**before, "fractions": tuple(before["fractions"])})
+        raise UsageError(f"{cache.path} has its videos dealt by {rule}, now by {prepared.split_rule}; give the first")
     if cache.header.precision in QUANTISED:
         cache.calibrations(contents)  # tokens can neither be stored nor read without them: better told now
 
@@ -143,6 +148,7 @@ def _provenance(options: ExtractOptions, prepared: Prepared) -> dict[str, Any]:
             "seed": options.seed or 0,
             "batch_size": options.batch_size,
         },
+        "splits": prepared.split_rule and prepared.split_rule.to_dict(),
         "weights_source": encoder.weights_source,
         "weights_taken": encoder.weights_note,
         "weights_license": encoder.license,

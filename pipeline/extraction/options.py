@@ -39,7 +39,8 @@ class ExtractOptions(Options):
     )
     layers: tuple[str, ...] | None = option(
         None,
-        help="Encoder layers, comma separated. ViT: block indices (default: four, evenly); CNN: stages or `final`.",
+        help="Encoder layers, comma separated. ViT: block indices (default: four, evenly); CNN: stages or `final`. -1 "
+        "is the last.",
     )
     image_size: int | None = option(None, help="Side of the square input in pixels; default: the encoder's.", minimum=8)
     frames: str = option(
@@ -55,6 +56,21 @@ class ExtractOptions(Options):
     start_seconds: float = option(0.0, help="Where in each video to begin.", minimum=0)
     end_seconds: float | None = option(None, help="Where in each video to end; default: its end.", above=0)
     splits: tuple[str, ...] | None = option(None, help="Only these splits, comma separated; default: all.")
+    split_fractions: tuple[float, ...] | None = option(
+        None,
+        help="Videos without splits: the shares of train, val and test, comma separated; default: 0.8,0.1,0.1. By what "
+        "is in the files, so that a larger folder keeps its splits.",
+        minimum=0,
+    )
+    group_by: str | None = option(
+        None,
+        help="Videos without splits: a regular expression; those in whose names it finds the same text stay together, "
+        "as clips of one film must.",
+    )
+    split_folds: int | None = option(
+        None, help="Videos without splits: so many folds besides, for cross-validation.", minimum=2
+    )
+    split_seed: int | None = option(None, help="Videos without splits: another way to deal them (0).", minimum=0)
     views: int | None = option(
         None,
         help="Crops per video: the centre crop, then random ones the same for all frames; default: 1.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord, describe_missing, present_ids
+from vfz.pipeline.datasets.splits import SPLITS, SplitRule, deal, describe
 from vfz.pipeline.datasets.text import composed
 from vfz.pipeline.decoding import DEFAULT_DECODER, get_decoder
 from vfz.pipeline.devices import device_for
@@ -36,6 +37,7 @@ from vfz.pipeline.recipe import (
 from vfz.pipeline.stores.quantization import PRECISION_VERSION
 
 if TYPE_CHECKING:
+    from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.progress import Progress
 
 
@@ -50,7 +52,7 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
     dataset = _open_dataset(options, progress)
     if options.flip and not dataset.can_flip:
         raise UsageError(f"--flip would change classes of {options.dataset}, which tell left from right; leave it out")
-    everything = dataset.videos()
+    everything, rule = _with_splits(dataset, options, progress)
     records = _choose_splits(everything, dataset, options.splits)
     gaps = Gaps.of(dataset, records, everything)
     for line in gaps.lines:
@@ -93,6 +95,7 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
         recipe=recipe,
         cache=cache,
         share=share,
+        split_rule=rule,
     )
 
 
@@ -111,6 +114,7 @@ class Prepared:
         recipe: what decides the numbers.
         cache: the cache that is meant, which need not be there.
         share: which part of the work is done here.
+        split_rule: how videos without splits were dealt; None where they have them.
     """
 
     dataset: VideoDataset
@@ -123,6 +127,23 @@ class Prepared:
     recipe: Recipe
     cache: CacheFolder
     share: Share
+    split_rule: SplitRule | None
+
+    def with_splits_of(self, rows: Iterable[LedgerRow]) -> Prepared:
+        """The same, with videos in the splits that a cache has them in, where they were dealt.
+
+        Args:
+            rows: of the cache.
+        """
+        if self.split_rule is None:
+            return self
+        known = {row.id: (row.split, row.folds) for row in rows}
+
+        def kept(records: list[VideoRecord]) -> list[VideoRecord]:
+            found = [(record, *known.get(record.id, (record.split, record.folds))) for record in records]
+            return [replace(record, split=split, folds=folds) for record, split, folds in found]
+
+        return replace(self, everything=kept(self.everything), records=kept(self.records))
 
     def with_ids_of(self, known: Iterable[str]) -> Prepared:
         """The same, with videos called as a cache calls them: at first, ids were not composed.
@@ -170,6 +191,35 @@ def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
     if started:
         progress.finish()
     return dataset
+
+
+def _with_splits(
+    dataset: VideoDataset, options: ExtractOptions, progress: Progress
+) -> tuple[list[VideoRecord], SplitRule | None]:
+    """All videos, dealt to splits where they have none.
+
+    Raises:
+        UsageError: they have splits, and options say how to deal them.
+    """
+    records = dataset.videos()
+    given = {
+        "fractions": options.split_fractions,
+        "group_by": options.group_by,
+        "num_folds": options.split_folds,
+        "seed": options.split_seed,
+    }
+    rule = SplitRule(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    names = sorted({record.split for record in records})
+    is_asked = any(value is not None for value in given.values())
+    # The stem of a list is a split only if it is called so, where someone asks for others.
+    if dataset.has_splits and not (is_asked and len(names) == 1 and names[0] not in SPLITS):
+        if is_asked:
+            raise UsageError(f"{dataset.root} has splits already, {', '.join(names)}; leave {rule} out")
+        return records, None
+    records = deal(records, rule, class_names=dataset.class_names)
+    for line in describe(records, rule, class_names=dataset.class_names):
+        progress.note(f"{dataset.name}: {line}")
+    return records, rule
 
 
 def _as_begun(recipe: Recipe, options: ExtractOptions, dataset: VideoDataset) -> tuple[Recipe, CacheFolder]:

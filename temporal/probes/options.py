@@ -33,7 +33,9 @@ class ProbeOptions(Options):
         choices=("linear", "attentive", "knn"),
     )
     temporal: Path | None = option(None, help="A run of vfz train-temporal: probe its outputs instead of the tokens.")
-    layers: tuple[str, ...] | None = option(None, help="Cached encoder layers, comma separated; default: the last one.")
+    layers: tuple[str, ...] | None = option(
+        None, help="Cached encoder layers, comma separated; default: -1, the last one."
+    )
     layer: str | None = option(None, help="Short for --layers with one of them.")
     sweep: bool = option(default=False, help="A probe for each of --layers (default: all that are cached).")
     parts: str | None = option(None, help=f"{PARTS_HELP} Default: the run's, else all.", choices=PARTS)

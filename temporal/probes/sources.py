@@ -19,6 +19,7 @@ from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import from_utf8
 from vfz.pipeline.progress import Progress, counted
+from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.derived import DerivedFeatures, derived_features
 from vfz.temporal.data.features import CacheFeatures, Features, rows_in_views
 from vfz.temporal.data.pooling import frame_tokens
@@ -57,7 +58,7 @@ class Sources:
         self.run: RunInfo | None = None
         self.run_digest: str | None = None
         self._model: TemporalModel | None = None
-        layers, parts = options.layers or tuple(cache.layers)[-1:], options.parts or "all"
+        layers, parts = counted_layers(options.layers or ("-1",), tuple(cache.layers)), options.parts or "all"
         of_run = {"num_frames": DEFAULT_CLIP_FRAMES, "stride": 1, "step_seconds": None}
         if options.temporal is not None:
             self._model, self.run, self.run_digest = open_run(options.temporal, cache, device)

@@ -17,6 +17,7 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
 from vfz.pipeline.format.folder import find_caches
+from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import Augmentation, ClipRule
 from vfz.temporal.data.targets import FrameTargets
@@ -251,7 +252,8 @@ def cache_record(caches: Sequence[FeatureCache]) -> dict[str, Any]:
 def _layers(options: TrainOptions, cache: FeatureCache) -> tuple[str, ...]:
     """The mixer takes the shallowest first, in whatever order they were asked for."""
     cached = list(cache.layers)
-    layers = tuple(sorted(options.layers or cached[-1:], key=lambda name: cached.index(name) if name in cached else -1))
+    asked = counted_layers(options.layers or cached[-1:], cached)
+    layers = tuple(sorted(asked, key=lambda name: cached.index(name) if name in cached else -1))
     if options.mixer == "last" and len(layers) > 1:
         raise UsageError(
             f"--mixer last uses one layer, {len(layers)} were given ({', '.join(layers)}); give one of them, or another"

@@ -47,7 +47,7 @@ class TrainOptions(Options):
     checkpointing: bool = option(
         default=False, help="Compute activations again in the backward pass: less memory, a third more time."
     )
-    layers: tuple[str, ...] | None = option(None, help="Cached encoder layers to use; default: the last one.")
+    layers: tuple[str, ...] | None = option(None, help="Cached encoder layers to use; default: -1, the last one.")
     mixer: str = option("last", help="How several encoder layers become one: last, mean or xattn.")
     parts: str = option("all", help=PARTS_HELP, choices=PARTS)
     protocol: str = option(

@@ -163,6 +163,20 @@ def test_unknown_names_are_refused(name):
         load_encoder(name, random_weights=True)
 
 
+def test_the_beginning_of_a_name_is_completed():
+    with pytest.raises(UnknownNameError, match=r"did you mean vit_tiny_patch16_224 or "):
+        load_encoder("vit_tiny", random_weights=True)
+
+
+def test_layers_are_counted_from_the_end_too():
+    encoder = load_encoder(VIT, random_weights=True, layers=("-2", "-1"))
+    assert encoder.layers == ("10", "11")
+    with pytest.raises(UsageError, match="has no layer '-13'; it has 0 to 11"):
+        load_encoder(VIT, random_weights=True, layers=("-13",))
+    with pytest.raises(UsageError, match="each once"):
+        load_encoder(VIT, random_weights=True, layers=("11", "-1"))
+
+
 def test_unknown_names_offer_the_nearest():
     with pytest.raises(UnknownNameError) as caught:
         load("vit_tiny_patch16_22")
