@@ -1,7 +1,8 @@
 """The training loop: epochs of steps, checkpoints in between, evaluation after epochs; goes on where it stopped.
 
 A step is: losses of its parts and their gradients, one exchange with the other processes, clipping, the optimizer, the
-schedule, the moving average. Where a loss or gradient is not finite the weights are not touched any more.
+schedule, the moving average. Where a loss or gradient is not finite the weights are not touched any more; where the
+loss has grown beyond all measure the run ends, too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vfz.pipeline.devices import peak_bytes
 from vfz.pipeline.errors import RunError, RunInterruptedError
-from vfz.pipeline.progress import Progress, StopRequest
+from vfz.pipeline.progress import Progress, StopRequest, human_bytes, human_seconds
 from vfz.temporal.data.loader import ClipBatch
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.training.evaluation import Evaluation, evaluate_clips
@@ -26,6 +28,9 @@ from vfz.temporal.training.logs import RunLog
 from vfz.temporal.training.optim import build_ema, build_optimizer, build_schedule
 from vfz.temporal.training.runs import Position, restore, save_checkpoint
 from vfz.temporal.training.step import ClipLoss, autocast_dtype, non_finite_clips, seed_step
+
+DIVERGED, DIVERGED_STEPS = 1000, 5
+"""By how much the loss has grown since the first step, or since 1 where that was less, and for how many steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,9 @@ class Trainer:
         self._ema = build_ema(experiment.model, decay=options.ema) if options.ema else None
         self.position = Position()
         self.epoch_seconds: list[float] = []
-        self._epoch_started = self._saved_at = 0.0
+        self._epoch_started = self._saved_at = self._run_started = self._first_step_ended = 0.0
+        self._first_loss: float | None = None
+        self._num_steps = self._num_diverged = 0  # of this call; in a row
 
     @property
     def model(self) -> TemporalModel:
@@ -88,10 +95,10 @@ class Trainer:
         """Every epoch that is left, from the last checkpoint or from the beginning; returns the last evaluation.
 
         Raises:
-            RunError: a loss or gradient is not finite, or the checkpoint is damaged. RunInterruptedError: a signal
-            asked to stop; there is a checkpoint.
+            RunError: a loss or gradient is not finite or training diverges, or the checkpoint is damaged.
+            RunInterruptedError: a signal asked to stop; there is a checkpoint.
         """
-        self._log = log
+        self._log, self._run_started = log, time.perf_counter()
         if resume:
             self._restore()
         while True:
@@ -137,6 +144,7 @@ class Trainer:
         norm = self._finish_gradients(step)
         if not (math.isfinite(step.loss) and math.isfinite(norm)):
             self._refuse(parts, step, norm)
+        self._refuse_to_diverge(step)
         lr = self._optimizer.param_groups[0]["lr"]
         self._optimizer.step()
         position.advance(step.loss, step.num_clips)
@@ -144,7 +152,7 @@ class Trainer:
         if self._ema:
             self._ema.update(self._experiment.model, position.step)
         self._log.write("step", step=position.step, epoch=position.epoch + 1, loss=step.loss, lr=lr, grad_norm=norm)
-        self._progress.advance(step.num_clips, figures={"loss": position.loss_sum / position.num_clips})
+        self._tell(step)
         if step.stop or step.save:
             self._save()
         if step.stop:
@@ -212,6 +220,40 @@ class Trainer:
         ids = parts[0].video_ids
         named = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
         raise RunError(f"{what} {where}any clip of {named}); lower --lr, or clip gradients by --clip-grad; {kept}")
+
+    def _refuse_to_diverge(self, step: StepOutcome) -> None:
+        if self._first_loss is None:
+            self._first_loss = step.loss
+        has_grown = step.loss > DIVERGED * max(1.0, abs(self._first_loss))
+        self._num_diverged = self._num_diverged + 1 if has_grown else 0
+        if self._num_diverged == DIVERGED_STEPS:
+            raise RunError(
+                f"the loss has grown from {self._first_loss:.4g} to {step.loss:.4g} at step {self.position.step} "
+                f"(epoch {self.position.epoch + 1}): training diverges; lower --lr, which is {self._options.lr:g}, or "
+                f"clip gradients by --clip-grad; {self._experiment.path} keeps its last checkpoint"
+            )
+
+    def _tell(self, step: StepOutcome) -> None:
+        """How far the run is, and after its second step (the first one sets things up) what it will take."""
+        self._num_steps += 1
+        num_left = self._options.epochs * self._experiment.steps_per_epoch - self.position.step
+        seconds = (time.perf_counter() - self._run_started) / self._num_steps
+        if self._num_steps == 1:
+            self._first_step_ended = time.perf_counter()
+        if self._num_steps == 2:
+            self._forecast(time.perf_counter() - self._first_step_ended, num_left)
+        loss = self.position.loss_sum / self.position.num_clips
+        self._progress.advance(step.num_clips, figures={"loss": loss, "run left": human_seconds(seconds * num_left)})
+
+    def _forecast(self, step_seconds: float, num_left: int) -> None:
+        num_parameters = sum(parameter.numel() for parameter in self._loss.parameters())
+        epoch = human_seconds(step_seconds * self._experiment.steps_per_epoch)
+        memory = human_bytes(peak_bytes(self._ranks.device))
+        self._progress.note(f"{self._options.core}: {num_parameters:,} parameters; {memory} of memory so far")
+        self._progress.note(
+            f"{human_seconds(step_seconds)} a step, {epoch} an epoch, {human_seconds(step_seconds * num_left)} in all "
+            "without evaluation; fewer --num-layers or --clip-frames, or a smaller --core-dim, take less"
+        )
 
     def _save(self) -> float:
         """A checkpoint; returns how long the current epoch has taken until it."""

@@ -1,10 +1,12 @@
 """Training runs: what they leave, what they refuse, and their models without the cache."""
 
 import dataclasses
+import re
 import shutil
 
 import pytest
 import torch
+from helpers.extraction import Notes
 from helpers.training import lines_of, losses_of, small_options
 from safetensors.torch import load_file
 
@@ -185,6 +187,22 @@ def test_a_projection_stands_in_front_only_where_widths_differ(options):
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_clips(options):
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step .* any clip of train/"):
         train_temporal(dataclasses.replace(options, lr=1e30, clip_grad=0, warmup_epochs=0, epochs=5))
+
+
+def test_a_loss_that_grows_beyond_measure_ends_the_run_with_the_reason(options):
+    words = r"the loss has grown from [\d.]+ to [\d.e+]+ at step .* lower --lr, which is 100"
+    with pytest.raises(RunError, match=words):
+        train_temporal(dataclasses.replace(options, core="gru", lr=100.0, warmup_epochs=0, epochs=20))
+    assert not read_run(options.out / "run").finished
+
+
+def test_the_start_says_what_the_run_takes(options):
+    notes = Notes()
+    train_temporal(dataclasses.replace(options, epochs=1), progress=notes)
+    assert any(re.fullmatch(r"\w+: [\d,]+ parameters; [\d.]+ [MG]B of memory so far", line) for line in notes.lines)
+    assert any(
+        re.match(r".* s a step, .* an epoch, .* in all without evaluation; fewer ", line) for line in notes.lines
+    )
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
