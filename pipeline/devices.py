@@ -1,10 +1,8 @@
-"""Which device a command runs on, how many CPU cores it may use, and how much memory it has taken."""
+"""Which device a command runs on, and how many CPU cores it may use."""
 
 from __future__ import annotations
 
 import os
-import resource
-import sys
 
 import torch
 
@@ -45,11 +43,3 @@ def num_cores() -> int:
     """CPU cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has had at a time: of a GPU what tensors took, else all of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -24,15 +24,15 @@ from vfz.pipeline.devices import num_cores
 from vfz.pipeline.extraction.destination import find_destination
 from vfz.pipeline.extraction.estimate import (
     Forecast,
-    Machine,
     WorkEstimate,
     draw,
     estimate_work,
     existing_parent,
     forecast,
+    measure_encoder,
     shard_size,
 )
-from vfz.pipeline.extraction.measure import DecodingRates, measure_decoding, measure_disk, measure_encoder
+from vfz.pipeline.extraction.measure import DecodingRates, Machine, measure_decoding, measure_disk
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 from vfz.pipeline.extraction.setup import Prepared, prepare
 from vfz.pipeline.format.catalog import open_catalog

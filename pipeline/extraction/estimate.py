@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +31,17 @@ import torch
 
 from vfz.pipeline.decoding.headers import VideoHeader, read_headers
 from vfz.pipeline.errors import StorageError
-from vfz.pipeline.extraction.measure import measure_encoder
 from vfz.pipeline.progress import human_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vfz.pipeline.datasets.base import VideoRecord
     from vfz.pipeline.decoding.base import VideoSource
+    from vfz.pipeline.encoder.model import FrozenEncoder
     from vfz.pipeline.engine.tasks import ShardTask
     from vfz.pipeline.extraction.destination import Destination
+    from vfz.pipeline.extraction.measure import Machine
     from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.format.plan import PlannedVideo
     from vfz.pipeline.recipe import FrameSpec
@@ -54,6 +58,8 @@ SHARD_SECONDS, SHARD_GOAL_BYTES, MOST_SHARD_VIDEOS = 30.0, 256 * 10**6, 512
 """How much a shard holds at most: so long for the encoder, so many bytes of tokens, so many videos."""
 CPU_BATCH = 2
 """Frames that a CPU is measured with where that is to be quick."""
+ENCODE_SECONDS = 4.0
+MOST_BATCHES = 20
 CLIP_FRAMES = 16
 """Frames of a clip, as the default of `vfz train-temporal`."""
 
@@ -262,32 +268,6 @@ class Forecast:
     payback_epochs: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What does the work, and how fast it was measured to be.
-
-    Attributes:
-        num_cores: CPU cores this process may use.
-        num_encoders: encoders that run at the same time, on a GPU each or sharing the CPU.
-        encoder_cores: CPU cores that each of them computes on; 0 on a GPU.
-        num_decoders: decode processes, of all encoders together.
-        num_shares: machines like this one that the work is dealt to.
-        decode_frames_per_second: of one decode process.
-        encode_frames_per_second: of one encoder, resizing included where the CPU does it.
-        write_bytes_per_second, read_bytes_per_second: of the disk.
-    """
-
-    num_cores: int
-    num_encoders: int
-    encoder_cores: int
-    num_decoders: int
-    num_shares: int
-    decode_frames_per_second: float
-    encode_frames_per_second: float
-    write_bytes_per_second: float
-    read_bytes_per_second: float
-
-
 def draw(items: Sequence[ItemT], count: int) -> list[ItemT]:
     """Up to `count` of the items, drawn by a seed: always the same ones, and for a smaller count the first of them."""
     drawn = np.random.default_rng(SAMPLE_SEED).permutation(len(items))[:count]
@@ -380,6 +360,32 @@ def _core_seconds(machine: Machine, num_frames: float) -> float:
     """How long all cores are busy with what has to be done on them."""
     per_frame = 1 / machine.decode_frames_per_second + machine.encoder_cores / machine.encode_frames_per_second
     return num_frames / machine.num_shares * per_frame / machine.num_cores
+
+
+def measure_encoder(
+    encoder: FrozenEncoder,
+    sample_BCHW: Tensor,
+    *,
+    time_limit_seconds: float = ENCODE_SECONDS,
+    batch_size: int | None = None,
+) -> float:
+    """Frames per second of the encoder alone, on full batches (or such of another size) made of `sample_BCHW`."""
+    batch_size = batch_size or encoder.batch_size
+    repeats = -(-batch_size // len(sample_BCHW))
+    batch_BCHW = sample_BCHW.repeat(repeats, 1, 1, 1)[:batch_size]
+    _encode(encoder, batch_BCHW)  # the first one chooses kernels
+    started = time.perf_counter()
+    num_batches = 0
+    while num_batches < MOST_BATCHES and (not num_batches or time.perf_counter() - started < time_limit_seconds):
+        _encode(encoder, batch_BCHW)
+        num_batches += 1
+    return num_batches * batch_size / (time.perf_counter() - started)
+
+
+def _encode(encoder: FrozenEncoder, batch_BCHW: Tensor) -> None:
+    encoder.encode(batch_BCHW)
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize(encoder.device)
 
 
 def free_bytes(folder: Path) -> int:

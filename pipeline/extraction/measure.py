@@ -1,4 +1,4 @@
-"""How fast decoder, encoder and disk are on this machine, each measured for a few seconds, alone.
+"""What a machine manages: decoder and disk measured for a few seconds, each alone, and the figures together.
 
 Nothing is left behind: the file that the disk is measured with has no name.
 """
@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vfz.pipeline.decoding.base import VideoSource
-    from vfz.pipeline.encoder.model import FrozenEncoder
     from vfz.pipeline.encoder.transforms import Preprocess
     from vfz.pipeline.recipe import FrameSpec
 
-DECODE_SECONDS = ENCODE_SECONDS = 4.0
-MOST_BATCHES = 20
+DECODE_SECONDS = 4.0
 DISK_SECONDS = 2.0
 DISK_BYTES = 256 * 2**20
 _PIECE_BYTES = 4 * 2**20
@@ -104,30 +102,30 @@ class DecodingRates:
     resized_per_second: float
 
 
-def measure_encoder(
-    encoder: FrozenEncoder,
-    sample_BCHW: Tensor,
-    *,
-    time_limit_seconds: float = ENCODE_SECONDS,
-    batch_size: int | None = None,
-) -> float:
-    """Frames per second of the encoder alone, on full batches (or such of another size) made of `sample_BCHW`."""
-    batch_size = batch_size or encoder.batch_size
-    repeats = -(-batch_size // len(sample_BCHW))
-    batch_BCHW = sample_BCHW.repeat(repeats, 1, 1, 1)[:batch_size]
-    _encode(encoder, batch_BCHW)  # the first one chooses kernels
-    started = time.perf_counter()
-    num_batches = 0
-    while num_batches < MOST_BATCHES and (not num_batches or time.perf_counter() - started < time_limit_seconds):
-        _encode(encoder, batch_BCHW)
-        num_batches += 1
-    return num_batches * batch_size / (time.perf_counter() - started)
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What does the work, and how fast it was measured to be.
 
+    Attributes:
+        num_cores: CPU cores this process may use.
+        num_encoders: encoders that run at the same time, on a GPU each or sharing the CPU.
+        encoder_cores: CPU cores that each of them computes on; 0 on a GPU.
+        num_decoders: decode processes, of all encoders together.
+        num_shares: machines like this one that the work is dealt to.
+        decode_frames_per_second: of one decode process.
+        encode_frames_per_second: of one encoder, resizing included where the CPU does it.
+        write_bytes_per_second, read_bytes_per_second: of the disk.
+    """
 
-def _encode(encoder: FrozenEncoder, batch_BCHW: Tensor) -> None:
-    encoder.encode(batch_BCHW)
-    if encoder.device.type == "cuda":
-        torch.cuda.synchronize(encoder.device)
+    num_cores: int
+    num_encoders: int
+    encoder_cores: int
+    num_decoders: int
+    num_shares: int
+    decode_frames_per_second: float
+    encode_frames_per_second: float
+    write_bytes_per_second: float
+    read_bytes_per_second: float
 
 
 def measure_disk(folder: Path, *, free_bytes: int, time_limit_seconds: float = DISK_SECONDS) -> DiskRates:

@@ -208,14 +208,14 @@ def _with_splits(
         "num_folds": options.split_folds,
         "seed": options.split_seed,
     }
-    rule = SplitRule(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     names = sorted({record.split for record in records})
     is_asked = any(value is not None for value in given.values())
-    # The stem of a list is a split only if it is called so, where someone asks for others.
-    if dataset.has_splits and not (is_asked and len(names) == 1 and names[0] not in SPLITS):
-        if is_asked:
-            raise UsageError(f"{dataset.root} has splits already, {', '.join(names)}; leave {rule} out")
+    if dataset.has_splits and not is_asked:
         return records, None
+    rule = SplitRule(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    # The stem of a list is a split only if it is called so, where someone asks for others.
+    if dataset.has_splits and not (len(names) == 1 and names[0] not in SPLITS):
+        raise UsageError(f"{dataset.root} has splits already, {', '.join(names)}; leave {rule} out")
     records = deal(records, rule, class_names=dataset.class_names)
     for line in describe(records, rule, class_names=dataset.class_names):
         progress.note(f"{dataset.name}: {line}")

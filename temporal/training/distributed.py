@@ -10,6 +10,8 @@ process, started without torchrun, exchanges nothing and pays nothing.
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +45,13 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
+
+    def peak_bytes(self) -> int:
+        """The most memory this process has had at a time: of a GPU what tensors took, else all of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def sum(self, values: Tensor) -> Tensor:
         """The values added up over all processes, on the device they came from."""

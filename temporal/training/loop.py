@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfz.pipeline.devices import peak_bytes
 from vfz.pipeline.errors import RunError, RunInterruptedError
 from vfz.pipeline.progress import Progress, StopRequest, human_bytes, human_seconds
 from vfz.temporal.data.loader import ClipBatch
@@ -248,7 +247,7 @@ class Trainer:
     def _forecast(self, step_seconds: float, num_left: int) -> None:
         num_parameters = sum(parameter.numel() for parameter in self._loss.parameters())
         epoch = human_seconds(step_seconds * self._experiment.steps_per_epoch)
-        memory = human_bytes(peak_bytes(self._ranks.device))
+        memory = human_bytes(self._ranks.peak_bytes())
         self._progress.note(f"{self._options.core}: {num_parameters:,} parameters; {memory} of memory so far")
         self._progress.note(
             f"{human_seconds(step_seconds)} a step, {epoch} an epoch, {human_seconds(step_seconds * num_left)} in all "

@@ -15,7 +15,6 @@ from vfz.pipeline.extraction.estimate import (
     CLIP_FRAMES,
     SHARD_BYTES,
     ColumnEstimate,
-    Machine,
     WorkEstimate,
     check_space,
     draw,
@@ -23,6 +22,7 @@ from vfz.pipeline.extraction.estimate import (
     forecast,
     free_bytes,
 )
+from vfz.pipeline.extraction.measure import Machine
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.plan import PlannedVideo
 from vfz.pipeline.recipe import FrameSpec
