@@ -31,7 +31,9 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
     The same command run again continues where it stopped, and does nothing when all is done.
     """
     from vfz.cli.console import progress
+    from vfz.pipeline.datasets import find_dataset
 
+    find_dataset(options.dataset, root=options.root)  # a slip of the pen is told before torch is imported
     if options.dry_run:
         from vfz.pipeline.extraction.dry_run import dry_run
 

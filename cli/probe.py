@@ -42,6 +42,9 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     there already is shown again.
     """
     from vfz.cli.console import print_json, progress
+    from vfz.pipeline.format.folder import find_cache
+
+    find_cache(options.cache)  # a slip of the pen is told before torch is imported
     from vfz.temporal.probes.record import ProbeReport
     from vfz.temporal.probes.run import probe_all
 

@@ -23,6 +23,9 @@ def train_temporal_command(options: TrainOptions, session: Session) -> None:
     A run that was stopped goes on with --resume, with the same losses as if it had never stopped.
     """
     from vfz.cli.console import print_json, progress, show
+    from vfz.pipeline.format.folder import find_caches
+
+    find_caches(options.cache)  # a slip of the pen is told before torch is imported
     from vfz.temporal.training.train import train_temporal
 
     with progress() as shown:

@@ -62,14 +62,22 @@ class Registry(Mapping[str, EntryT]):
         self._entries[name] = entry
 
     def __getitem__(self, name: str) -> EntryT:
-        if name not in self._entries:
-            raise UnknownNameError(self.kind, name, self._entries)
+        self.check(name)
         entry = self._entries[name]
         if isinstance(entry, _Place):
             module, _, attribute = entry.partition(":")
             entry = cast("EntryT", getattr(importlib.import_module(module), attribute))
             self._entries[name] = entry
         return entry
+
+    def check(self, name: str) -> None:
+        """Sees that there is such a name; imports nothing.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if name not in self._entries:
+            raise UnknownNameError(self.kind, name, self._entries)
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""

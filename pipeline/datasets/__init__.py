@@ -38,6 +38,28 @@ DATASETS.register("tars", TarsDataset)
 DATASETS.register("synthetic", SyntheticDataset)
 
 
+def find_dataset(name: str, *, root: str | Path | None = None) -> tuple[type[VideoDataset], Path | None]:
+    """The kind of dataset that is called `name`, and where its videos lie; as `open_dataset`, but nothing is listed.
+
+    Raises:
+        UnknownNameError, UsageError: as `open_dataset`. DatasetError: the root is not there.
+    """
+    if os.sep in name or (name not in DATASETS and Path(name).is_dir()):
+        raise UsageError(f"--dataset {name!r} is a path and not a kind of dataset; give --dataset folder --root {name}")
+    kind = DATASETS[name]
+    root = None if root is None else Path(root)
+    variable = f"VFZ_DATA_{name.upper()}"
+    if root is None and os.environ.get(variable):
+        root = Path(os.environ[variable])
+    if root is None and kind.needs_root:
+        raise UsageError(f"dataset {name!r} needs to know where its videos lie; pass --root or set ${variable}")
+    if root is not None and is_address(root):
+        raise UsageError(f"the root {str(root)!r} of dataset {name!r} is an address; give a folder of this machine")
+    if root is not None and kind.needs_root and not root.exists():
+        kind.open(root)  # which says what is expected there
+    return kind, root
+
+
 def open_dataset(
     name: str,
     *,
@@ -67,23 +89,13 @@ def open_dataset(
         DatasetError: the root is not there, or is not such a dataset.
         StorageError: the files could not be written.
     """
-    if os.sep in name or (name not in DATASETS and Path(name).is_dir()):
-        raise UsageError(f"--dataset {name!r} is a path and not a kind of dataset; give --dataset folder --root {name}")
-    kind = DATASETS[name]
+    kind, root = find_dataset(name, root=root)
     numbers = {"num_videos": num_videos, "num_frames": num_frames, "size": size, "seed": seed}
     options = {key: number for key, number in numbers.items() if number is not None}
     for key in options:
         if key not in kind.option_names:
             takers = ", ".join(other for other, cls in DATASETS.items() if key in cls.option_names)
             raise UsageError(f"--{key.replace('_', '-')} belongs to dataset {takers}, not to {name!r}; leave it out")
-    root = None if root is None else Path(root)
-    variable = f"VFZ_DATA_{name.upper()}"
-    if root is None and os.environ.get(variable):
-        root = Path(os.environ[variable])
-    if root is None and kind.needs_root:
-        raise UsageError(f"dataset {name!r} needs to know where its videos lie; pass --root or set ${variable}")
-    if root is not None and is_address(root):
-        raise UsageError(f"the root {str(root)!r} of dataset {name!r} is an address; give a folder of this machine")
     dataset = kind.open(root, **options)
     dataset.prepare(on_progress=on_progress)
     return dataset

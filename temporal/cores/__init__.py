@@ -2,33 +2,33 @@
 
 All keep the contract of `vfz.temporal.cores.base`. A new core is one file with a `TemporalCore`, one line in the
 registry below and one subclass of `CoreContract` in the tests.
+
+The options of `vfz` check names, so importing this package imports no core, and no torch.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.registry import Registry
-from vfz.temporal.cores.attention import AttentionCore
-from vfz.temporal.cores.base import IdentityCore, TemporalCore
-from vfz.temporal.cores.gru import GruCore, MinGruCore
-from vfz.temporal.cores.mmix import GMMixCore, MCore, MMixCore
-from vfz.temporal.cores.rvm_rnn import RvmRnnCore
+
+if TYPE_CHECKING:
+    from vfz.temporal.cores.base import TemporalCore
 
 __all__ = ["CORES", "TemporalCore", "build_core"]
 
 CORES: Registry[type[TemporalCore[Any]]] = Registry("core")
-CORES.register("identity", IdentityCore)
-CORES.register("m", MCore)
-CORES.register("mmix", MMixCore)
-CORES.register("gmmix", GMMixCore)
-CORES.register("rvm_rnn", RvmRnnCore)
-CORES.register("gru", GruCore)
-CORES.register("mingru", MinGruCore)
-CORES.register("attention", AttentionCore)
+CORES.register_place("identity", "vfz.temporal.cores.base:IdentityCore")
+CORES.register_place("m", "vfz.temporal.cores.mmix:MCore")
+CORES.register_place("mmix", "vfz.temporal.cores.mmix:MMixCore")
+CORES.register_place("gmmix", "vfz.temporal.cores.mmix:GMMixCore")
+CORES.register_place("rvm_rnn", "vfz.temporal.cores.rvm_rnn:RvmRnnCore")
+CORES.register_place("gru", "vfz.temporal.cores.gru:GruCore")
+CORES.register_place("mingru", "vfz.temporal.cores.gru:MinGruCore")
+CORES.register_place("attention", "vfz.temporal.cores.attention:AttentionCore")
 
 
 def build_core(
@@ -76,3 +76,12 @@ def _check_arguments(name: str, core_class: type[TemporalCore[Any]], kwargs: Map
     if unknown := sorted(kwargs.keys() - set(known)):
         taken = f"takes {', '.join(known)}" if known else "has no options"
         raise UsageError(f"core {name} has no option {', '.join(unknown)}; it {taken}")
+
+
+def __getattr__(name: str) -> object:
+    """The contract's class, imported on first use."""
+    if name != "TemporalCore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vfz.temporal.cores.base import TemporalCore
+
+    return TemporalCore

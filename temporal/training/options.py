@@ -11,6 +11,7 @@ from typing import Any
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import DEVICE_HELP
+from vfz.temporal.cores import CORES
 from vfz.temporal.tasks import TASKS
 
 CACHE_HELP = "The cache; may be left out when caches/ holds just one."
@@ -115,6 +116,7 @@ class TrainOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_folder_name(self.name)
+        CORES.check(self.core)
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--batch-size {self.batch_size} cannot be computed in {self.accumulate} equal micro-batches; "

@@ -67,7 +67,7 @@ def test_the_version_is_the_packages():
         (["extract", "--dataset", "synthetic", "--config", "missing.toml"], ["missing.toml"]),
         (["train-temporal", "--cache", "nowhere"], ["nowhere"]),
         (["train-temporal"], ["no cache", "vfz extract"]),
-        (["probe", "--device", "cuda:99"], ["cuda:99"]),
+        (["probe", "--device", "cuda:99", "--cache", "."], ["cuda:99"]),
     ],
 )
 def test_a_wrong_request_gets_one_clear_line_and_a_non_zero_code(arguments, words, tmp_path):

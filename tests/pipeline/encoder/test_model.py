@@ -187,7 +187,7 @@ def test_unknown_names_offer_the_nearest():
     ("options", "words"),
     [
         ({"layers": ("12",)}, r"no layer '12'; it has 0 to 11"),
-        ({"layers": ("-1",)}, r"no layer '-1'"),
+        ({"layers": ("-13",)}, r"no layer '-13'"),
         ({"name": CNN, "layers": ("5",)}, r"no layer '5'; it has 0 to 4"),
         ({"layers": ()}, "at least one"),
         ({"layers": ("3", "3")}, "each once"),
