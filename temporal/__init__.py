@@ -6,7 +6,7 @@
     model, run = load_model(report.run)
     probe(ProbeOptions(probe="attentive", temporal=report.run))
 
-- Your own model on cached tokens: `ClipDataset`.
+- Your own model on cached tokens: `ClipDataset`; pooled features as arrays, for scikit-learn and the like: `to_numpy`.
 - The parts of ours: `build_core`, `build_mixer`, `build_readout`, `build_task`, `TemporalModel`, `ModelConfig`.
 - Train and evaluate: `train_temporal`, `TrainOptions`, `evaluate`, `EvaluateOptions`, `load_model`.
 - Weights released with the paper: `load_checkpoint`.

@@ -6,6 +6,7 @@ from .cores import build_core as build_core
 
 # Cached tokens for a model of your own
 from .data.dataset import ClipDataset as ClipDataset
+from .data.pooling import to_numpy as to_numpy
 from .mixers import build_mixer as build_mixer
 from .model import ModelConfig as ModelConfig
 from .model import TemporalModel as TemporalModel
@@ -60,5 +61,6 @@ __all__ = [
     "paired_bootstrap",
     "probe",
     "share_interval",
+    "to_numpy",
     "train_temporal",
 ]

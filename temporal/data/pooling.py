@@ -15,12 +15,20 @@ F frames that are seen (1 or T), M = V * C * F.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.cache.request import Layers, as_names
 from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.features import ArrayFeatures, Features
+from vfz.temporal.data.tokens import CachedTokens, ClipRequest, num_prefix_of
+from vfz.temporal.data.videos import check_layers, clip_videos
 
 POOLS = ("all", "mean", "last", "frame")
 VECTOR_POOLS = ("mean", "last", "frame")
@@ -107,3 +115,47 @@ def every_vector(features: Features, videos: Tensor, pool: str) -> Tensor:
 def labels_of_vectors(labels_V: Tensor, num_vectors: int) -> Tensor:
     """The class [M] of each of `num_vectors` vectors: every video has as many, one video after the other."""
     return labels_V.repeat_interleave(num_vectors // len(labels_V))
+
+
+def to_numpy(
+    cache: FeatureCache | str | Path,
+    split: str,
+    *,
+    pool: str = "mean",
+    layers: Layers | None = None,
+    view: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
+    """Pooled features of a split as arrays, for scikit-learn, pandas and the like; one video is read at a time.
+
+    Args:
+        cache: its folder, or a cache that is open.
+        split: which.
+        pool: what a row of X is: `mean`, the average vector of all frames of a video; `last`, that of its last frame;
+            `frame`, that of each frame, one video after the other.
+        layers: which of the cache's; default: the last one.
+        view: which crop.
+
+    Returns:
+        X [M, E] float32, y [M] (-1 where a video has no label) and the video's id of each row.
+
+    Raises:
+        UnknownNameError: no such pool, split or layer. UsageError: the split has no such videos. CacheError: as
+        `FeatureCache`.
+    """
+    check_pool(pool, VECTOR_POOLS)
+    opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+    chosen = counted_layers(as_names(("-1",) if layers is None else layers, "layers"), tuple(opened.layers))
+    check_layers(opened, chosen, "all")
+    rows = [one.rows[0] for one in clip_videos(opened, split, layers=chosen, views=(view,), labelled=False)]
+    tokens = CachedTokens(opened, layers=chosen, parts="all")
+    num_prefix = [num_prefix_of(opened, layer, "all") for layer in chosen]
+    vectors, labels, ids = [], [], []
+    for row in rows:
+        frames = np.arange(row.num_frames) if pool != "last" else np.array([row.num_frames - 1])
+        request = ClipRequest(video=row, frames=frames, mask=np.ones(len(frames), dtype=bool))
+        clip = tokens.read_clips([request], torch.device("cpu"))
+        of_video = clip_vectors(clip.layers_BTND, num_prefix, pool)[0].numpy()
+        vectors.append(of_video)
+        labels += [-1 if row.label is None else row.label] * len(of_video)
+        ids += [row.id] * len(of_video)
+    return np.concatenate(vectors), np.array(labels, dtype=np.int64), ids
