@@ -109,8 +109,16 @@ def share_interval(right_V: ArrayLike, *, confidence: float = 0.95) -> Interval:
     right_V = _outcomes(right_V, "outcomes")
     if right_V.min() < 0 or right_V.max() > 1:
         raise UsageError("outcomes must be 0 to 1; use bootstrap_interval for other numbers")
+    return wilson(float(right_V.mean()), len(right_V), confidence=confidence)
+
+
+def wilson(share: float, count: int, *, confidence: float = 0.95) -> Interval:
+    """The same of a share of `count` videos, at least one.
+
+    Raises:
+        UsageError: when `confidence` is no share.
+    """
     _check_confidence(confidence)
-    share, count = float(right_V.mean()), len(right_V)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     scale = 1 / (1 + z**2 / count)
     centre = scale * (share + z**2 / (2 * count))

@@ -24,6 +24,7 @@ from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import TokenSource
 from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, first_eval_split, num_unlabelled
 from vfz.temporal.model import ModelConfig
+from vfz.temporal.statistics import FEW_VIDEOS, wilson
 from vfz.temporal.tasks import TASKS, Task
 from vfz.temporal.tasks.classify import ClassifyMetrics, ClassifyTask, clip_logits
 from vfz.temporal.training.distributed import Ranks
@@ -73,13 +74,17 @@ class Evaluation:
         """For people: every metric, then what it was measured on."""
         counts = {name: value for name, value in self.metrics.items() if name.startswith(COUNT_PREFIX)}
         shown = {name: self._shown(name, value) for name, value in self.metrics.items() if name not in counts}
+        if self.headline == "top1" and self.num_videos:  # the one that is a share of the videos
+            interval = wilson(self.value, self.num_videos)
+            shown[self.headline] += f" [{100 * interval.low:.1f}%, {100 * interval.high:.1f}%] (Wilson, 95%)"
+        few = f"; so few say little: {FEW_VIDEOS} are the least to go by" if self.num_videos < FEW_VIDEOS else ""
         missing = f"; {self.num_missing} more are not in the cache" if self.num_missing else ""
         missing += f"; {self.num_unlabelled} more have no label" if self.num_unlabelled else ""
         measured = ", ".join(f"{value:,.0f} {name.removeprefix(COUNT_PREFIX)}" for name, value in counts.items())
         return {
             self.headline: shown.pop(self.headline),
             **shown,
-            "measured on": f"{measured} of {self.num_videos} videos of {self.split}{missing}",
+            "measured on": f"{measured} of {self.num_videos} videos of {self.split}{missing}{few}",
         }
 
     def _shown(self, name: str, value: float) -> str:
