@@ -6,8 +6,8 @@ are in one split. Clips of one source stay together where `group_by` says how th
 drawn for the source.
 
 Numbers drawn so may leave a split of a small class empty. Then the file of that class whose number is nearest goes
-there, as long as another split of the class keeps one. Only such a file can change its split when its class grows; in a
-cache, videos keep the splits they were planned with.
+there, as long as another split of the class keeps one. Only such a file can change its split when its class grows. In a
+cache, videos keep the splits they were planned with, and so do copies of their files and clips of their groups.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from vfz.pipeline.datasets.base import VideoRecord
 from vfz.pipeline.errors import DatasetError, UsageError
+from vfz.pipeline.progress import counted
 
 SPLITS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
@@ -59,6 +60,8 @@ class SplitRule:
             )
         if self.num_folds == 1:
             raise UsageError("--split-folds 1: one fold has nothing to train on; give at least 2")
+        if self.group_by == "":
+            raise UsageError("--group-by '' finds nothing; give a regular expression, or leave it out")
         try:
             re.compile(self.group_by or "")
         except re.error as error:
@@ -82,52 +85,85 @@ class SplitRule:
         return " ".join(parts)
 
 
-def deal(records: Sequence[VideoRecord], rule: SplitRule, *, class_names: Sequence[str]) -> list[VideoRecord]:
+class KnownVideo(NamedTuple):
+    """What a cache knows of a video that was dealt before."""
+
+    id: str
+    digest: str | None
+    split: str
+    folds: Mapping[str, str]
+
+
+def deal(
+    records: Sequence[VideoRecord], rule: SplitRule, *, class_names: Sequence[str], known: Iterable[KnownVideo] = ()
+) -> list[VideoRecord]:
     """The same videos, each with a split and with folds.
 
     Args:
         records: the videos; a file that is not there is dealt by its id.
         rule: how.
-        class_names: for messages.
+        class_names: in the order of labels; empty where there are none.
+        known: videos that were dealt before; they, copies of their files and clips of their groups stay where they are.
 
     Raises:
         DatasetError: `group_by` finds nothing in a name.
     """
-    units = [_group_of(record, rule.group_by) for record in records] if rule.group_by else _digests(records)
+    groups = rule.group_by is not None
+    units = [_group_of(record.id, rule.group_by or "") for record in records] if groups else _digests(records)
     drawn = {unit: _number(unit, rule.seed) for unit in units}
     splits = [name for name, fraction in zip(SPLITS, rule.fractions, strict=False) if fraction]
     ends = _ends([fraction for fraction in rule.fractions if fraction])
     split_of = {unit: _place(number, ends) for unit, number in drawn.items()}
+    before: dict[str, tuple[str, Mapping[str, str]]] = {}
+    by_id: dict[str, tuple[str, Mapping[str, str]]] = {}
+    for row in known:
+        by_id[row.id] = row.split, row.folds
+        before[_group_of(row.id, rule.group_by or "") if groups else row.digest or row.id] = by_id[row.id]
     classes: dict[str, set[int | None]] = defaultdict(set)
     for unit, record in zip(units, records, strict=True):
         classes[unit].add(record.label)
+        if unit in before and before[unit][0] in splits:
+            split_of[unit] = splits.index(before[unit][0])
     for label in range(len(class_names)) if class_names else [None]:
-        _fill([unit for unit, labels in classes.items() if labels == {label}], drawn, split_of, ends)
-    return [
-        replace(record, split=splits[split_of[unit]], folds=_folds(drawn[unit], rule.num_folds))
-        for unit, record in zip(units, records, strict=True)
-    ]
+        of_class = [unit for unit, labels in classes.items() if labels == {label}]
+        _fill(of_class, drawn, split_of, ends, fixed=before.keys())
+    found = []
+    for unit, record in zip(units, records, strict=True):
+        fresh = splits[split_of[unit]], _folds(drawn[unit], rule.num_folds)
+        split, folds = by_id.get(record.id) or before.get(unit) or fresh
+        found.append(replace(record, split=split, folds=folds))
+    return found
 
 
 def describe(records: Sequence[VideoRecord], rule: SplitRule, *, class_names: Sequence[str]) -> list[str]:
-    """In a line or two: how many videos are in which split, and which classes have none in one."""
+    """In a few lines: how many videos are in which split, and what has none."""
     count = Counter(record.split for record in records)
-    shares = ", ".join(f"{count[name]} {name}" for name in SPLITS if count[name])
-    lines = [f"no splits are given: {shares}, dealt by {rule}; by what is in the files, so a larger folder keeps them"]
-    for split in count:
+    used = [split for split, fraction in zip(SPLITS, rule.fractions, strict=False) if fraction]
+    by = "what is in the files"
+    if rule.group_by is not None:
+        by = counted(len({_group_of(record.id, rule.group_by) for record in records}), "group")
+    lines = [f"no splits are given: {', '.join(f'{count[split]} {split}' for split in used)}, dealt by {by}, {rule}"]
+    for split in used:
         there = {record.label for record in records if record.split == split}
         lacking = [name for label, name in enumerate(class_names) if label not in there]
-        if lacking:
-            lines.append(f"{len(lacking)} classes have no video in {split} (first: {lacking[0]}): they have too few")
+        if not count[split]:
+            lines.append(f"{split} has no video: there are too few files, copies of one file, or too few groups")
+        elif lacking:
+            lines.append(f"no video of {lacking[0]} and {len(lacking) - 1} other classes is in {split}")
+    tested = {fold for record in records for fold, split in record.folds.items() if split == "test"}
+    empty = [f"fold{number + 1}" for number in range(rule.num_folds) if f"fold{number + 1}" not in tested]
+    if empty:
+        lines.append(f"{', '.join(empty[:8])}: no video to test on; give fewer --split-folds")
     return lines
 
 
-def _group_of(record: VideoRecord, group_by: str | None) -> str:
-    name = PurePath(record.id).name
-    found = re.search(group_by or "", name)
-    if found is None:
-        raise DatasetError(f"--group-by {group_by!r} finds nothing in the name of {record.id!r}; every name must match")
-    return "/".join(found.groups(default="")) or found[0]
+def _group_of(video_id: str, group_by: str) -> str:
+    name = PurePath(video_id).name
+    found = re.search(group_by, name)
+    text = "" if found is None else "/".join(found.groups(default="")) or found[0]
+    if not text.strip("/"):
+        raise DatasetError(f"--group-by {group_by!r} finds nothing in the name of {video_id!r}; every name must match")
+    return text
 
 
 def _digests(records: Sequence[VideoRecord]) -> list[str]:
@@ -155,11 +191,18 @@ def _place(number: float, ends: Sequence[float]) -> int:
     return next(place for place, end in enumerate(ends) if number < end)
 
 
-def _fill(units: Sequence[str], drawn: Mapping[str, float], split_of: dict[str, int], ends: Sequence[float]) -> None:
+def _fill(
+    units: Sequence[str],
+    drawn: Mapping[str, float],
+    split_of: dict[str, int],
+    ends: Sequence[float],
+    *,
+    fixed: Container[str],
+) -> None:
     """Gives each split of a class a file where there are enough: the nearest of a split that has another."""
     for place in range(len(ends)):
         count = Counter(split_of[unit] for unit in units)
-        spare = [unit for unit in units if count[split_of[unit]] > 1]
+        spare = [unit for unit in units if count[split_of[unit]] > 1 and unit not in fixed]
         if not count[place] and spare:
             begin, end = (ends[place - 1] if place else 0.0), ends[place]
             nearest = min(spare, key=lambda unit: (max(begin - drawn[unit], drawn[unit] - end), unit))

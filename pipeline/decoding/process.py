@@ -268,6 +268,11 @@ class VideoStream:
         self._error: VfzError | None = None  # raised at the end
         self._on_close: Callable[[], None] | None = None
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was closed before its end, so that not all of its frames came."""
+        return self._closed
+
     def __iter__(self) -> Iterator[VideoFrame]:
         """The frames, as they come.
 

@@ -75,7 +75,8 @@ def run_dask(
             for row in result.rows:
                 if row.reason:
                     progress.note(f"{row.status}: {row.id!r}: {row.reason}")
-            progress.advance(len(result.task.videos), figures=totals.figures(time.perf_counter() - started))
+            num_done = len(result.task.videos) if result.is_whole else len(result.rows)
+            progress.advance(num_done, figures=totals.figures(time.perf_counter() - started))
             yield result
 
 

@@ -13,7 +13,7 @@ so the bytes of a shard are the same on every run.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,7 @@ class ShardExtractor:
         self._copier = HostCopier(self._encoder.device)
         self._batch_size = job.encoder.batch_size  # as was told last
         self._told = False  # that it is about to stop
+        self._leave: Callable[[], None] = lambda: None
 
     def extract_all(self, tasks: Iterable[ShardTask], *, stop: StopRequest | None = None) -> Iterator[ShardResult]:
         """The result of each task, in their order, as it is committed.
@@ -114,6 +115,7 @@ class ShardExtractor:
                 pool=pool,
                 stop=stop,
             )
+            self._leave = feeder.leave
             committer = ShardCommitter(self._job.cache, self._contents)
             stages.start("feed", lambda: feeder.run(tasks, batches))
             stages.start("write", lambda: committer.run(tokens, results))
@@ -170,6 +172,7 @@ class ShardExtractor:
         """Where someone has asked to stop: says so once, and stops when the time that is left for it is over."""
         if stop.is_requested and not self._told:
             self._told = True
+            self._leave()
             for line in STOPPING:
                 self._progress.note(line)
         if stop.is_due:

@@ -90,6 +90,7 @@ class BatchFeeder:
         self._recipe, self._gatherer = recipe, frame_gatherer(preprocess, device)
         self._batch_size, self._pool, self._stop = batch_size, pool, stop
         self._num_ended = 0  # videos, since the last message
+        self._in_hand: VideoStream | None = None
 
     def run(self, tasks: Sequence[ShardTask], batches: Channel[FromFeeder]) -> None:
         """Hands on everything, until the last shard or until it is stopped."""
@@ -106,15 +107,22 @@ class BatchFeeder:
             batches.put(ShardEnd(shard=shard, num_videos=self._count_ended()))
         batches.put(AllEnd())
 
+    def leave(self) -> None:
+        """For another thread, once it is asked to stop: do not wait for the rest of the video in hand."""
+        if self._in_hand is not None:
+            self._in_hand.close()
+
     def _batches(self, shard: ShardInProgress, streams: Iterator[VideoStream]) -> Iterator[FrameBatch]:
         gatherer, seconds = self._gatherer, shard.stage_seconds
         videos: list[VideoInProgress] = []
         pts_seconds: list[float] = []
         for number, video in enumerate(shard.videos):
+            if self._stop.is_requested:
+                _leave(shard.videos[number:])
+                break
             cropper = cropper_of(self._recipe.views, video.planned.id, video.planned.view)
-            for frame in _frames(shard.task, video, next(streams)):
-                if self._stop.is_requested:
-                    break
+            self._in_hand = next(streams)
+            for frame in _frames(shard.task, video, self._in_hand):
                 with timed(seconds, PREPARE):
                     gatherer.add(frame.pixels_HWC, cropper)
                 videos.append(video)
@@ -122,12 +130,8 @@ class BatchFeeder:
                 if len(videos) == self._batch_size:
                     yield self._batch(shard, videos, pts_seconds)
                     videos, pts_seconds = [], []
-            else:
-                self._num_ended += 1
-                continue
-            for left in shard.videos[number:]:
-                left.is_left = True
-            break
+            video.is_left = self._in_hand.is_cut and not video.reason  # by `leave`
+            self._num_ended += not video.is_left
         if videos:
             yield self._batch(shard, videos, pts_seconds)
 
@@ -147,6 +151,11 @@ class BatchFeeder:
         return count
 
 
+def _leave(videos: Iterable[VideoInProgress]) -> None:
+    for video in videos:
+        video.is_left = True
+
+
 def _sources(tasks: Iterable[ShardTask]) -> Iterator[VideoSource]:
     for task in tasks:
         for video in task.videos:
@@ -156,16 +165,19 @@ def _sources(tasks: Iterable[ShardTask]) -> Iterator[VideoSource]:
 def _frames(task: ShardTask, video: VideoInProgress, stream: VideoStream) -> Iterator[VideoFrame]:
     """The frames of a video, until it or its tokens prove bad; then it says why."""
     first, source = task.first_rows.get(video.planned.key), task.sources[video.planned.id]
-    num_frames = 0
+    num_frames, is_bad = 0, False
     try:
         for frame in stream:
             video.digest = stream.digest
-            if video.token_reason or (first is not None and stream.digest != first.source_digest):
+            is_bad = bool(video.token_reason) or (first is not None and stream.digest != first.source_digest)
+            if is_bad:
                 break
             num_frames += 1
             yield frame
     except DecodeError as error:
         video.decode_reason = str(error)
+    if stream.is_cut and not is_bad:
+        return  # it was asked to stop
     stream.close()
     video.digest, video.missing = stream.digest, stream.missing
     if first is None or video.missing:

@@ -61,7 +61,7 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     cache, folder = destination.cache, destination.cache.path
     catalog = open_catalog(cache) if folder.exists() else None
     rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}
-    prepared = prepared.with_ids_of(row.id for row in rows.values()).with_splits_of(rows.values())
+    prepared = prepared.with_ids_of(row.id for row in rows.values())
     tasks = remaining_tasks(
         cache,
         destination.contents,

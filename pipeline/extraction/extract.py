@@ -57,7 +57,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     cache = destination.cache
     catalog = open_catalog(cache)
     before = {row.key: row for row in LedgerRows(catalog.table)}
-    prepared = prepared.with_ids_of(row.id for row in before.values()).with_splits_of(before.values())
+    prepared = prepared.with_ids_of(row.id for row in before.values())
     _check_same_videos(cache.path, before.values(), prepared.everything, prepared.dataset, progress)
     views = options.views or 1 + max((row.view for row in before.values()), default=0)
 

@@ -90,8 +90,7 @@ def remaining_tasks(
     if isinstance(shard_videos, int):
         _check_size_of_planned(cache, shard_videos, commits)
     again = _to_try_again(records, rows, cache, retry_failed=retry_failed)
-    # A shard that was closed before its last video, since someone asked to stop, stays as it is.
-    again |= {row.key for row in rows.values() if row.status == "pending" and row.shard in commits}
+    again |= _left_by_closed_shards(cache, rows, commits)
     plans = cache.extend_plans(
         records, shard_size_videos=shard_videos, views=range(views), again=again, preview=preview
     )
@@ -113,6 +112,18 @@ def remaining_tasks(
             of_shard = [cache.read_commit(path) for path in commits.get(shard, ())]
             tasks += _additions(first, of_shard, retry_failed=retry_failed) if of_shard else [first]
     return tasks
+
+
+def _left_by_closed_shards(
+    cache: CacheFolder, rows: Mapping[VideoKey, LedgerRow], commits: Mapping[str, Sequence[Path]]
+) -> dict[VideoKey, str]:
+    """Videos of shards that were closed before them, since someone asked to stop; such a shard stays as it is.
+
+    The commits say so themselves: rows that were read before may be older than a commit of another process.
+    """
+    shards = {row.shard for row in rows.values() if row.status == "pending" and row.shard in commits}
+    firsts = [cache.read_commit(commits[shard][0]) for shard in sorted(shards)]
+    return {row.key: row.shard for index in firsts for row in index.rows if row.status == "pending"}
 
 
 def _check_size_of_planned(cache: CacheFolder, shard_videos: int, commits: Collection[str]) -> None:
@@ -195,8 +206,10 @@ def _to_try_again(
     cache: CacheFolder,
     *,
     retry_failed: bool,
-) -> set[VideoKey]:
+) -> dict[VideoKey, str]:
     """Videos that get another attempt: missing ones that are there now, and failed ones that changed or are asked for.
+
+    Each with the shard that says so.
 
     Raises:
         CacheMismatchError: when a finished video's file is another one now.
@@ -206,7 +219,7 @@ def _to_try_again(
         if row.status != "pending":
             by_id.setdefault(row.id, []).append(row)
     tried = [TriedVideo(record.source, by_id[record.id]) for record in records if record.id in by_id]
-    again = set()
+    again = {}
     for (source, of_video), is_same in compare_sources(cache, tried):
         for row, same in zip(of_video, is_same, strict=True):
             if row.status == "ok" and not same:
@@ -215,7 +228,7 @@ def _to_try_again(
                     "give the new one another id, or make another cache with --name"
                 )
             if row.status == "missing" or (row.status == "failed" and (retry_failed or not same)):
-                again.add(row.key)
+                again[row.key] = row.shard
     return again
 
 

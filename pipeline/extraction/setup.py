@@ -5,13 +5,13 @@ Cost: listing the videos (`synthetic` renders them where they are not there), an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord, describe_missing, present_ids
-from vfz.pipeline.datasets.splits import SPLITS, SplitRule, deal, describe
+from vfz.pipeline.datasets.splits import SPLITS, KnownVideo, SplitRule, deal, describe
 from vfz.pipeline.datasets.text import composed
 from vfz.pipeline.decoding import DEFAULT_DECODER, get_decoder
 from vfz.pipeline.devices import device_for
@@ -22,7 +22,9 @@ from vfz.pipeline.encoder.weights import check_encoder_name
 from vfz.pipeline.engine.run import Share, choose_share
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CacheFolder, cache_name
+from vfz.pipeline.format.ledger_table import LedgerRows
 from vfz.pipeline.recipe import (
     CALIBRATION_FRAMES,
     CALIBRATION_SEED,
@@ -37,7 +39,6 @@ from vfz.pipeline.recipe import (
 from vfz.pipeline.stores.quantization import PRECISION_VERSION
 
 if TYPE_CHECKING:
-    from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.progress import Progress
 
 
@@ -52,15 +53,9 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
     dataset = _open_dataset(options, progress)
     if options.flip and not dataset.can_flip:
         raise UsageError(f"--flip would change classes of {options.dataset}, which tell left from right; leave it out")
-    everything, rule = _with_splits(dataset, options, progress)
-    records = _choose_splits(everything, dataset, options.splits)
-    gaps = Gaps.of(dataset, records, everything)
-    for line in gaps.lines:
-        progress.note(line)
-    present = present_ids(records)
-    if len(present) < len(records):
-        missing = len(records) - len(present)
-        progress.note(describe_missing(dataset.name, num_listed=len(records), num_missing=missing))
+    everything = dataset.videos()
+    rule = _split_rule(dataset, options, everything)
+    records = everything if rule else _choose_splits(everything, dataset, options.splits)  # told before weights load
     request = EncoderRequest(
         name=options.encoder,
         layers=options.layers,
@@ -80,6 +75,16 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
     if encoder.weights_note is not None:
         progress.note(encoder.weights_note)
     recipe, cache = _as_begun(make_recipe(encoder, options, dataset), options, dataset)
+    if rule is not None:
+        everything = _dealt(dataset, everything, rule, cache, progress)
+        records = _choose_splits(everything, dataset, options.splits)
+    gaps = Gaps.of(dataset, records, everything)
+    for line in gaps.lines:
+        progress.note(line)
+    present = present_ids(records)
+    if len(present) < len(records):
+        missing = len(records) - len(present)
+        progress.note(describe_missing(dataset.name, num_listed=len(records), num_missing=missing))
     if recipe.frames.decoder_version < get_decoder(recipe.frames.decoder).version:
         progress.note(
             f"{cache.path} was begun by an earlier vfz; videos of which other frames are taken now are refused in it"
@@ -129,22 +134,6 @@ class Prepared:
     share: Share
     split_rule: SplitRule | None
 
-    def with_splits_of(self, rows: Iterable[LedgerRow]) -> Prepared:
-        """The same, with videos in the splits that a cache has them in, where they were dealt.
-
-        Args:
-            rows: of the cache.
-        """
-        if self.split_rule is None:
-            return self
-        known = {row.id: (row.split, row.folds) for row in rows}
-
-        def kept(records: list[VideoRecord]) -> list[VideoRecord]:
-            found = [(record, *known.get(record.id, (record.split, record.folds))) for record in records]
-            return [replace(record, split=split, folds=folds) for record, split, folds in found]
-
-        return replace(self, everything=kept(self.everything), records=kept(self.records))
-
     def with_ids_of(self, known: Iterable[str]) -> Prepared:
         """The same, with videos called as a cache calls them: at first, ids were not composed.
 
@@ -193,15 +182,12 @@ def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
     return dataset
 
 
-def _with_splits(
-    dataset: VideoDataset, options: ExtractOptions, progress: Progress
-) -> tuple[list[VideoRecord], SplitRule | None]:
-    """All videos, dealt to splits where they have none.
+def _split_rule(dataset: VideoDataset, options: ExtractOptions, records: Collection[VideoRecord]) -> SplitRule | None:
+    """How videos are dealt to splits; None where they have some.
 
     Raises:
         UsageError: they have splits, and options say how to deal them.
     """
-    records = dataset.videos()
     given = {
         "fractions": options.split_fractions,
         "group_by": options.group_by,
@@ -211,15 +197,24 @@ def _with_splits(
     names = sorted({record.split for record in records})
     is_asked = any(value is not None for value in given.values())
     if dataset.has_splits and not is_asked:
-        return records, None
+        return None
     rule = SplitRule(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     # The stem of a list is a split only if it is called so, where someone asks for others.
     if dataset.has_splits and not (len(names) == 1 and names[0] not in SPLITS):
         raise UsageError(f"{dataset.root} has splits already, {', '.join(names)}; leave {rule} out")
-    records = deal(records, rule, class_names=dataset.class_names)
+    return rule
+
+
+def _dealt(
+    dataset: VideoDataset, records: list[VideoRecord], rule: SplitRule, cache: CacheFolder, progress: Progress
+) -> list[VideoRecord]:
+    """The videos with splits: those that the cache has of them, their copies and groups, else those that are drawn."""
+    rows = LedgerRows(open_catalog(cache).table) if cache.path.exists() else ()
+    known = [KnownVideo(row.id, row.source_digest, row.split, row.folds) for row in rows]
+    records = deal(records, rule, class_names=dataset.class_names, known=known)
     for line in describe(records, rule, class_names=dataset.class_names):
         progress.note(f"{dataset.name}: {line}")
-    return records, rule
+    return records
 
 
 def _as_begun(recipe: Recipe, options: ExtractOptions, dataset: VideoDataset) -> tuple[Recipe, CacheFolder]:

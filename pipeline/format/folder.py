@@ -32,7 +32,7 @@ from vfz.pipeline.format.header import (
 from vfz.pipeline.format.plan import PLAN, Plan, ShardSize, extend_plans, read_plans
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -147,7 +147,7 @@ class CacheFolder:
         *,
         shard_size_videos: ShardSize,
         views: Sequence[int] = (0,),
-        again: Collection[VideoKey] = (),
+        again: Mapping[VideoKey, str] | None = None,
         preview: bool = False,
     ) -> tuple[Plan, ...]:
         """Plans every video that is in no plan yet, and those to be tried `again`; see `plan.extend_plans`.
@@ -156,7 +156,7 @@ class CacheFolder:
             records: the dataset's videos.
             shard_size_videos: videos per new shard, or what says how many.
             views: which crops.
-            again: keys of videos that are planned once more.
+            again: videos that are planned once more, each with the shard it was seen in.
             preview: write nothing; what it would be were no other process to plan anything.
 
         Returns:

@@ -190,7 +190,7 @@ def extend_plans(
     *,
     shard_size_videos: ShardSize,
     views: Sequence[int] = (0,),
-    again: Collection[VideoKey] = (),
+    again: Mapping[VideoKey, str] | None = None,
     known: Sequence[Plan] = (),
     preview: bool = False,
 ) -> tuple[Plan, ...]:
@@ -201,7 +201,8 @@ def extend_plans(
         records: the dataset's videos.
         shard_size_videos: videos per new shard, or what says how many when it is given the videos to plan.
         views: which crops.
-        again: keys of videos to be tried again: planned once more, in one new plan.
+        again: videos to be tried again, each with the shard it was seen in: planned once more, in one new plan, unless
+            a plan has named another shard for it since.
         known: plans that were read before, as for `read_plans`.
         preview: write nothing; the plans as they would be, were no other process to plan anything.
 
@@ -215,14 +216,19 @@ def extend_plans(
     records = list(records)
     while True:
         existing = read_plans(folder, known=known)
-        plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, views=views, again=again)
+        again_now: set[VideoKey] = set()
+        if again:
+            latest = {
+                video.key: shard for plan in existing for shard, videos in plan.shards.items() for video in videos
+            }
+            again_now = {key for key, shard in again.items() if latest.get(key) == shard}
+        plan = make_plan(records, shard_size_videos=shard_size_videos, existing=existing, views=views, again=again_now)
         if plan is None:
             return existing
         written = plan if preview else write_plan(folder, plan)
         if written is plan:
             return (*existing, plan)
         # Another process was first: the next round sees its plan.
-        again = set(again) - {video.key for videos in written.shards.values() for video in videos}
 
 
 def read_plans(folder: Path, *, known: Sequence[Plan] = ()) -> tuple[Plan, ...]:

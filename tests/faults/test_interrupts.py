@@ -1,5 +1,6 @@
 """Ctrl-C and kill: the videos that are done are kept, and the same command goes on from there."""
 
+import contextlib
 import os
 import pty
 import select
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from helpers.extraction import all_tokens, command_line, num_ok, shard_files
-from helpers.processes import wait_until
+from helpers.processes import decoders_of, wait_until
 
 from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.format.commits import committed_paths, read_shard_index
+from vfz.pipeline.format.plan import read_plans
 from vfz.pipeline.maintenance.verify import verify_cache
 
 
@@ -77,6 +80,53 @@ def test_a_shard_is_closed_with_the_videos_that_are_done(synthetic_options, synt
     assert len(shard_files(path)) == 2
     assert shard_files(path)["00000", 0] == first["00000", 0]
     assert verify_cache(path).problems == ()
+
+
+def test_two_runs_that_go_on_at_once_plan_no_video_twice(synthetic_options, synthetic_cache, tmp_path):
+    """What one of them has read of the cache is older than what the other has planned and made since."""
+    options = synthetic_options(shard_videos=8, out=tmp_path / "caches")
+    process = subprocess.Popen(command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: _num_written(options) > 30_000 or process.poll() is not None, seconds=120)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    (path,) = options.out.iterdir()
+    assert 0 < num_ok(path) < 48
+    both = [
+        subprocess.Popen(command_line(options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(2)
+    ]
+    assert [one.communicate(timeout=120)[1] is not None and one.returncode for one in both] == [0, 0]
+    planned = [video.key for plan in read_plans(path / "plan") for videos in plan.shards.values() for video in videos]
+    of_closed = sum(row.status == "pending" for index in _commits(path) for row in index.rows)
+    assert len(planned) == 48 + of_closed, "only what a closed shard has left is planned once more"
+    assert extract(options).num_tried == 0
+    assert all_tokens(path) == all_tokens(synthetic_cache.path)
+
+
+def _commits(path):
+    return [read_shard_index(index) for index in committed_paths(path).values()]
+
+
+def test_a_video_that_gives_no_frame_does_not_keep_a_shard_from_being_closed(synthetic_options, tmp_path):
+    """Just when people press Ctrl-C: all decoders are held up, and the limit is ten minutes."""
+    options = synthetic_options(shard_videos=48, out=tmp_path / "caches", decode_workers=1)
+    process = subprocess.Popen(
+        command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_until(lambda: _num_written(options) > 30_000 or process.poll() is not None, seconds=120)
+        for pid in decoders_of(process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)  # what they had sent before is encoded
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        assert time.monotonic() - started < 25, "and not when its time is over"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, errors
+    (path,) = options.out.iterdir()
+    assert 0 < num_ok(path) < 48
 
 
 def _num_written(options):

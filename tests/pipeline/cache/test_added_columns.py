@@ -115,7 +115,7 @@ def test_a_column_tried_again_in_a_still_later_commit_is_found(grown):
 
 
 def test_a_lacking_video_planned_again_counts_by_the_later_plan(grown):
-    plan = extend_plans(grown / "plan", records(6), shard_size_videos=2, again={("v1", 0)})[1]
+    plan = extend_plans(grown / "plan", records(6), shard_size_videos=2, again={("v1", 0): "00000"})[1]
     before = FeatureCache(grown)
     assert {row.id: row.status for row in before.videos}["v1"] == "ok", "what it has is not hidden meanwhile"
     assert before.table()["lacking"].to_pylist()[1]

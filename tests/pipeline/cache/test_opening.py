@@ -52,7 +52,7 @@ def test_a_cache_without_a_plan_is_incomplete(tmp_path):
 
 
 def test_a_video_tried_again_counts_by_its_latest_plan(folder):
-    plan = extend_plans(folder / "plan", records(6), shard_size_videos=2, again={("v3", 0)})[1]
+    plan = extend_plans(folder / "plan", records(6), shard_size_videos=2, again={("v3", 0): "00001"})[1]
     waiting = {row.id: row for row in FeatureCache(folder, allow_incomplete=True).videos}["v3"]
     assert (waiting.status, waiting.attempts, waiting.shard) == ("pending", 1, "00003")
     commit_shard(folder, prepare_shard(folder, plan, "00003"))

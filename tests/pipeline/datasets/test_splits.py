@@ -1,8 +1,10 @@
 """Videos without splits are dealt by what is in them: alike everywhere, when more come, and by class."""
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.datasets import VideoRecord, open_dataset
-from vfz.pipeline.datasets.splits import SplitRule, deal, describe
+from vfz.pipeline.datasets.splits import KnownVideo, SplitRule, deal, describe
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import DatasetError, UsageError
 
@@ -92,6 +94,51 @@ def test_copies_of_a_file_and_clips_of_a_film_stay_together(tmp_path):
         deal(records, SplitRule(group_by="^x"), class_names=CLASSES)
 
 
+@pytest.mark.parametrize("group_by", [None, r"^(film\d+)"])
+def test_copies_and_groups_of_what_a_cache_holds_follow_it(tmp_path, group_by):
+    """Also where `_fill` had moved a file to a split of its small class, and the class has grown since."""
+    rule = SplitRule(group_by=group_by)
+    few = records_in(tmp_path / "few", (16, 0, 0))[::4] if group_by else records_in(tmp_path / "few", (4, 0, 0))
+    dealt = deal(few, rule, class_names=("a",))
+    assert {one.split for one in dealt} == {"train", "val", "test"}
+    known = [KnownVideo(one.id, one.source.digest(), one.split, {}) for one in dealt]
+    more = records_in(tmp_path / "few", (120, 0, 0))
+    for number, one in enumerate(few):  # a copy of each under another name
+        path = Path(
+            shutil.copy(one.source.path, tmp_path / f"few/a/{one.source.path.stem.split('-')[0]}-copy{number}.mp4")
+        )
+        more.append(VideoRecord(id=f"a/{path.stem}", source=VideoSource(path=path), split="all", label=0))
+    grown = deal(more, rule, class_names=("a",), known=known)
+    after = {one.id: one.split for one in grown}
+    assert {one.id: after[one.id] for one in dealt} == {one.id: one.split for one in dealt}
+    of_unit = {}
+    for one in grown:
+        unit = one.id.split("/")[1].split("-")[0] if group_by else one.source.digest()
+        of_unit.setdefault(unit, set()).add(one.split)
+    assert all(len(splits) == 1 for splits in of_unit.values())
+    assert len(of_unit) == (30 if group_by else 120)
+
+
+def test_splits_and_folds_without_a_video_are_told(tmp_path):
+    records = records_in(tmp_path, (12, 0, 0))
+    rule = SplitRule(group_by=r"^film\d", num_folds=9)
+    lines = describe(deal(records, rule, class_names=("a",)), rule, class_names=("a",))
+    assert ", dealt by 3 groups, --split-fractions" in lines[0]
+    assert any(
+        line.startswith("fold") and line.endswith("no video to test on; give fewer --split-folds") for line in lines
+    )
+    (tmp_path / "b").mkdir()
+    same = [dataclasses.replace(one, source=records[0].source) for one in records]
+    lines = describe(deal(same, SplitRule(), class_names=("a",)), SplitRule(), class_names=("a",))
+    assert sum("has no video: there are too few files, copies of one file" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("group_by", ["x*", r"(\d+x)?|", "^x"])
+def test_a_group_that_is_no_text_is_refused(tmp_path, group_by):
+    with pytest.raises(DatasetError, match="finds nothing in the name of"):
+        deal(records_in(tmp_path, (2, 0, 0)), SplitRule(group_by=group_by), class_names=("a",))
+
+
 def test_each_video_is_the_test_of_one_fold(tmp_path):
     dealt = deal(records_in(tmp_path, (40, 0, 0)), SplitRule(num_folds=4), class_names=("a",))
     assert all(list(one.folds) == ["fold1", "fold2", "fold3", "fold4"] for one in dealt)
@@ -107,6 +154,7 @@ def test_each_video_is_the_test_of_one_fold(tmp_path):
         ({"fractions": (0.0, 1.0)}, "0.8,0.1,0.1"),
         ({"num_folds": 1}, "at least 2"),
         ({"group_by": "("}, "no regular expression"),
+        ({"group_by": ""}, "leave it out"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(values, words):
@@ -118,7 +166,7 @@ def test_classes_too_small_for_all_splits_are_named(tmp_path):
     records = deal(records_in(tmp_path, (30, 2, 30)), SplitRule(), class_names=CLASSES)
     lines = describe(records, SplitRule(), class_names=CLASSES)
     assert lines[0].startswith("no splits are given: ")
-    assert any("1 classes have no video in" in line and "(first: b)" in line for line in lines[1:])
+    assert any("no video of b and 0 other classes is in " in line for line in lines[1:])
 
 
 def test_a_folder_of_classes_becomes_a_cache_with_splits_that_it_keeps(tmp_path, capsys):
@@ -138,7 +186,7 @@ def test_a_folder_of_classes_becomes_a_cache_with_splits_that_it_keeps(tmp_path,
     assert main(line) == 0
     told = capsys.readouterr()
     assert "clips: no splits are given: " in told.err
-    assert "dealt by --split-fractions 0.8,0.1,0.1" in told.err
+    assert "dealt by what is in the files, --split-fractions 0.8,0.1,0.1" in told.err
     path = json.loads(told.out)["cache"]
     before = {row.id: row.split for row in FeatureCache(path).ok_videos()}
     assert set(before.values()) == {"train", "val", "test"}

@@ -57,8 +57,18 @@ def test_new_videos_go_to_the_next_plan_in_new_shards(tmp_path):
 
 def test_a_video_may_be_planned_again_once(tmp_path):
     extend_plans(tmp_path, records(3), shard_size_videos=2)
-    plans = extend_plans(tmp_path, records(3), shard_size_videos=2, again={("v1", 0)})
+    plans = extend_plans(tmp_path, records(3), shard_size_videos=2, again={("v1", 0): "00000"})
     assert [_ids(plan) for plan in plans[1:]] == [{"00002": ["v1"]}]
+
+
+def test_a_video_that_was_planned_again_since_it_was_seen_is_not_planned_once_more(tmp_path):
+    extend_plans(tmp_path, records(3), shard_size_videos=2)
+    again = {("v1", 0): "00000", ("v2", 0): "00001"}
+    first = extend_plans(tmp_path, records(3), shard_size_videos=2, again={("v1", 0): "00000"})
+    second = extend_plans(tmp_path, records(3), shard_size_videos=2, again=again)
+    assert _ids(first[-1]) == {"00002": ["v1"]}
+    assert _ids(second[-1]) == {"00003": ["v2"]}
+    assert extend_plans(tmp_path, records(3), shard_size_videos=2, again=again) == second
 
 
 def test_the_second_writer_of_a_plan_gets_the_winners(tmp_path):
