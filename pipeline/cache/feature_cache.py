@@ -113,6 +113,22 @@ class FeatureCache:
             )
         )
 
+    def __len__(self) -> int:
+        """How many videos can be read, in the first view."""
+        return len(self.ok_videos())
+
+    def __bool__(self) -> bool:
+        """True, also of a cache without a video: it is there."""
+        return True
+
+    def __repr__(self) -> str:
+        """In a line: where it is, what it holds of how many videos, how it is stored."""
+        videos = {split: len(self.ok_videos(split)) for split in self.splits}
+        return (
+            f"<FeatureCache {str(self.path)!r}: videos {videos}, {len(self.class_names)} classes, layers "
+            f"{list(self.layers)}, {self.precision}, {self.store}>"
+        )
+
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
         """What the sample told of every column, by column key."""

@@ -44,6 +44,14 @@ def test_an_incomplete_cache_is_refused_unless_asked_for(folder):
         cache.read("v2")
 
 
+def test_a_cache_tells_in_a_line_what_it_is_and_counts_what_can_be_read(folder):
+    cache = FeatureCache(folder)
+    assert len(cache) == len(cache.ok_videos()) == 5, "one has failed"
+    (line,) = repr(cache).splitlines()
+    assert line.startswith(f"<FeatureCache {str(folder)!r}: videos {{'")
+    assert line.endswith(f" layers {list(cache.layers)}, {cache.precision}, {cache.store}>")
+
+
 def test_a_cache_without_a_plan_is_incomplete(tmp_path):
     create_cache(tmp_path / "cache", recipe=RECIPE, provenance={}, fill=contents_of)
     with pytest.raises(CacheIncompleteError, match="no video is planned"):
