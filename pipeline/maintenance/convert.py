@@ -68,7 +68,7 @@ def convert(options: ConvertOptions, *, progress: Progress | None = None) -> Con
     progress = progress or SilentProgress()
     source = open_source(find_cache(options.cache))
     recipe = converted_recipe(source, options.precision or source.header.precision)
-    name = options.name or source.contents.dataset
+    name = options.name or _name_of(source)
     new_name = cache_name(name, str(recipe["encoder"]["name"]), fingerprint_of(recipe))
     if "\0" in new_name or new_name != Path(new_name).name:
         raise UsageError(
@@ -122,6 +122,14 @@ class ConvertReport:
     bytes_read: int
     seconds: float
     unstorable: dict[str, str] = field(default_factory=dict)
+
+
+def _name_of(source: SourceCache) -> str:
+    """What the cache was named when it was made; the dataset's name where its folder was renamed since."""
+    header = source.header
+    own = source.folder.path.resolve().name
+    end = cache_name("", str(header.recipe["encoder"]["name"]), header.fingerprint)
+    return own.removesuffix(end) if own.endswith(end) and own != end else source.contents.dataset
 
 
 def _check_usage(folder: Path, source: SourceCache, options: ConvertOptions) -> None:

@@ -67,7 +67,7 @@ class ConvertOptions(Options):
         help="Of zarr chunks; `auto` takes the best codec that saves 10% on a sample, if one does.",
         choices=("auto", *COMPRESSIONS),
     )
-    name: str | None = option(None, help="Name of the new cache; default: the dataset's.")
+    name: str | None = option(None, help="Name of the new cache; default: that of the old one.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

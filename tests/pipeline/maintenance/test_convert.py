@@ -86,6 +86,16 @@ def test_the_recipe_changes_in_how_tokens_are_stored_only_and_provenance_tells_t
     assert (origin["path"], origin["fingerprint"]) == (str(source.path), source.header.fingerprint)
 
 
+def test_a_cache_keeps_the_name_that_it_was_given(sources, tmp_path):
+    source = sources("zarr", "fp16")
+    _, first = run(source, tmp_path, store="webdataset", name="mine")
+    _, second = run(first, tmp_path / "again", precision="int8")
+    assert second.name.startswith("mine-built_patch16_8-")
+    renamed = first.rename(first.with_name("elsewhere"))
+    _, third = run(renamed, tmp_path / "third", precision="int8")
+    assert third.name.removeprefix(open_source(source).contents.dataset) == second.name.removeprefix("mine")
+
+
 def test_names_and_samples_are_as_an_extraction_makes_them(sources, tmp_path):
     from vfz.pipeline.format.folder import cache_name
 
