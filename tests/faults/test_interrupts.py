@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,21 @@ from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.format.commits import committed_paths, read_shard_index
 from vfz.pipeline.format.plan import read_plans
 from vfz.pipeline.maintenance.verify import verify_cache
+
+TWO_VIDEOS = 2 * 6 * 12 * 12 * 112 * 2
+"""Bytes of the tokens of two of the videos of `slow_options`."""
+
+
+@pytest.fixture(scope="module")
+def slow_options(synthetic_options, synthetic_root):
+    """24 videos with frames large enough that a signal comes in time on a busy machine, too: seconds for all."""
+    return partial(synthetic_options, image_size=192, num_videos=24, root=synthetic_root / "24")
+
+
+@pytest.fixture(scope="module")
+def slow_tokens(slow_options, tmp_path_factory):
+    """Of a run that nobody has interrupted."""
+    return all_tokens(extract(slow_options(out=tmp_path_factory.mktemp("whole"))).cache)
 
 
 def _interrupt(options, numbers):
@@ -57,63 +73,63 @@ def test_one_signal_keeps_the_videos_that_are_done(synthetic_options, synthetic_
     assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
 
 
-def test_a_shard_is_closed_with_the_videos_that_are_done(synthetic_options, synthetic_cache, tmp_path):
+def test_a_shard_is_closed_with_the_videos_that_are_done(slow_options, slow_tokens, tmp_path):
     """All videos are in one shard; the others go into shards of the next plan, and the first one stays as it is."""
-    options = synthetic_options(shard_videos=48, out=tmp_path / "caches")
+    options = slow_options(shard_videos=24, out=tmp_path / "caches")
     process = subprocess.Popen(
         command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    wait_until(lambda: _num_written(options) > 30_000 or process.poll() is not None, seconds=120)
+    wait_until(lambda: _num_written(options) > TWO_VIDEOS or process.poll() is not None, seconds=120)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     (path,) = options.out.iterdir()
     done = num_ok(path)
-    assert 0 < done < 48
+    assert 0 < done < 24
     report = verify_cache(path)
     assert not [problem for problem in report.problems if problem.file.startswith(("shards/", "."))]
-    assert report.num_pending == 48 - done
+    assert report.num_pending == 24 - done
     first = shard_files(path)
     report = extract(options)
-    assert (report.new_videos, report.num_ok, report.num_pending) == (48 - done, 48, 0)
-    assert all_tokens(report.cache) == all_tokens(synthetic_cache.path)
+    assert (report.new_videos, report.num_ok, report.num_pending) == (24 - done, 24, 0)
+    assert all_tokens(report.cache) == slow_tokens
     assert len(shard_files(path)) == 2
     assert shard_files(path)["00000", 0] == first["00000", 0]
     assert verify_cache(path).problems == ()
 
 
-def test_two_runs_that_go_on_at_once_plan_no_video_twice(synthetic_options, synthetic_cache, tmp_path):
+def test_two_runs_that_go_on_at_once_plan_no_video_twice(slow_options, slow_tokens, tmp_path):
     """What one of them has read of the cache is older than what the other has planned and made since."""
-    options = synthetic_options(shard_videos=8, out=tmp_path / "caches")
+    options = slow_options(shard_videos=8, out=tmp_path / "caches")
     process = subprocess.Popen(command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: _num_written(options) > 30_000 or process.poll() is not None, seconds=120)
+    wait_until(lambda: _num_written(options) > TWO_VIDEOS or process.poll() is not None, seconds=120)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     (path,) = options.out.iterdir()
-    assert 0 < num_ok(path) < 48
+    assert 0 < num_ok(path) < 24
     both = [
         subprocess.Popen(command_line(options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(2)
     ]
     assert [one.communicate(timeout=120)[1] is not None and one.returncode for one in both] == [0, 0]
     planned = [video.key for plan in read_plans(path / "plan") for videos in plan.shards.values() for video in videos]
     of_closed = sum(row.status == "pending" for index in _commits(path) for row in index.rows)
-    assert len(planned) == 48 + of_closed, "only what a closed shard has left is planned once more"
+    assert len(planned) == 24 + of_closed, "only what a closed shard has left is planned once more"
     assert extract(options).num_tried == 0
-    assert all_tokens(path) == all_tokens(synthetic_cache.path)
+    assert all_tokens(path) == slow_tokens
 
 
 def _commits(path):
     return [read_shard_index(index) for index in committed_paths(path).values()]
 
 
-def test_a_video_that_gives_no_frame_does_not_keep_a_shard_from_being_closed(synthetic_options, tmp_path):
+def test_a_video_that_gives_no_frame_does_not_keep_a_shard_from_being_closed(slow_options, tmp_path):
     """Just when people press Ctrl-C: all decoders are held up, and the limit is ten minutes."""
-    options = synthetic_options(shard_videos=48, out=tmp_path / "caches", decode_workers=1)
+    options = slow_options(shard_videos=24, out=tmp_path / "caches", decode_workers=1)
     process = subprocess.Popen(
         command_line(options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        wait_until(lambda: _num_written(options) > 30_000 or process.poll() is not None, seconds=120)
+        wait_until(lambda: _num_written(options) > TWO_VIDEOS or process.poll() is not None, seconds=120)
         for pid in decoders_of(process.pid):
             os.kill(pid, signal.SIGSTOP)
         time.sleep(1.5)  # what they had sent before is encoded
@@ -126,7 +142,7 @@ def test_a_video_that_gives_no_frame_does_not_keep_a_shard_from_being_closed(syn
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, errors
     (path,) = options.out.iterdir()
-    assert 0 < num_ok(path) < 48
+    assert 0 < num_ok(path) < 24
 
 
 def _num_written(options):
