@@ -24,7 +24,6 @@ from vfz.pipeline.errors import CacheError, RunError, UnknownNameError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.cores import CORES
 from vfz.temporal.mixers import MIXERS
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.run import probe
@@ -112,7 +111,7 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
     """
     progress = progress or SilentProgress()
     workflow = read_workflow(options.workflow)
-    _check_parts(workflow)
+    _check_mixers(workflow)
     if options.only:
         workflow = workflow.only(options.only)
     cache = None if options.again else _extracted(workflow)
@@ -138,16 +137,15 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
     )
 
 
-def _check_parts(workflow: Workflow) -> None:
-    """Refuse a core or mixer that there is none of before the first of several trainings, not after it.
+def _check_mixers(workflow: Workflow) -> None:
+    """Refuse a mixer that there is none of before the first of several trainings, not after it.
 
     Raises:
         UnknownNameError: with the nearest names.
     """
     for training in workflow.trainings:
-        for part, name, known in (("core", training.core, CORES), ("mixer", training.mixer, MIXERS)):
-            if name not in known.names():
-                raise UnknownNameError(f"{part} of {training.name} in {workflow.path}", name, known.names())
+        if training.mixer not in MIXERS:
+            raise UnknownNameError(f"mixer of {training.name} in {workflow.path}", training.mixer, MIXERS.names())
 
 
 def _plan(workflow: Workflow, cache: FeatureCache | None) -> Iterator[PlannedStage]:

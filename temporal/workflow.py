@@ -160,9 +160,9 @@ def _checked(check: Callable[..., CheckedType], values: Mapping[str, Any], table
     """What `check` makes of a table; its errors say in which table of which file they are."""
     try:
         return check(values, where=f"{table} of {path}")
-    except UnknownNameError:
-        raise
     except UsageError as error:
+        if str(path) in str(error):  # of a key: it says where
+            raise
         raise UsageError(f"{path}: {table}: {error}") from None
 
 

@@ -222,7 +222,8 @@ def test_a_figure_of_the_whole_file_is_told_as_before(workflow):
 @pytest.mark.parametrize("change", [('core = "m"', 'core = "mm"'), ('core = "m"', 'core = "m"\nmixer = "laast"')])
 def test_a_core_or_mixer_that_there_is_none_of_is_refused_before_the_first_training(shared, change):
     shared.write_text(SHARED.replace(*change))
-    with pytest.raises(UnknownNameError, match=r"unknown (core|mixer) of second in .*tiny.toml '(mm|laast)'; did you"):
+    words = r"tiny.toml: \[\[train-temporal\]\] number 2: unknown core 'mm'; did|of second in .*tiny.toml 'laast'; did"
+    with pytest.raises(UsageError, match=words):
         run_workflow(RunOptions(workflow=shared))
     assert not Path("caches").exists()
 
