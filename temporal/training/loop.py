@@ -250,7 +250,7 @@ class Trainer:
         memory = human_bytes(self._ranks.peak_bytes())
         self._progress.note(f"{self._options.core}: {num_parameters:,} parameters; {memory} of memory so far")
         self._progress.note(
-            f"{human_seconds(step_seconds)} a step, {epoch} an epoch, {human_seconds(step_seconds * num_left)} in all "
+            f"{human_seconds(step_seconds)} a step, {epoch} an epoch, {human_seconds(step_seconds * num_left)} left "
             "without evaluation; fewer --num-layers or --clip-frames, or a smaller --core-dim, take less"
         )
 
