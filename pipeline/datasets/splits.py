@@ -108,8 +108,11 @@ def deal(
     Raises:
         DatasetError: `group_by` finds nothing in a name.
     """
-    groups = rule.group_by is not None
-    units = [_group_of(record.id, rule.group_by or "") for record in records] if groups else _digests(records)
+    groups, known = rule.group_by is not None, list(known)
+    if groups:
+        units = [_group_of(record.id, rule.group_by or "") for record in records]
+    else:
+        units = _digests(records, {row.id: row.digest for row in known if row.digest})
     drawn = {unit: _number(unit, rule.seed) for unit in units}
     splits = [name for name, fraction in zip(SPLITS, rule.fractions, strict=False) if fraction]
     ends = _ends([fraction for fraction in rule.fractions if fraction])
@@ -149,7 +152,8 @@ def describe(records: Sequence[VideoRecord], rule: SplitRule, *, class_names: Se
         if not count[split]:
             lines.append(f"{split} has no video: there are too few files, copies of one file, or too few groups")
         elif lacking:
-            lines.append(f"no video of {lacking[0]} and {len(lacking) - 1} other classes is in {split}")
+            others = f" and {len(lacking) - 1} other classes" if len(lacking) > 1 else ""
+            lines.append(f"no video of {lacking[0]}{others} is in {split}")
     tested = {fold for record in records for fold, split in record.folds.items() if split == "test"}
     empty = [f"fold{number + 1}" for number in range(rule.num_folds) if f"fold{number + 1}" not in tested]
     if empty:
@@ -166,10 +170,12 @@ def _group_of(video_id: str, group_by: str) -> str:
     return text
 
 
-def _digests(records: Sequence[VideoRecord]) -> list[str]:
+def _digests(records: Sequence[VideoRecord], known: Mapping[str, str]) -> list[str]:
+    """Of each file; those that a cache knows by id are not read again, and looked at where work is resumed."""
+
     def digest(record: VideoRecord) -> str:
         try:
-            return record.source.digest()
+            return known.get(record.id) or record.source.digest()
         except OSError:
             return record.id
 

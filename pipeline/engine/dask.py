@@ -119,9 +119,8 @@ class _ShardMaker(WorkerPlugin):
                     return None
                 self._extractor = self._extractor or ShardExtractor(self._job)
                 results: list[ShardResult] = []
-                with contextlib.suppress(
-                    KeyboardInterrupt
-                ):  # it was asked to stop; what is done is a result all the same
+                # Where it is asked to stop, what is done is a result all the same.
+                with contextlib.suppress(KeyboardInterrupt):
                     for result in self._extractor.extract_all([task], stop=self._stop):
                         results.append(result)  # noqa: PERF402 - what came before the interrupt is kept
                 return results[0] if results else None
