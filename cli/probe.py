@@ -43,8 +43,11 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     """
     from vfz.cli.console import print_json, progress
     from vfz.pipeline.format.folder import find_cache
+    from vfz.temporal.lookup import find_run
 
     find_cache(options.cache)  # a slip of the pen is told before torch is imported
+    if options.temporal is not None:
+        find_run(options.temporal)
     from vfz.temporal.probes.record import ProbeReport
     from vfz.temporal.probes.run import probe_all
 

@@ -38,7 +38,7 @@ from vfz.pipeline.cache.request import (
 from vfz.pipeline.cache.tokens import TokenBatch, TokenClip, empty_batch
 from vfz.pipeline.errors import CacheIncompleteError
 from vfz.pipeline.format.catalog import open_catalog
-from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.folder import CACHES, CacheFolder
 from vfz.pipeline.format.ledger_table import (
     LedgerRows,
     VideoLookup,
@@ -63,12 +63,12 @@ class FeatureCache:
     """A cache opened for reading.
 
     Args:
-        path: the cache's folder.
+        path: the cache's folder, or its bare name under `caches/`.
         allow_incomplete: open it although some videos or columns are not extracted yet; those cannot be read.
         checksums: compare chunks with their crc32c `never`, the `first` time each is read, or `always`.
 
     Attributes:
-        path: as given.
+        path: of its folder.
         folder: its files but tokens.
         fingerprint: of the recipe.
         recipe, provenance: of `vfz.json`, plain JSON values.
@@ -83,11 +83,11 @@ class FeatureCache:
     Raises:
         CacheFormatError: when the folder is no cache, or it is damaged or of another format version.
         CacheIncompleteError: when videos or columns are pending and `allow_incomplete` is false.
-        UsageError: for another `checksums`.
+        UsageError: for another `checksums`, or a `path` that is neither text nor a path.
     """
 
     def __init__(self, path: str | Path, *, allow_incomplete: bool = False, checksums: Checksums = "first") -> None:
-        self.path = Path(path)
+        self.path = CACHES.look_up(path)
         check_checksums(checksums)
         self.folder = CacheFolder(self.path)
         header, catalog = self.folder.header, open_catalog(self.folder)

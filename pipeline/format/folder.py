@@ -30,6 +30,7 @@ from vfz.pipeline.format.header import (
     read_header,
 )
 from vfz.pipeline.format.plan import PLAN, Plan, ShardSize, extend_plans, read_plans
+from vfz.pipeline.lookup import FolderKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vfz.pipeline.stores.metadata import Column
 
 DEFAULT_FOLDER = Path("caches")
+CACHES = FolderKind(kind="cache", marker=HEADER, under=DEFAULT_FOLDER, made_by="vfz extract")
 
 
 class CacheFolder:
@@ -210,16 +212,14 @@ def cache_name(name: str, encoder_name: str, fingerprint: str) -> str:
 
 
 def find_cache(path: str | Path | None = None, *, under: Path = DEFAULT_FOLDER, how: str = "with --cache") -> Path:
-    """`path`, or the only cache in the folder `under`; `how` says in an error how to name one.
+    """The cache of that path or bare name, or the only one in the folder `under`; `how` says how to name one.
 
     Raises:
-        UsageError: when `path` is no folder, or where none is named, when there is none or more than one.
+        UsageError: where none is named, when there is none or more than one; for what is neither text nor a path.
+        UnknownNameError: when none is called so; with the nearest names.
     """
     if path is not None:
-        path = Path(path)
-        if not path.is_dir():
-            raise UsageError(f"{path} is not a folder; name that of a cache, as vfz cache ls {under} lists them")
-        return path
+        return CACHES.find(path, under=under)
     found = caches_in(under)
     if not found:
         raise UsageError(f"no cache in {under}/; make one with vfz extract, or name one {how}")
@@ -230,7 +230,7 @@ def find_cache(path: str | Path | None = None, *, under: Path = DEFAULT_FOLDER, 
 
 def caches_in(folder: Path) -> list[Path]:
     """The caches in a folder, by name, without hidden ones: those are still being made."""
-    return sorted(header.parent for header in folder.glob(f"*/{HEADER}") if not header.parent.name.startswith("."))
+    return [folder / name for name in CACHES.names(folder)]
 
 
 def find_caches(paths: Sequence[Path] | None) -> tuple[Path, ...]:

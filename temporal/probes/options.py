@@ -32,7 +32,10 @@ class ProbeOptions(Options):
         help="linear: a classifier of one vector a clip; attentive: a learned query over all tokens; knn: a vote.",
         choices=("linear", "attentive", "knn"),
     )
-    temporal: Path | None = option(None, help="A run of vfz train-temporal: probe its outputs instead of the tokens.")
+    temporal: Path | None = option(
+        None,
+        help="A run of vfz train-temporal, by path or by name under runs/: probe its outputs instead of the tokens.",
+    )
     layers: tuple[str, ...] | None = option(
         None, help="Cached encoder layers, comma separated; default: -1, the last one."
     )

@@ -23,6 +23,7 @@ from vfz.pipeline.format.folder import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool
+from vfz.temporal.lookup import find_run
 from vfz.temporal.probes.dense import DenseReport, probe_dense
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.heads import answer
@@ -56,6 +57,8 @@ def probe_all(
     """As `probe`, for every task, layer of a sweep and number of shots; each split of a layer is read once."""
     progress = progress or SilentProgress()
     device = choose_device(options.device)
+    if options.temporal is not None:
+        options = dataclasses.replace(options, temporal=find_run(options.temporal))
     cache = FeatureCache(find_cache(options.cache))
     opened: dict[tuple[str, ...] | None, Sources] = {}
     reports: list[Any] = []

@@ -236,5 +236,5 @@ def open_run(path: Path, cache: FeatureCache, device: torch.device) -> tuple[Tem
     """
     model, run = load_model(path, device)
     check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
-    weights = sha256_file(path / "model.safetensors")
+    weights = sha256_file(run.path / "model.safetensors")
     return model, run, sha256_hex(canonical_json([weights, run.values["model"]]))

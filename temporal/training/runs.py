@@ -34,6 +34,7 @@ from torch import Tensor
 from vfz.pipeline.errors import CacheMismatchError, CheckpointError, RunError, UsageError
 from vfz.pipeline.files import fsync_file, storage_errors, write_file_atomic
 from vfz.pipeline.recipe import describe_difference
+from vfz.temporal.lookup import find_run
 from vfz.temporal.model import ModelConfig, TemporalModel
 
 FORMAT_VERSION = 2
@@ -86,10 +87,14 @@ def write_run(path: Path, values: dict[str, Any]) -> None:
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[TemporalModel, RunInfo]:
     """The trained model of a finished run, in evaluation mode. The cache is not needed.
 
+    Args:
+        path: the run's folder, or its bare name under `runs/`.
+        device: where the model is to be.
+
     Raises:
         UsageError: no run there. RunError: not finished, or damaged. CheckpointError: weights of another model.
     """
-    path = Path(path)
+    path = find_run(path)
     run = read_run(path)
     if not run.finished:
         raise RunError(f"{path} has not been trained to its end; continue it with vfz train-temporal --resume")

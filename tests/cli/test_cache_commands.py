@@ -124,7 +124,7 @@ def test_a_wrong_request_gets_one_clear_line(vfz, arguments, words):
 def test_a_cache_to_compare_with_that_is_not_there_is_a_usage_error_before_anything_is_read(vfz, cache):
     code, out, err = vfz("cache", "verify", cache, "--against", "nowhere")
     assert (code, out) == (2, "")
-    assert "nowhere is not a folder" in err
+    assert "unknown cache 'nowhere'" in err
 
 
 def test_a_root_of_the_videos_that_is_not_there_is_a_usage_error(vfz, cache):

@@ -94,6 +94,6 @@ def test_an_error_is_one_line_that_is_printable(capsys, verbosity):
     code = main([*verbosity, "cache", "info", "no\x1b[31m\nwhere [bold]"])
     lines = capsys.readouterr().err.splitlines()
     assert code == 2
-    assert lines[-1].startswith(r"vfz: error: no\x1b[31m\nwhere [bold] is not a folder; ")
+    assert lines[-1].startswith(r"vfz: error: no\x1b[31m\nwhere [bold] is not a folder, ")
     assert all(line.isprintable() for line in lines)
     assert (len(lines) == 1) is (not verbosity)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +23,11 @@ from helpers.tiny_cache import (
 )
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError
+from vfz.pipeline.errors import CacheError, CacheFormatError, CacheIncompleteError, UnknownNameError, UsageError
 from vfz.pipeline.files import checked_json_bytes
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard
-from vfz.pipeline.format.folder import CacheFolder
+from vfz.pipeline.format.folder import CacheFolder, find_cache
 from vfz.pipeline.format.header import create_cache
 from vfz.pipeline.format.plan import extend_plans
 
@@ -181,3 +182,16 @@ def fill_cache_of_rows(folder, plan, rows):
         column_keys=tuple(column.key for column in columns_of()),
     )
     commit_shard(folder, index)
+
+
+def test_a_cache_is_opened_by_its_bare_name_and_what_is_no_path_is_told(folder, monkeypatch, tmp_path):
+    (tmp_path / "caches").mkdir(exist_ok=True)
+    shutil.copytree(folder, tmp_path / "caches/named")
+    monkeypatch.chdir(tmp_path)
+    assert FeatureCache("named").path == find_cache("named") == Path("caches/named")
+    assert len(FeatureCache("named")) == len(FeatureCache(folder))
+    for wrong in (3, None):
+        with pytest.raises(UsageError, match="is no cache; give its name, or the path of its folder"):
+            FeatureCache(wrong)
+    with pytest.raises(UnknownNameError, match="unknown cache 'nmed'; did you mean named"):
+        find_cache("nmed")

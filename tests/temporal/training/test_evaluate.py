@@ -75,7 +75,7 @@ def test_tokens_of_another_recipe_are_refused(options, vit_cache):
     ("changes", "words"),
     [
         ({"split": "val"}, "'val'"),
-        ({"run": "nowhere"}, "is no run of vfz train-temporal"),
+        ({"run": "nowhere"}, "nowhere is not a folder, and runs/ holds no run; make one with vfz train-temporal"),
         ({"views": (0, 7)}, "view 7"),
         ({"targets": ("t.npz",)}, "--targets"),
     ],

@@ -1,0 +1,37 @@
+"""What was trained, found by name or path: runs of `vfz train-temporal` and results of `vfz probe`.
+
+`find_run("gru")` is `runs/gru` where that is a run, and `find_run("elsewhere/gru")` that folder. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vfz.pipeline.lookup import FolderKind
+
+RUNS_FOLDER = Path("runs")
+RUNS = FolderKind(kind="run", marker="run.json", under=RUNS_FOLDER, made_by="vfz train-temporal")
+PROBE_RESULTS = FolderKind(kind="probe result", marker="probe.json", under=RUNS_FOLDER, made_by="vfz probe")
+
+
+def find_run(given: Any, *, under: Path = RUNS_FOLDER) -> Path:
+    """The folder of a training run.
+
+    Args:
+        given: its path, or its bare name under `under`.
+        under: where runs lie.
+
+    Returns:
+        The folder; one that is there but no run is returned, too, and `read_run` says what it lacks.
+
+    Raises:
+        UsageError: for what is neither text nor a path, or where there are no runs.
+        UnknownNameError: when there is no such run; with the nearest names.
+    """
+    return RUNS.find(given, under=under)
+
+
+def find_probe(given: Any, *, under: Path = RUNS_FOLDER) -> Path:
+    """The folder of a probe's result; otherwise as `find_run`."""
+    return PROBE_RESULTS.find(given, under=under)
