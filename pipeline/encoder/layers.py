@@ -69,15 +69,18 @@ class LayerReader(ABC):
     """Reads the tokens of chosen layers; made by `make_reader`.
 
     Attributes:
-        layers: names of the layers, in the order asked for.
+        layers: names of the layers, in the order asked for; the last one where none are.
         indices: timm's index of each.
+        more_layers: which to ask for where one is not enough, in words.
     """
+
+    more_layers: str
 
     def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
         # timm's models carry no types: Any.
         self._model: Any = model
         known = list(map(str, range(num_layers)))
-        chosen = self.default_layers(num_layers) if layers is None else counted_layers(layers, known)
+        chosen = tuple(known[-1:]) if layers is None else counted_layers(layers, known)
         self.layers = _check_layers(chosen, num_layers=num_layers, name=name)
         self.indices = [num_layers - 1 if layer == FINAL else int(layer) for layer in self.layers]
 
@@ -85,25 +88,18 @@ class LayerReader(ABC):
     def read(self, images_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """float32 tokens per layer of normalised float32 images [B, 3, S, S]."""
 
-    @staticmethod
-    @abstractmethod
-    def default_layers(num_layers: int) -> tuple[str, ...]:
-        """The layers where none are asked for."""
-
 
 class VitReader(LayerReader):
     """Blocks of a ViT with its final norm."""
 
     def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
         super().__init__(model, name=name, layers=layers, num_layers=num_layers)
+        # depth * {1/4, 1/2, 3/4, 1} - 1, the four of the RVM paper; fewer where the model has fewer blocks
+        quarters = (max(num_layers * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4))
+        self.more_layers = f"{','.join(dict.fromkeys(map(str, quarters)))} (as the paper: each quarter's last)"
         norm, behind_pooling = (getattr(model, norm, None) for norm in ("norm", "fc_norm"))
         if isinstance(norm, nn.Identity) and isinstance(behind_pooling, nn.LayerNorm):
             self._model.norm = behind_pooling
-
-    @staticmethod
-    def default_layers(num_layers: int) -> tuple[str, ...]:
-        """The depth * {1/4, 1/2, 3/4, 1} - 1, the four of the RVM paper; fewer where the model has fewer blocks."""
-        return tuple(dict.fromkeys(str(max(num_layers * quarter // 4 - 1, 0)) for quarter in (1, 2, 3, 4)))
 
     def read(self, images_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """See `LayerReader.read`."""
@@ -128,10 +124,9 @@ class VitReader(LayerReader):
 class CnnReader(LayerReader):
     """Feature stages as maps of cells."""
 
-    @staticmethod
-    def default_layers(num_layers: int) -> tuple[str, ...]:
-        """The last stage."""
-        return (str(num_layers - 1),)
+    def __init__(self, model: nn.Module, *, name: str, layers: Sequence[str] | None, num_layers: int) -> None:
+        super().__init__(model, name=name, layers=layers, num_layers=num_layers)
+        self.more_layers = f"{','.join(map(str, range(num_layers)))} (its stages)"
 
     def read(self, images_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """See `LayerReader.read`."""
@@ -179,7 +174,7 @@ def make_reader(
         model: in eval mode, on its device.
         images_BCHW: normalised images [B, 3, S, S] of the size it will be given.
         name: of the model, for messages.
-        layers: names; None for the default.
+        layers: names; None for the last one.
 
     Returns:
         the reader, and the shape of every layer it reads.
@@ -208,7 +203,7 @@ def make_reader(
         if not isinstance(stage, torch.Tensor) or stage.ndim != 4:
             raise UsageError(f"layer {number} of {name} is {_described(stage)} and no map of cells; {OTHERS_WORK}")
     kind = VitReader if is_vit else CnnReader
-    what = "its default layers" if layers is None else f"layers {', '.join(layers)}"
+    what = "its last layer" if layers is None else f"layers {', '.join(layers)}"
     with failures_named(f"{name} fails to give {what}", advice=OTHERS_WORK):
         reader = kind(model, name=name, layers=layers, num_layers=len(stages))
         if isinstance(reader, CnnReader) and FINAL in reader.layers:

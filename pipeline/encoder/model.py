@@ -68,8 +68,7 @@ def load_encoder(
 
     Args:
         name: a timm model name, with or without a pretrained tag, or `demo`.
-        layers: see `vfz.pipeline.encoder.layers`; None means four blocks spread evenly of a ViT (as in the paper), the
-            last stage of a CNN.
+        layers: see `vfz.pipeline.encoder.layers`; None means the last block of a ViT, the last stage of a CNN.
         image_size: side of the input in pixels, if not the model's own; position embeddings are resampled.
         weights: a .safetensors file, or one that torch.save wrote.
         weights_key: which dict of tensors in it, or which of its models; see `vfz.pipeline.encoder.checkpoint`.
@@ -119,6 +118,7 @@ class FrozenEncoder:
     Attributes:
         name: timm model name.
         layers: the layers that `encode` gives, in the order asked for.
+        more_layers: which to ask for where one is not enough, in words: the paper's four of a ViT, all stages of a CNN.
         shapes: the shape of each of them.
         preprocess: the input the model is given; frames must be `preprocess.image_size` square.
         weights_sha256, weights_source, random_weights, license: identity and origin of the weights.
@@ -182,7 +182,7 @@ class FrozenEncoder:
         probe_BCHW = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         images_BCHW = self.preprocess.normalise(probe_BCHW.to(self.device))
         self._reader, self.shapes = make_reader(self._model, images_BCHW, name=self.name, layers=layers)
-        self.layers = self._reader.layers
+        self.layers, self.more_layers = self._reader.layers, self._reader.more_layers
         for layer, tokens in self._forward(probe_BCHW.to(self.device)).items():
             if not all(part.isfinite().all() for part in (tokens.patch_BND, tokens.prefix_BPD) if part is not None):
                 raise EncoderError(f"layer {layer} of {self.name} gives numbers that are NaN or infinite{self._why()}")

@@ -39,8 +39,8 @@ class ExtractOptions(Options):
     )
     layers: tuple[str, ...] | None = option(
         None,
-        help="Encoder layers, comma separated. ViT: block indices (default: four, evenly); CNN: stages or `final`. -1 "
-        "is the last.",
+        help="Encoder layers, comma separated. ViT: block indices; CNN: stages or `final`. Default: -1, the last, "
+        "which train-temporal and probe use.",
     )
     image_size: int | None = option(None, help="Side of the square input in pixels; default: the encoder's.", minimum=8)
     frames: str = option(

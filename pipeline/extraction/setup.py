@@ -75,6 +75,11 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
     if encoder.weights_note is not None:
         progress.note(encoder.weights_note)
     recipe, cache = _as_begun(make_recipe(encoder, options, dataset), options, dataset)
+    if options.layers is None and not cache.path.exists():
+        progress.note(
+            f"stores layer {', '.join(encoder.layers)}, the one that train-temporal and probe use; for more give "
+            f"--layers {encoder.more_layers}"
+        )
     if rule is not None:
         everything = _dealt(dataset, everything, rule, cache, progress)
         records = _choose_splits(everything, dataset, options.splits)

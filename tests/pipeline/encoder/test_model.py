@@ -83,9 +83,11 @@ def test_channels_last_families_give_the_same_final_map():
     assert torch.allclose(tokens["final"].patch_BND, normed, atol=1e-5)
 
 
-def test_default_layers():
-    assert load().layers == ("2", "5", "8", "11")
+def test_the_last_layer_is_given_where_none_is_named_and_the_encoder_says_which_else_it_has():
+    assert load().layers == ("11",)
+    assert load().more_layers.startswith("2,5,8,11 (as the paper")
     assert load(CNN).layers == ("4",)
+    assert load(CNN).more_layers == "0,1,2,3,4 (its stages)"
 
 
 @pytest.mark.parametrize("name", [VIT, CNN])
@@ -109,13 +111,13 @@ def test_what_makes_an_encoder_faster_leaves_its_tokens(name, layer, option):
 
 
 def test_no_frames_give_empty_tokens():
-    tokens = load().encode(random_frames(0, 32))["5"]
+    tokens = load().encode(random_frames(0, 32))["11"]
     assert tokens.patch_BND.shape == (0, 4, 192)
     assert tokens.prefix_BPD.shape == (0, 1, 192)
 
 
 def test_tokens_are_constants_that_a_trained_module_may_use():
-    tokens = load().encode(random_frames(2, 32))["5"].patch_BND
+    tokens = load().encode(random_frames(2, 32))["11"].patch_BND
     assert not tokens.requires_grad
     head = torch.nn.Linear(192, 1)
     head(tokens).sum().backward()

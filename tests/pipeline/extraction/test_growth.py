@@ -6,12 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.extraction import Notes
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.decoding.base import SOURCE_DIGEST_BYTES
 from vfz.pipeline.errors import CacheError, CacheIncompleteError, TooManyFailuresError, UsageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import sha256_file
+from vfz.pipeline.recipe import counted_layers
 
 
 @pytest.fixture
@@ -83,6 +85,32 @@ def test_the_same_line_without_naming_layers_keeps_what_the_cache_has(vit, folde
     report = extract(dataclasses.replace(vit, layers=None, parts=None))
     assert (report.cache, report.new_videos) == (path, 1)
     assert FeatureCache(path).layers == {"2": {"patch": (16, 192)}}
+
+
+def test_a_new_cache_stores_the_layer_that_training_uses_and_one_of_four_goes_on_with_its_four(vit, folder_dataset):
+    notes, default = Notes(), dataclasses.replace(vit, layers=None, parts=None)
+    new = FeatureCache(extract(default, progress=notes).cache)
+    assert list(new.layers) == ["11"] == list(check_default(new))
+    (line,) = [line for line in notes.lines if "train-temporal" in line]
+    assert line.startswith(
+        "stores layer 11, the one that train-temporal and probe use; for more give --layers 2,5,8,11"
+    )
+    of_four = FeatureCache(extract(dataclasses.replace(vit, layers=("2", "5", "8", "11"), name="old")).cache)
+    shutil.copy(folder_dataset / "train/traffic/bikes.mp4", folder_dataset / "train/traffic/more.mp4")
+    notes = Notes()
+    report = extract(dataclasses.replace(default, name="old"), progress=notes)
+    assert (report.cache, report.new_videos, report.num_lacking) == (str(of_four.path), 1, 0)
+    assert list(FeatureCache(of_four.path).read("train/traffic/more").columns) == [
+        (layer, "patch") for layer in ("2", "5", "8", "11")
+    ]
+    assert not [line for line in notes.lines if "stores layer" in line], "it was not asked what to store"
+
+
+def check_default(cache):
+    """The layers that training takes of a cache where it is told of none."""
+    from vfz.temporal.training.options import TrainOptions
+
+    return counted_layers(TrainOptions().layers or ("-1",), tuple(cache.layers))
 
 
 def test_a_later_video_gets_every_column_at_once(vit, folder_dataset):
