@@ -21,8 +21,9 @@ from .extraction.extract import ExtractReport as ExtractReport
 from .extraction.extract import extract as extract
 from .extraction.options import ExtractOptions as ExtractOptions
 
-# Find, describe, verify, repair, convert
+# What its videos are called; find, describe, verify, repair, convert
 from .format.folder import find_cache as find_cache
+from .format.labels import LabelSet as LabelSet
 from .maintenance.convert import convert as convert
 from .maintenance.info import compare_caches as compare_caches
 from .maintenance.info import describe_cache as describe_cache
@@ -42,6 +43,7 @@ __all__ = [
     "ExtractReport",
     "FeatureCache",
     "FrozenEncoder",
+    "LabelSet",
     "Progress",
     "Recipe",
     "TokenBatch",

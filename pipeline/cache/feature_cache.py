@@ -36,9 +36,10 @@ from vfz.pipeline.cache.request import (
     select_columns,
 )
 from vfz.pipeline.cache.tokens import TokenBatch, TokenClip, empty_batch
-from vfz.pipeline.errors import CacheIncompleteError
+from vfz.pipeline.errors import CacheIncompleteError, UsageError
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CACHES, CacheFolder
+from vfz.pipeline.format.labels import NO_SPLIT
 from vfz.pipeline.format.ledger_table import (
     LedgerRows,
     VideoLookup,
@@ -64,6 +65,8 @@ class FeatureCache:
 
     Args:
         path: the cache's folder, or its bare name under `caches/`.
+        labels: name of a label set of the cache, as `vfz cache label` adds them: labels and class names are then those
+            of the set, and so are splits where it has some. None means those that the cache was extracted with.
         allow_incomplete: open it although some videos or columns are not extracted yet; those cannot be read.
         checksums: compare chunks with their crc32c `never`, the `first` time each is read, or `always`.
 
@@ -76,17 +79,26 @@ class FeatureCache:
         precision: fp32, fp16, int8 or int4.
         store: name of the kind of store.
         layers: {name: {"patch": (N, D), "prefix": (P, D)}}; parts that are not stored are left out.
-        class_names: in label order.
+        label_set: the set of `labels`; None where none is named.
+        class_names: in label order; of a multi-label set the names of its labels, of numbers to predict none.
         videos: every row of the ledger, in the order of the plans; each is made when it is looked at.
         num_bytes: size of the committed data on disk.
 
     Raises:
         CacheFormatError: when the folder is no cache, or it is damaged or of another format version.
         CacheIncompleteError: when videos or columns are pending and `allow_incomplete` is false.
+        UnknownNameError: when the cache has no such label set; says which it has.
         UsageError: for another `checksums`, or a `path` that is neither text nor a path.
     """
 
-    def __init__(self, path: str | Path, *, allow_incomplete: bool = False, checksums: Checksums = "first") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        labels: str | None = None,
+        allow_incomplete: bool = False,
+        checksums: Checksums = "first",
+    ) -> None:
         self.path = CACHES.look_up(path)
         check_checksums(checksums)
         self.folder = CacheFolder(self.path)
@@ -94,10 +106,12 @@ class FeatureCache:
         self.fingerprint, self.precision = header.fingerprint, header.precision
         self.recipe, self.provenance = dict(header.recipe), dict(header.provenance)
         self.contents = catalog.contents
-        self.store, self.class_names = self.contents.store, self.contents.class_names
+        self.store = self.contents.store
         self.layers = self.contents.layers
         self.num_bytes = catalog.num_bytes
-        self._table = catalog.table
+        self.label_set = None if labels is None else self.folder.label_set(labels)
+        self.class_names = self.contents.class_names if self.label_set is None else self.label_set.class_names
+        self._table = catalog.table if self.label_set is None else self.label_set.apply(catalog.table)
         self._columns: Columns = {(column.layer, column.part): column for column in self.contents.columns}
         if self.precision in QUANTISED:
             _ = self.calibrations  # tokens cannot be read without them: better told now
@@ -124,8 +138,9 @@ class FeatureCache:
     def __repr__(self) -> str:
         """In a line: where it is, what it holds of how many videos, how it is stored."""
         videos = {split: len(self.ok_videos(split)) for split in self.splits}
+        named = "" if self.label_set is None else f", labels {self.label_set.name!r} ({self.label_set.kind})"
         return (
-            f"<FeatureCache {str(self.path)!r}: videos {videos}, {len(self.class_names)} classes, layers "
+            f"<FeatureCache {str(self.path)!r}: videos {videos}, {len(self.class_names)} classes{named}, layers "
             f"{list(self.layers)}, {self.precision}, {self.store}>"
         )
 
@@ -137,7 +152,26 @@ class FeatureCache:
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that have videos, in alphabetical order."""
-        return tuple(distinct(self._table, "split"))
+        return tuple(split for split in distinct(self._table, "split") if split != NO_SPLIT)
+
+    @property
+    def label_sets(self) -> tuple[str, ...]:
+        """Names of the label sets that the cache has now, in alphabetical order; `labels` takes one of them."""
+        return self.folder.label_sets()
+
+    def targets_of(self, ids: Sequence[str]) -> NDArray[np.float32]:
+        """What a multi-label or regression set says of videos, float32 [V, K]: 0 or 1, or numbers; NaN is not known.
+
+        Args:
+            ids: of V videos, in any order; one that the set does not name is a row of NaN.
+
+        Raises:
+            UsageError: when the cache was not opened with such a set.
+        """
+        if self.label_set is None:
+            some = ", ".join(self.label_sets) or "none; `vfz cache label` adds one"
+            raise UsageError(f"{self.path} was opened without a label set; name one with labels= (it has {some})")
+        return self.label_set.targets_of(ids)
 
     @cached_property
     def views(self) -> tuple[int, ...]:

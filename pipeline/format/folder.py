@@ -29,6 +29,7 @@ from vfz.pipeline.format.header import (
     read_contents_file,
     read_header,
 )
+from vfz.pipeline.format.labels import LabelSet, label_set_names, read_label_set
 from vfz.pipeline.format.plan import PLAN, Plan, ShardSize, extend_plans, read_plans
 from vfz.pipeline.lookup import FolderKind
 
@@ -120,6 +121,19 @@ class CacheFolder:
         """
         self._plans = read_plans(self.path / PLAN, known=self._plans)
         return self._plans
+
+    def label_sets(self) -> tuple[str, ...]:
+        """Names of the label sets, in alphabetical order. Cheap: none is opened."""
+        return label_set_names(self.path)
+
+    def label_set(self, name: str) -> LabelSet:
+        """The latest label set of that name.
+
+        Raises:
+            UnknownNameError: when the cache has none of that name; says which it has.
+            CacheFormatError: when it is damaged.
+        """
+        return read_label_set(self.path, name)
 
     def commit_paths(self) -> dict[CommitKey, Path]:
         """The index files by (shard, number), in that order. Cheap: no file is opened."""
