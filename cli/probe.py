@@ -42,12 +42,9 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     there already is shown again.
     """
     from vfz.cli.console import print_json, progress
-    from vfz.pipeline.format.folder import find_cache
-    from vfz.temporal.lookup import find_run
+    from vfz.temporal.run_record import cache_for
 
-    find_cache(options.cache)  # a slip of the pen is told before torch is imported
-    if options.temporal is not None:
-        find_run(options.temporal)
+    cache_for(options.cache, options.temporal)  # a slip of the pen is told before torch is imported
     from vfz.temporal.probes.record import ProbeReport
     from vfz.temporal.probes.run import probe_all
 

@@ -57,6 +57,10 @@ def train_temporal_command(options: TrainOptions, session: Session) -> None:
 def evaluate_command(options: EvaluateOptions, session: Session) -> None:
     """Evaluate a run of vfz train-temporal on a split of a cache of the same recipe."""
     from vfz.cli.console import print_json, progress, show
+    from vfz.temporal.lookup import find_run
+    from vfz.temporal.run_record import caches_of_run, read_run
+
+    caches_of_run(read_run(find_run(options.run)), options.cache)  # a slip of the pen is told before torch is imported
     from vfz.temporal.training.evaluate import evaluate
 
     with progress() as shown:

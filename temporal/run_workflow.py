@@ -27,9 +27,9 @@ from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.mixers import MIXERS
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.run import probe
+from vfz.temporal.run_record import read_run
 from vfz.temporal.training.experiment import made_otherwise
 from vfz.temporal.training.options import TrainOptions
-from vfz.temporal.training.runs import read_run
 from vfz.temporal.training.train import train_temporal
 from vfz.temporal.workflow import Published, RunOptions, Workflow, read_workflow, run_folder
 

@@ -19,7 +19,6 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import RunError, UsageError
-from vfz.pipeline.format.folder import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool
@@ -31,6 +30,7 @@ from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import ProbeReport, StoredResult, report_of
 from vfz.temporal.probes.selection import check_classes, few_videos, fit_and_choose
 from vfz.temporal.probes.sources import Sources
+from vfz.temporal.run_record import cache_for
 from vfz.temporal.statistics import share_interval
 
 
@@ -59,7 +59,7 @@ def probe_all(
     device = choose_device(options.device)
     if options.temporal is not None:
         options = dataclasses.replace(options, temporal=find_run(options.temporal))
-    cache = FeatureCache(find_cache(options.cache))
+    cache = FeatureCache(cache_for(options.cache, options.temporal))
     opened: dict[tuple[str, ...] | None, Sources] = {}
     reports: list[Any] = []
     for one in configurations(options, tuple(cache.layers)):

@@ -29,7 +29,8 @@ from vfz.temporal.data.videos import check_layers, choose_eval_split, num_unlabe
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.probes.fitters import ProbeKind
 from vfz.temporal.probes.options import ProbeOptions
-from vfz.temporal.training.runs import RunInfo, check_same_tokens, load_model
+from vfz.temporal.run_record import RunInfo, check_same_tokens
+from vfz.temporal.training.runs import load_model
 
 DEFAULT_CLIP_FRAMES = 16
 

@@ -215,6 +215,24 @@ class Task(nn.Module, ABC, Generic[OutputsT]):
     def new_metrics(self) -> Metrics[OutputsT]:
         """Empty metrics."""
 
+    def kept(self, outputs: OutputsT, batch: TargetBatch) -> dict[str, Tensor]:  # noqa: ARG002 - most keep none
+        """What an evaluation keeps of the answer to every clip, and of its truth: [B, ...] each, by name.
+
+        Of several clips of a video the mean is kept. Tasks that keep nothing have the values of their metrics kept,
+        video by video. Names with one number a video become columns, the others arrays.
+        """
+        return {}
+
+    def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float] | None:  # noqa: ARG002 - most sum over clips
+        """The metrics, by the names that `new_metrics` gives, out of what was `kept` of all videos; None: of sums.
+
+        For a task that answers whole videos (of several clips the mean), or whose metric is no sum (mAP).
+
+        Args:
+            kept: [V, ...] each, float64, on the CPU, means over the clips of each of V videos.
+        """
+        return None
+
     @abstractmethod
     def constant_predictor(self, batches: Iterable[TargetBatch]) -> Callable[[TargetBatch], OutputsT]:
         """The best that can be said without looking at the video: what a model must beat.

@@ -58,6 +58,16 @@ class ClassifyTask(Task[Tensor]):
         """See `Task`."""
         return ClassifyMetrics()
 
+    def kept(self, outputs: Tensor, batch: TargetBatch) -> dict[str, Tensor]:
+        """`probabilities` [B, K], whose mean over its clips decides a video's class, and `label` [B]."""
+        return {"probabilities": clip_logits(outputs).double().softmax(dim=-1), "label": batch.labels_B}
+
+    def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float]:
+        """`top1`, `top5`, and `num_clips`, which are of whole videos."""
+        metrics = ClassifyMetrics()
+        metrics.add(kept["probabilities"], kept["label"].long())
+        return metrics.compute()
+
     def constant_predictor(self, batches: Iterable[TargetBatch]) -> Callable[[TargetBatch], Tensor]:
         """The classes' shares of the training set, whatever the clip."""
         labels = torch.cat([batch.labels_B for batch in batches])
@@ -103,13 +113,22 @@ class ClassifyMetrics(Metrics[Tensor]):
 
     def _sums(self, outputs: Tensor, batch: TargetBatch) -> Mapping[str, Tensor]:
         """`outputs`: logits [B, T, K] of frames, the last of which counts, or [B, K] of clips."""
-        labelled = valid_labels(batch)
-        labels, logits = batch.labels_B[labelled], clip_logits(outputs)[labelled]
-        best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
-        right = best == labels.unsqueeze(-1)
-        return {"top1": right[:, 0].sum(), "top5": right.sum(), "num_clips": labelled.sum()}
+        return _right_answers(clip_logits(outputs), batch.labels_B)
+
+    def add(self, scores_BK: Tensor, labels_B: Tensor) -> None:
+        """Adds answers without a batch around them; the greatest score is the answer."""
+        sums = _right_answers(scores_BK, labels_B)
+        self._state += torch.stack([sums[name].double() for name in self.sum_names]).cpu()
 
     def compute(self) -> dict[str, float]:
         """`top1`, `top5`, `num_clips`."""
         shares = {name: self._mean(name, "num_clips") for name in ("top1", "top5")}
         return shares | {"num_clips": self._total("num_clips")}
+
+
+def _right_answers(scores_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+    labelled = labels_B >= 0
+    labels, scores = labels_B[labelled], scores_BK[labelled]
+    best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices
+    right = best == labels.unsqueeze(-1)
+    return {"top1": right[:, 0].sum(), "top5": right.sum(), "num_clips": labelled.sum()}

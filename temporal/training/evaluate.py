@@ -13,18 +13,18 @@ from typing import Any
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
-from vfz.pipeline.format.folder import find_caches
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.tokens import CachedTokens
 from vfz.temporal.data.videos import common_class_names
 from vfz.temporal.model import TemporalModel
+from vfz.temporal.run_record import RunInfo, caches_of_run, check_same_tokens
 from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.evaluation import Evaluation, eval_clips_of, evaluate_clips
 from vfz.temporal.training.experiment import targets_of
 from vfz.temporal.training.options import EvaluateOptions
-from vfz.temporal.training.runs import RunInfo, check_same_tokens, load_model
+from vfz.temporal.training.runs import load_model
 from vfz.temporal.training.step import ClipLoss, autocast_dtype
 
 
@@ -59,7 +59,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> E
     """
     device = choose_device(options.device)
     model, run = load_model(options.run, device)
-    caches = tuple(FeatureCache(path) for path in find_caches(options.cache))
+    caches = tuple(FeatureCache(path) for path in caches_of_run(run, options.cache))
     for cache in caches:
         check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
     task = _task_of(model, run, caches).to(device)

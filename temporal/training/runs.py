@@ -1,4 +1,4 @@
-"""A run folder: what a training run leaves behind, how it is found again, continued and loaded.
+"""A run folder: what a training run leaves behind, how it is continued and loaded.
 
     <out>/<name>/run.json            config, cache fingerprint, ledger digest, recipe, licence, results
                  model.safetensors   the trained weights (their moving average, where there is one); with run.json
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,57 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vfz.pipeline.errors import CacheMismatchError, CheckpointError, RunError, UsageError
+from vfz.pipeline.errors import CheckpointError, RunError
 from vfz.pipeline.files import fsync_file, storage_errors, write_file_atomic
-from vfz.pipeline.recipe import describe_difference
 from vfz.temporal.lookup import find_run
-from vfz.temporal.model import ModelConfig, TemporalModel
+from vfz.temporal.model import TemporalModel
+from vfz.temporal.run_record import RunInfo, read_run
 
-FORMAT_VERSION = 2
 CHECKPOINT_FILE = "checkpoint.pt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """`run.json` of a finished or unfinished run."""
-
-    path: Path
-    values: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        """Whether training went to its end."""
-        return bool(self.values["finished"])
-
-    @property
-    def model_config(self) -> ModelConfig:
-        """The config the model is built from."""
-        return ModelConfig.from_dict(self.values["model"])
-
-
-def read_run(path: Path) -> RunInfo:
-    """The record of a run.
-
-    Raises:
-        UsageError: when the folder holds no run.
-    """
-    try:
-        values = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise UsageError(f"{path} is no run of vfz train-temporal: it has no readable run.json") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise RunError(
-            f"{path}/run.json is of format version {version}, this vfz reads {FORMAT_VERSION}; train the run again, or "
-            "use the vfz that made it"
-        )
-    return RunInfo(path=path, values=values)
-
-
-def write_run(path: Path, values: dict[str, Any]) -> None:
-    """Replace `run.json`."""
-    record = {"format_version": FORMAT_VERSION} | values
-    write_file_atomic(path / "run.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[TemporalModel, RunInfo]:
@@ -136,20 +91,6 @@ def save_model(path: Path, model: TemporalModel) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
         fsync_file(temporary)
         temporary.replace(path / "model.safetensors")
-
-
-def check_same_tokens(run: RunInfo, *, fingerprint: str, recipe: dict[str, Any], cache: Path) -> None:
-    """Refuse a cache whose tokens are not those the run was trained on.
-
-    Raises:
-        CacheMismatchError: with the field-by-field difference of the two recipes.
-    """
-    if run.values["cache"]["fingerprint"] != fingerprint:
-        difference = "; ".join(describe_difference(recipe, run.values["cache"]["recipe"], names=("cache", "run")))
-        raise CacheMismatchError(
-            f"{run.path} was trained on tokens of another recipe than {cache}: {difference}; "
-            "use its own cache, or train a run on this one"
-        )
 
 
 @dataclass(kw_only=True)

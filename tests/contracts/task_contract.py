@@ -221,6 +221,16 @@ class TaskContract:
         assert state.dtype == torch.float64
         assert merged.compute() == pytest.approx(self.metrics_of(built, outputs, batch), rel=1e-12)
 
+    def test_what_is_kept_of_clips_is_a_row_for_each_and_gives_the_metrics_again(self, built, protocol):
+        batch = self.batch()
+        outputs = each(self.wrong(batch, protocol), torch.Tensor.detach)
+        kept = built.kept(outputs, batch)
+        assert all(len(values) == NUM_CLIPS for values in kept.values())
+        figures = built.figures({name: values.double() for name, values in kept.items()})
+        if figures is not None:
+            assert figures == pytest.approx(self.metrics_of(built, outputs, batch))
+        assert kept or figures is None
+
     def test_a_state_of_another_size_is_refused(self, built):
         with pytest.raises(ValueError, match="these metrics keep"):
             built.new_metrics().load_state(torch.zeros(99))

@@ -10,10 +10,10 @@ import pytest
 from vfz.cli.main import main
 from vfz.pipeline.errors import RunError, UnknownNameError, UsageError
 from vfz.pipeline.progress import SilentProgress
+from vfz.temporal.run_record import read_run
 from vfz.temporal.run_workflow import run_workflow
 from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.options import TrainOptions
-from vfz.temporal.training.runs import read_run
 from vfz.temporal.workflow import Published, RunOptions, read_workflow, run_folder
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from vfz.pipeline.errors import RunError, RunInterruptedError, UsageError
 from vfz.pipeline.progress import StopRequest
-from vfz.temporal.training.runs import load_model, read_run
+from vfz.temporal.run_record import read_run
+from vfz.temporal.training.runs import load_model
 from vfz.temporal.training.train import train_temporal
 
 # Dropout draws random numbers; a moving average and a checkpoint at every second step are states to keep.

@@ -22,7 +22,8 @@ from vfz.pipeline.errors import (
 )
 from vfz.temporal.cores import CORES
 from vfz.temporal.data.tokens import CachedTokens
-from vfz.temporal.training.runs import load_model, read_run
+from vfz.temporal.run_record import read_run
+from vfz.temporal.training.runs import load_model
 from vfz.temporal.training.train import train_temporal
 
 
