@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -23,7 +23,7 @@ from vfz.pipeline.errors import HangUp, RunInterruptedError
 
 
 class Progress(Protocol):
-    """Receives what happens. All calls come from the thread that started the work."""
+    """Receives what happens. All calls but `note` come from the thread that started the work."""
 
     def start(self, task: str, *, total: int, unit: str) -> None:
         """A task begins; the one before it has ended."""
@@ -65,7 +65,8 @@ STOPPING = (
 class StopRequest:
     """Whether someone has asked to stop, and until when the current work may go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], object] | None = None) -> None:
+        self._tell = tell
         self._deadline: float | None = None
 
     @property
@@ -78,14 +79,16 @@ class StopRequest:
         """Whether what was in hand has had its time."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def request(self) -> None:
-        """Asks to stop."""
+    def request(self, *, silently: bool = False) -> None:
+        """Asks to stop. `tell` is called in a thread: what it needs may be in use where a signal came."""
         if self._deadline is None:
             self._deadline = time.monotonic() + GRACE_SECONDS
+            if self._tell is not None and not silently:
+                threading.Thread(target=self._tell).start()
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(tell: Callable[[], object] | None = None) -> Iterator[StopRequest]:
     """Turns the first SIGINT, SIGTERM or SIGHUP in the block into a request, another one into a `KeyboardInterrupt`.
 
     Further SIGINTs are passed over: what the second one has begun to stop (workers, files) is not to be left half-way.
@@ -93,17 +96,20 @@ def stop_on_signals() -> Iterator[StopRequest]:
     is passed over where it was before (`nohup`). In any other thread than the main one, which alone may handle signals,
     nothing ever asks to stop.
 
+    Args:
+        tell: called at the first SIGINT or SIGTERM, in a thread of its own, to say at once what is finished first.
+
     Raises:
         HangUp: at the end of the block, however it ends, after a SIGHUP; a `RunInterruptedError` gets its exit code.
     """
-    stop = StopRequest()
+    stop = StopRequest(tell)
     is_stopping = is_hung_up = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal is_stopping, is_hung_up
         if number == signal.SIGHUP:
             is_hung_up = True
-            stop.request()
+            stop.request(silently=True)
         elif not stop.is_requested:
             stop.request()
         elif is_importing(frame):  # it comes again when that may be over

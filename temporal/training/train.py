@@ -9,6 +9,7 @@ losses, bit for bit, as a run that was never stopped. Under torchrun every proce
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vfz.pipeline.errors import RunError
@@ -22,6 +23,8 @@ from vfz.temporal.training.logs import RunLog, draw_curves
 from vfz.temporal.training.loop import Trainer
 from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.runs import remove_checkpoint, save_model
+
+_STOPPING = "stopping after the step or evaluation at work, with a checkpoint; Ctrl-C again stops now, at the last one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def train_temporal(options: TrainOptions, *, progress: Progress | None = None) -
         shown = progress if progress and ranks.is_first else SilentProgress()
         experiment = build_experiment(options, ranks)
         _say_what_is_short(experiment, shown)
-        with stop_on_signals() as stop:
+        with stop_on_signals(partial(shown.note, _STOPPING)) as stop:
             trainer = Trainer(experiment, shown, stop)
             ranks.first_does(lambda: _open_folder(experiment))
             with RunLog(experiment.path, writes=ranks.is_first, tensorboard=options.tensorboard) as log:

@@ -73,6 +73,7 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_and_says_how_to_go_on(o
     _, shown = process.communicate()
     assert process.returncode == exit_code
     assert "vfz: error: stopped as asked after step" in shown
+    assert ("stopping after the step or evaluation at work" in shown) == (number != signal.SIGHUP)
     assert "--resume goes on" in shown
     train_temporal(dataclasses.replace(options, resume=True))
     assert lines_of(run, "step") == lines_of(whole, "step")
