@@ -68,8 +68,8 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     CompareOptions,
     name="probe.compare",
     argument="runs",
-    example="vfz probe compare runs/tokens-linear-probe runs/gmmix-linear-probe\n"
-    "vfz probe compare runs/*-probe --baseline tokens-linear-probe --name layers",
+    example="vfz probe compare runs/*-probe-*\n"
+    "vfz probe compare runs/few-5-shots runs/few-10-shots --baseline few-5-shots --name shots",
 )
 def compare_command(options: CompareOptions, session: Session) -> None:
     """Put probes side by side: accuracies with intervals, paired tests against a baseline, confusions, classes.

@@ -1,23 +1,25 @@
 """The pages tell the truth: their code runs, flags, files and links are there, the drawing is the import contract.
 
-Blocks of `python` and `bash` run, page by page, in a folder with a small dataset and its cache.
-Blocks of `text` are output, or need data or machines that are not here.
+Blocks of `python` and `bash` run, page by page and line by line, in a folder with some of the demo's videos and their
+cache; a shell takes the lines apart, globs and all. Blocks of `text` are output, or need data or machines that are not
+here: their commands are parsed and checked, as those of `--help` are.
 """
 
+import importlib
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
-from helpers.video_files import write_video
 
 from vfz.cli import cache
-from vfz.cli.main import main
-from vfz.pipeline import config
+from vfz.cli.main import cli, main
+from vfz.cli.options import Session
+from vfz.pipeline import config, open_dataset
 from vfz.pipeline.config import Options
 from vfz.pipeline.datasets import DATASETS
 from vfz.pipeline.extraction.options import ExtractOptions
@@ -62,14 +64,10 @@ def _blocks(text: str, *kinds: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with videos/, workflows/ and the cache that the pages make."""
+    """A folder with videos/ (a few of the demo's), workflows/ and the cache that the pages make."""
     folder = tmp_path_factory.mktemp("pages")
-    places = [(split, name) for split in ("train", "train", "train", "test") for name in ("walk", "run")]
-    for number, (split, name) in enumerate(places):
-        path = folder / "videos" / split / name / f"{number:04d}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, range(0, 2000 + 100 * number, 80))
     (folder / "workflows").symlink_to(ROOT / "workflows")
+    open_dataset("synthetic", root=folder / "videos", num_videos=24, num_frames=6, size=64)
     flags = ["--dataset", "folder", "--root", "videos", "--encoder", "demo", "--layers", "3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -87,16 +85,107 @@ def test_the_code_of_a_page_runs(name, prepared, tmp_path, monkeypatch):
     for kind, code in _blocks(text, "python", "bash"):
         if kind == "python":
             exec(compile(code, name, "exec"), namespace)  # noqa: S102 - the repository's own pages
-        for command in _commands(code) if kind == "bash" else ():
-            assert main(command) == 0, command
+        for line in _lines(code) if kind == "bash" else ():
+            program, *arguments = _words(line)
+            assert program == "vfz", f"only vfz commands run: {line}"
+            assert main(arguments) == 0, line
+    if name == "README.md":
+        shown = [
+            *map(_help_lines, COMMANDS),
+            *(_lines(code) for page in PAGES for _, code in _blocks(page.read_text(), "text")),
+        ]
+        globs = {word for lines in shown for line in lines for word in re.findall(r"\bruns/\S*\*\S*", line)}
+        assert globs
+        assert [glob for glob in globs if not list(tmp_path.glob(glob))] == []
 
 
-def _commands(code: str) -> list[list[str]]:
-    """The arguments of every `vfz` of a block, which has nothing else but comments."""
-    lines = [shlex.split(line, comments=True) for line in code.replace("\\\n", " ").splitlines()]
-    commands = [line for line in lines if line]
-    assert all(program == "vfz" for program, *_ in commands), f"only vfz commands run: {code}"
-    return [arguments for _, *arguments in commands]
+def _lines(code: str) -> list[str]:
+    """The lines of a block of shell that are not only comments; one that goes on below is one."""
+    lines = [line.strip() for line in code.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _words(line: str) -> list[str]:
+    """What a shell makes of a line in the working directory: words. A glob that fits nothing fails."""
+    shell = ["bash", "-c", f"shopt -s failglob; printf '%s\\0' {line}"]
+    ran = subprocess.run(shell, capture_output=True, text=True)
+    assert ran.returncode == 0, f"{line}: {ran.stderr}"
+    return ran.stdout.rstrip("\0").split("\0")
+
+
+def _check_line(line: str) -> None:
+    """Sees that the command of a line is there, and its flags, and that it takes their values."""
+    words = _words(re.sub(r"#.*", "", line.replace("*", "X")))
+    words = words[words.index("vfz.cli") if "vfz.cli" in words else words.index("vfz") :][1:]
+    command, name = cli, ""
+    while isinstance(command, click.Group) and words and words[0] in command.list_commands(None):
+        name = f"{name} {words[0]}".strip()
+        command = command.get_command(None, words.pop(0))
+    is_whole = "…" not in words
+    arguments = [word for word in words if word != "…"]
+    with command.make_context(name, arguments, obj=Session(), resilient_parsing=False) as context:
+        given = {key: value for key, value in context.params.items() if value not in (None, ())}
+    config, _, _ = (given.pop(key, None) for key in ("config", "as_json", "verbose"))
+    if config is not None:
+        COMMANDS[name].from_toml(ROOT / config, command=name.replace(" ", "."), overrides=given)
+    elif is_whole:
+        COMMANDS[name].from_mapping(given, where=line)
+    else:
+        COMMANDS[name].check_some(given, where=line)
+
+
+_LINES_THAT_DO_NOT_RUN = [
+    (name, line)
+    for name in NAMES
+    for kind, code in _blocks((ROOT / name).read_text(), "text")
+    for line in _lines(code)
+    if re.match(rf"(?:\w+=\S+ )*(?:vfz|torchrun .* -m vfz\.cli) +(?:{'|'.join(sorted(config.COMMANDS))}) [^:]*$", line)
+]
+
+
+@pytest.mark.parametrize(("name", "line"), _LINES_THAT_DO_NOT_RUN)
+def test_a_line_that_needs_other_data_is_a_command_that_vfz_takes(name, line):
+    _check_line(re.sub(r"^(?:\w+=\S+ )*", "", line).replace("$SLURM_ARRAY_TASK_ID", "3"))
+
+
+def test_the_commands_inside_scripts_are_commands_that_vfz_takes():
+    scripts = "".join(path.read_text() for path in (ROOT / "workflows").glob("*.sh"))
+    lines = re.findall(r"^(vfz .*)$|--wrap \"(vfz [^\"]*)\"", scripts, flags=re.MULTILINE)
+    assert len(lines) >= 4
+    values = {"$CONFIG": "workflows/k400.toml", "$ROOT": "videos", "$scheduler": "tcp://host:8786", "$SHARES": "8"}
+    for line in map("".join, lines):
+        for variable, value in (values | {"\\$SLURM_ARRAY_TASK_ID": "0"}).items():
+            line = line.replace(variable, value)
+        _check_line(line)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_in_the_help_of_a_command_are_commands_that_vfz_takes(name):
+    lines = _help_lines(name)
+    assert lines
+    for line in lines:
+        _check_line(re.sub(r"^(?:\w+=\S+ )*", "", line))
+
+
+def _help_lines(name: str) -> list[str]:
+    """The examples of a command."""
+    command = cli
+    for part in name.split():
+        command = command.get_command(None, part)
+    return _lines(command.epilog.partition("Example:\n")[2])
+
+
+def test_what_python_in_a_block_of_text_imports_is_there():
+    blocks = [code for name in NAMES for _, code in _blocks((ROOT / name).read_text(), "text")]
+    lines = [found for code in blocks for found in re.findall(r"^from (vfz[\w.]*) import (.*)$", code, re.MULTILINE)]
+    assert lines
+    assert all(hasattr(importlib.import_module(module), name) for module, names in lines for name in names.split(", "))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_page_says_to_make_is_a_target(name):
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
+    assert set(re.findall(r"^    make (\w+)", (ROOT / name).read_text(), flags=re.MULTILINE)) <= set(targets)
 
 
 def test_a_block_that_is_marked_runs_or_says_why_not():
