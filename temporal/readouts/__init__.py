@@ -21,6 +21,8 @@ __all__ = ["READOUTS", "Readout", "build_readout"]
 
 READOUTS: Registry[type[Readout]] = Registry("readout")
 READOUTS.register("classify", ClassifyReadout)
+READOUTS.register("multilabel", ClassifyReadout)
+READOUTS.register("regression", ClassifyReadout)
 READOUTS.register("boxes", BoxesReadout)
 READOUTS.register("points", PointsReadout)
 READOUTS.register("depth", DepthReadout)
@@ -37,7 +39,7 @@ def build_readout(task: str, *, dim: int, protocol: str = "streaming", **sizes: 
         **sizes: what the task's readout takes besides; its class says what each is. All but `num_classes` and
             `output_size` have the paper's values as defaults; `num_frames` is needed in clip protocol.
 
-            - `classify`: `num_classes`, `readout_dim`, `num_heads`, `num_frames`
+            - `classify`, `multilabel`, `regression`: `num_classes`, `readout_dim`, `num_heads`, `num_frames`
             - `boxes`: `readout_dim`, `num_heads`, `mlp_hidden`
             - `points`: `readout_dim`, `num_heads`, `mlp_hidden`, `num_frames`
             - `depth`: `output_size`, `readout_dim`, `num_heads`, `num_frames`

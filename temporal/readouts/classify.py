@@ -17,7 +17,7 @@ class ClassifyReadout(AttentionReadout):
 
     Args:
         dim: D, channels of the core's output.
-        num_classes: logits.
+        num_classes: logits; `multilabel` and `regression`, which have this readout too, have one a label or target.
         protocol: `streaming` or `clip`.
         readout_dim: width of the attention.
         num_heads: its heads; must divide `readout_dim`.

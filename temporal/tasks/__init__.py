@@ -15,14 +15,19 @@ from vfz.pipeline.registry import Registry
 if TYPE_CHECKING:
     from vfz.temporal.tasks.base import Metrics, TargetBatch, Task
 
-__all__ = ["TASKS", "Metrics", "TargetBatch", "Task", "build_task"]
+__all__ = ["TASKS", "TASK_OF_LABELS", "Metrics", "TargetBatch", "Task", "build_task"]
 
 TASKS: Registry[type[Task[Any]]] = Registry("task")
 TASKS.register_place("classify", "vfz.temporal.tasks.classify:ClassifyTask")
+TASKS.register_place("multilabel", "vfz.temporal.tasks.multilabel:MultilabelTask")
+TASKS.register_place("regression", "vfz.temporal.tasks.regression:RegressionTask")
 TASKS.register_place("boxes", "vfz.temporal.tasks.boxes:BoxesTask")
 TASKS.register_place("points", "vfz.temporal.tasks.points:PointsTask")
 TASKS.register_place("depth", "vfz.temporal.tasks.depth:DepthTask")
 TASKS.register_place("pose", "vfz.temporal.tasks.pose:PoseTask")
+
+TASK_OF_LABELS = {"classes": "classify", "multilabel": "multilabel", "regression": "regression"}
+"""Of each kind of label set the task that is trained on it; the other tasks take `targets.npz`."""
 
 
 def build_task(name: str, *, protocol: str = "streaming", **kwargs: Any) -> Task[Any]:
@@ -31,7 +36,8 @@ def build_task(name: str, *, protocol: str = "streaming", **kwargs: Any) -> Task
     Args:
         name: one of `TASKS.names()`.
         protocol: `streaming` or `clip`, as its readout's.
-        **kwargs: what the task takes besides (`classify`: `num_classes`, `label_smoothing`).
+        **kwargs: what the task takes besides (`classify`: `num_classes`, `label_smoothing`; `multilabel`:
+            `num_classes`; `regression`: `num_classes`, `target_means`, `target_deviations`).
 
     Raises:
         UnknownNameError: when no task or no protocol has that name. UsageError: when the task has no such protocol.

@@ -11,7 +11,7 @@ Rules that hold of every task (`tests/contracts/task_contract.py` is their execu
   a step (and DDP) goes on. Computed in float32, or float64 where that was given.
 - What is not valid is taken out before anything is computed, so that neither its prediction nor its target can reach
   the loss or a gradient, not even as NaN. A frame that only repeats a short video's last one is never valid.
-- Metrics are sums, so that those of parts of the data, and of ranks, add up.
+- Metrics of parts of the data, and of ranks, are put together to those of the whole: as a rule they are sums.
 
 Targets lie in the crop the encoder saw, 1 being its side. arXiv 2605.19137 names the tasks and the kinds of losses; the
 constants are those of the works they come from.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -86,11 +86,40 @@ class RawTargets:
 
 
 class Metrics(ABC, Generic[OutputsT]):
-    """Running sums of one evaluation, in float64; they add up over batches and ranks.
+    """What one evaluation has seen, fed batch by batch; parts of the data and ranks are put together.
 
-    They are fed batch by batch; `state()` is one vector of sums and counts, and the sum of the states of any parts of
-    the data is the state of the whole. `compute()` turns it into named numbers, always with the counts they are means
-    of; a mean over nothing is NaN.
+    `state()` is one tensor, and the states of any parts of the data, `combined`, are the state of the whole.
+    `compute()` turns it into named numbers, always with the counts they are means of; a mean over nothing is NaN.
+    """
+
+    @abstractmethod
+    def update(self, outputs: OutputsT, batch: TargetBatch) -> None:
+        """Adds the predictions of one batch."""
+
+    @abstractmethod
+    def state(self) -> Tensor:
+        """A copy of what was added: float64, on the CPU."""
+
+    @abstractmethod
+    def load_state(self, state: Tensor) -> None:
+        """Replaces it, for instance by what the states of every rank are `combined`.
+
+        Raises:
+            ValueError: when it is not a state of these metrics.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def combined(states: Sequence[Tensor]) -> Tensor:
+        """The state of the whole, of the states of its parts."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The metrics of everything added so far, and the counts they are means of (`num_...`)."""
+
+
+class SumMetrics(Metrics[OutputsT]):
+    """Metrics that are running sums, in float64; sums of parts add up.
 
     Cost: a few elementwise passes over the predictions, and one copy of a short vector from the device per batch.
 
@@ -105,27 +134,24 @@ class Metrics(ABC, Generic[OutputsT]):
 
     @torch.no_grad()
     def update(self, outputs: OutputsT, batch: TargetBatch) -> None:
-        """Adds the predictions of one batch."""
+        """See `Metrics`."""
         sums = self._sums(outputs, batch)
         self._state += torch.stack([sums[name].double() for name in self.sum_names]).cpu()
 
     def state(self) -> Tensor:
-        """A copy of the sums: float64, on the CPU."""
+        """See `Metrics`."""
         return self._state.clone()
 
     def load_state(self, state: Tensor) -> None:
-        """Replaces the sums, for instance by the sum of every rank's `state()`.
-
-        Raises:
-            ValueError: when it is not a state of these metrics.
-        """
+        """See `Metrics`."""
         if state.shape != self._state.shape:
             raise ValueError(f"state has shape {list(state.shape)}; these metrics keep {', '.join(self.sum_names)}")
         self._state = state.detach().to("cpu", torch.float64, copy=True)
 
-    @abstractmethod
-    def compute(self) -> dict[str, float]:
-        """The metrics of everything added so far, and the counts they are means of (`num_...`)."""
+    @staticmethod
+    def combined(states: Sequence[Tensor]) -> Tensor:
+        """See `Metrics`."""
+        return torch.stack(list(states)).sum(dim=0)
 
     @abstractmethod
     def _sums(self, outputs: OutputsT, batch: TargetBatch) -> Mapping[str, Tensor]:
@@ -149,8 +175,8 @@ class Task(nn.Module, ABC, Generic[OutputsT]):
         headline: the metric people quote.
         higher_is_better: of the headline.
         shares: how the names of those metrics begin that are shares of 1; people are shown them as percentages.
-        needs_targets: whether it needs `targets.npz`. A task that does not takes the cache's labels, and is made with
-            `num_classes` and `label_smoothing`.
+        needs_targets: whether it needs `targets.npz`. A task that does not is a `LabelTask` and takes the cache's
+            labels.
         asks_about_places: whether it asks about places in the picture, so that no token may be dropped.
         makes_maps: whether its targets are maps, of the readout's `output_size`.
         protocol: the one it was made for.
@@ -242,6 +268,31 @@ class Task(nn.Module, ABC, Generic[OutputsT]):
 
         Returns:
             A function from a batch to outputs as the readout would give them.
+        """
+
+
+class LabelTask(Task[Tensor]):
+    """Base of tasks of what is known of a whole video: its class, or the numbers of one of the cache's label sets.
+
+    Outputs are [B, T, K] (streaming, where the last frame counts) or [B, K] (clip).
+
+    Args:
+        protocol: see `Task`.
+        num_classes: K, the numbers that the readout answers.
+    """
+
+    needs_targets = False
+
+    def __init__(self, *, protocol: str = "streaming", num_classes: int) -> None:
+        super().__init__(protocol=protocol)
+        self.num_classes = num_classes
+        self.last_frame_only = protocol == "streaming"
+
+    @abstractmethod
+    def answers(self, outputs: Tensor) -> Tensor:
+        """What a clip's outputs say, [B, K] in float64 on the CPU: probabilities, or numbers in the targets' own units.
+
+        The answer for a video is the mean of those of its clips.
         """
 
 

@@ -25,7 +25,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from vfz.pipeline.datasets.targets import Targets, VideoTargets
 from vfz.pipeline.encoder.transforms import SeenCrop
-from vfz.temporal.tasks.base import Arrays, Metrics, RawTargets, TargetBatch, Task, exact, mean_or_zero
+from vfz.temporal.tasks.base import Arrays, RawTargets, SumMetrics, TargetBatch, Task, exact, mean_or_zero
 from vfz.temporal.tasks.geometry import box_corners, box_iou
 
 GIOU_WEIGHT = 0.5
@@ -95,7 +95,7 @@ def boxes_loss(predicted_cxcywh: Tensor, target_cxcywh: Tensor, valid: Tensor) -
     return mean_or_zero(distance + GIOU_WEIGHT * generalized_box_iou_loss(corners, box_corners(target)))
 
 
-class BoxesMetrics(Metrics[Tensor]):
+class BoxesMetrics(SumMetrics[Tensor]):
     """Mean intersection over union of all valid boxes after the clip's first frame, where the box is given."""
 
     sum_names = ("iou", "num_boxes", "num_clips")

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.tasks.base import Metrics, TargetBatch, Task, exact, mean_or_zero
+from vfz.temporal.tasks.base import LabelTask, SumMetrics, TargetBatch, exact, mean_or_zero
 
 
-class ClassifyTask(Task[Tensor]):
+class ClassifyTask(LabelTask):
     """Cross-entropy; top-1 and top-5. Outputs: logits [B, T, K] (streaming) or [B, K] (clip).
 
     Args:
@@ -37,14 +37,12 @@ class ClassifyTask(Task[Tensor]):
     name = "classify"
     headline = "top1"
     shares = ("top1", "top5")
-    needs_targets = False
 
     def __init__(self, *, protocol: str = "streaming", num_classes: int, label_smoothing: float = 0.0) -> None:
-        super().__init__(protocol=protocol)
+        super().__init__(protocol=protocol, num_classes=num_classes)
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"label smoothing is {label_smoothing}; it must be at least 0 and less than 1")
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.last_frame_only = protocol == "streaming"
+        self.label_smoothing = label_smoothing
 
     def loss(self, outputs: Tensor, batch: TargetBatch) -> Tensor:
         """See `Task`."""
@@ -53,6 +51,10 @@ class ClassifyTask(Task[Tensor]):
     def num_valid(self, batch: TargetBatch) -> Tensor:
         """Clips that have a class."""
         return valid_labels(batch).sum()
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Class probabilities [B, K]."""
+        return clip_logits(outputs).softmax(dim=-1).double().cpu()
 
     def new_metrics(self) -> ClassifyMetrics:
         """See `Task`."""
@@ -106,7 +108,7 @@ def classification_loss(logits_BK: Tensor, labels_B: Tensor, *, label_smoothing:
     return mean_or_zero(losses)
 
 
-class ClassifyMetrics(Metrics[Tensor]):
+class ClassifyMetrics(SumMetrics[Tensor]):
     """Share of labelled clips whose class is the first (`top1`) or among the first five answers (`top5`)."""
 
     sum_names = ("top1", "top5", "num_clips")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vfz.pipeline.datasets.targets import Targets, VideoTargets
 from vfz.pipeline.encoder.transforms import SeenCrop
-from vfz.temporal.tasks.base import Arrays, Metrics, RawTargets, TargetBatch, Task, exact
+from vfz.temporal.tasks.base import Arrays, RawTargets, SumMetrics, TargetBatch, Task, exact
 
 MIN_METRES, MAX_METRES = 0.001, 10.0
 """Range of depth in loss and metric."""
@@ -125,7 +125,7 @@ def depth_loss(predicted_metres: Tensor, target_metres: Tensor, valid: Tensor) -
     return of_frames.sum() / (num_pixels > 0).sum().clamp(min=1)
 
 
-class DepthMetrics(Metrics[Tensor]):
+class DepthMetrics(SumMetrics[Tensor]):
     """AbsRel and delta < 1.25 per frame, averaged over frames (Eigen et al., arXiv 1406.2283).
 
     Pixels whose true depth lies beyond 0.001 .. 10 m are not counted; predictions are clamped to that range.

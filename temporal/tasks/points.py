@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vfz.pipeline.datasets.targets import Targets, VideoTargets
 from vfz.pipeline.encoder.transforms import SeenCrop
-from vfz.temporal.tasks.base import Arrays, Metrics, RawTargets, TargetBatch, Task, exact, mean_or_zero
+from vfz.temporal.tasks.base import Arrays, RawTargets, SumMetrics, TargetBatch, Task, exact, mean_or_zero
 
 POINT_FRAME_PIXELS = 256
 """Distances of points are in pixels of a frame of this width and height, whatever the frame's size."""
@@ -149,7 +149,7 @@ def _binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
-class PointsMetrics(Metrics[Mapping[str, Tensor]]):
+class PointsMetrics(SumMetrics[Mapping[str, Tensor]]):
     """Point tracking as TAP-Vid measures it, "query first"; a point is called visible where its logit is > 0.
 
     Of every point only the frames after its query frame are counted. All points of a clip are pooled into one number,

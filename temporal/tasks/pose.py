@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vfz.pipeline.datasets.targets import VideoTargets
-from vfz.temporal.tasks.base import Arrays, Metrics, RawTargets, TargetBatch, Task, exact, mean_or_zero
+from vfz.temporal.tasks.base import Arrays, RawTargets, SumMetrics, TargetBatch, Task, exact, mean_or_zero
 from vfz.temporal.tasks.geometry import chordal_distance, rotation_angle, rotation_from_6d
 
 _MIRROR_X = np.diag([-1.0, 1.0, 1.0, 1.0])
@@ -112,7 +112,7 @@ class PoseLoss(nn.Module):
         return balanced * valid.any()  # with nothing valid the scales stay as they are
 
 
-class PoseMetrics(Metrics[Tensor]):
+class PoseMetrics(SumMetrics[Tensor]):
     """Relative pose error from frame to frame (Sturm et al., IROS 2012): E = inverse(true pose) predicted pose.
 
     `rpe_tr_mm` and `rpe_rot_deg` are root mean squares over all frames of length of E's translation and angle of its

@@ -211,12 +211,13 @@ class TaskContract:
     def test_states_of_parts_add_up_to_the_metrics_of_the_whole(self, built, protocol):
         batch = self.batch()
         outputs = self.wrong(batch, protocol)
-        state = 0.0
+        states = []
         for rows in (slice(0, 2), slice(2, None)):
             metrics = built.new_metrics()
             metrics.update(each(outputs, lambda t, r=rows: t[r]), part(batch, rows))
-            state = state + metrics.state()
+            states.append(metrics.state())
         merged = built.new_metrics()
+        state = merged.combined(states)
         merged.load_state(state)
         assert state.dtype == torch.float64
         assert merged.compute() == pytest.approx(self.metrics_of(built, outputs, batch), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Readout `classify` keeps the contract."""
+"""Readout `classify` keeps the contract, also under the names of other tasks of K numbers a clip."""
 
 from typing import ClassVar
 
@@ -19,3 +19,11 @@ class TestClassify(ClipReadoutContract):
 
     def test_a_clip_readout_tells_the_order_of_frames(self, clip, tokens):
         assert not torch.allclose(clip(tokens), clip(tokens.flip(1)), atol=1e-6)
+
+
+class TestMultilabel(TestClassify):
+    task = "multilabel"
+
+
+class TestRegression(TestClassify):
+    task = "regression"
