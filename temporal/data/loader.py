@@ -29,7 +29,7 @@ from torch import Tensor
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.temporal.data.sampling import Augmentation, ClipRule, EpochPlan, evaluation_plan, shuffled_plan, training_plan
-from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.targets import ClipTargets
 from vfz.temporal.data.tokens import ClipRequest, TokenSource
 from vfz.temporal.data.videos import ClipVideo
 
@@ -67,7 +67,7 @@ class ClipLoader:
         device: torch.device,
         seed: int = 0,
         augmentation: Augmentation | None = None,
-        targets: FrameTargets | None = None,
+        targets: ClipTargets | None = None,
         rank: int = 0,
         world_size: int = 1,
         num_ahead: int = 2,

@@ -2,6 +2,7 @@
 
     targets = FrameTargets(cache, task="boxes", device=device)   # <root of the videos>/targets.npz
     loader = ClipLoader(source, videos, ..., targets=targets)    # fills ClipBatch.targets
+    targets = LabelTargets([cache], task="regression", device=device)  # what a label set says of whole videos
 
 Here the file is read, and its videos and times are matched to those of the cache; what a task makes of them is in its
 own file (`Task.clip_targets`). A frame of a clip takes the target frame nearest in time, which must lie within half a
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +43,20 @@ from vfz.temporal.tasks.base import Arrays, RawTargets
 TARGETS_FILE = "targets.npz"
 
 _TIME_ROUNDING_SECONDS = 1e-3  # containers keep milliseconds; what is nearer than that is the same time
+
+
+class ClipTargets(Protocol):
+    """What a task is told of clips besides their class; `FrameTargets` or `LabelTargets`."""
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+
+    def check(self, videos: Sequence[ClipVideo]) -> None:
+        """Refuses videos whose targets do not fit, before training begins."""
+
+    def for_clips(self, requests: Sequence[ClipRequest], pts_seconds_BT: NDArray[np.float64]) -> dict[str, Tensor]:
+        """The targets of some clips, tensors [B,...] by name, on the device."""
 
 
 class FrameTargets:
@@ -193,6 +209,37 @@ class FrameTargets:
             ) from error
         height, width = first.pixels_HWC.shape[:2]
         return height, width
+
+
+class LabelTargets:
+    """What the caches' label set says of whole videos, for `multilabel` and `regression`.
+
+    Args:
+        caches: opened with a set of that kind.
+        task: its name.
+        device: where the tensors are to be.
+    """
+
+    def __init__(self, caches: Sequence[FeatureCache], *, task: str, device: torch.device | str = "cpu") -> None:
+        self.task, self._caches, self._device = task, tuple(caches), torch.device(device)
+
+    def check(self, videos: Sequence[ClipVideo]) -> None:
+        """See `ClipTargets`; a video may lack any number."""
+
+    def values_of(self, videos: Sequence[ClipVideo]) -> NDArray[np.float32]:
+        """The numbers [V, K] of some videos; NaN where one is not known."""
+        return np.concatenate([self._caches[video.cache].targets_of([video.id]) for video in videos])
+
+    def for_clips(
+        self,
+        requests: Sequence[ClipRequest],
+        pts_seconds_BT: NDArray[np.float64],  # noqa: ARG002 - they hold for the whole video
+    ) -> dict[str, Tensor]:
+        """`label_values` [B, K], 0 where one is not known, and `label_known` [B, K]."""
+        values = [self._caches[request.cache].targets_of([request.id]) for request in requests]
+        values_BK = torch.from_numpy(np.concatenate(values)).to(self._device, non_blocking=True)
+        known_BK = ~values_BK.isnan()
+        return {"label_values": values_BK.masked_fill(~known_BK, 0.0), "label_known": known_BK}
 
 
 def default_targets_path(cache: FeatureCache) -> Path:

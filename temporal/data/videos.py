@@ -6,14 +6,17 @@ with the names of what is there. Ledgers are read, no tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache.request import Layers, as_names
 from vfz.pipeline.errors import CacheMismatchError, UsageError
+from vfz.pipeline.format.labels import NO_SPLIT
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import describe_difference
+from vfz.temporal.tasks import TASK_OF_LABELS
 
 EVAL_SPLITS = ("val", "validation", "test")
 """In the order in which one is chosen where none is named."""
@@ -59,7 +62,7 @@ def clip_videos(
         layers: as in `FeatureCache.read`.
         parts: `all`, `patch` or `prefix`.
         views: which views may be used. A video needs the first of them; of the others those that it has are taken.
-        labelled: leave out those without a label.
+        labelled: leave out those without a label; see `is_labelled`.
 
     Raises:
         UsageError: when there are none, or no view is named; says which splits have some.
@@ -75,8 +78,9 @@ def clip_videos(
         if split not in cache.splits:
             continue
         others = [_rows_by_id(cache, split, view, layers, parts) for view in views[1:]]
+        known = is_labelled(cache)
         for row in _rows_by_id(cache, split, views[0], layers, parts).values():
-            if row.label is None and labelled:
+            if labelled and not known(row):
                 continue
             rows = (row, *(by_id[row.id] for by_id in others if row.id in by_id))
             videos.append(ClipVideo(rows=rows, cache=number))
@@ -109,9 +113,26 @@ def num_unlabelled(
     caches: Sequence[FeatureCache], split: str, *, layers: Layers | None = None, parts: str = "all", view: int = 0
 ) -> int:
     """How many videos of a split have these tokens and no label."""
-    having = [cache for cache in caches if split in cache.splits]
-    rows = [row for cache in having for row in cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))]
-    return sum(row.label is None for row in rows)
+    count = 0
+    for cache in caches:
+        if split in cache.splits:
+            known = is_labelled(cache)
+            rows = cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))
+            count += sum(not known(row) for row in rows)
+    return count
+
+
+def is_labelled(cache: FeatureCache) -> Callable[[LedgerRow], bool]:
+    """Tells of a row whether its video has a label: a class, or something that the cache's label set says of it."""
+    labels = cache.label_set
+    if labels is None or labels.kind == "classes":
+        return lambda row: row.label is not None
+    known = {
+        id_
+        for id_, label in labels.labels.items()
+        if not (isinstance(label, tuple) and all(math.isnan(number) for number in label))
+    }
+    return lambda row: row.id in known
 
 
 def choose_eval_split(
@@ -188,6 +209,52 @@ def common_class_names(caches: Sequence[FeatureCache]) -> tuple[str, ...]:
     return tuple(caches[0].class_names)
 
 
+def label_kind(cache: FeatureCache) -> str:
+    """What a video's label is: `classes`, or the kind of the label set that the cache was opened with."""
+    return "classes" if cache.label_set is None else cache.label_set.kind
+
+
+def common_labels(caches: Sequence[FeatureCache]) -> tuple[str, tuple[str, ...]]:
+    """The kind of the labels of all caches, and the names of the classes, labels or targets, in order.
+
+    Raises:
+        UsageError: when they differ.
+    """
+    kinds = {label_kind(cache) for cache in caches}
+    names = {cache.class_names if cache.label_set is None else cache.label_set.names for cache in caches}
+    if kinds == {"classes"}:
+        return "classes", common_class_names(caches)
+    if len(kinds) > 1 or len(names) > 1:
+        raise UsageError(
+            f"the label sets of {' and '.join(str(cache.path) for cache in caches)} are of kind "
+            f"{' and '.join(sorted(kinds))}, or have other names; labels of caches that are used together must mean "
+            "the same"
+        )
+    return kinds.pop(), names.pop()
+
+
+def task_of_labels(asked: str, cache: FeatureCache) -> str:
+    """The task that is meant: `asked`, or where that is `classify`, the default, the one for the kind of the label set.
+
+    Raises:
+        UsageError: when the task takes label sets of another kind.
+    """
+    kind = label_kind(cache)
+    if asked == TASK_OF_LABELS["classes"]:
+        return TASK_OF_LABELS[kind]
+    if asked not in TASK_OF_LABELS.values() or asked == TASK_OF_LABELS[kind]:
+        return asked
+    if cache.label_set is None:
+        some = ", ".join(cache.label_sets) or "none; `vfz cache label` adds one"
+        raise UsageError(
+            f"--task {asked} takes a label set of that kind; name it by --labels ({cache.path} has {some})"
+        )
+    raise UsageError(
+        f"--task {asked} contradicts the label set {cache.label_set.name!r}, which is of kind {kind}; leave --task "
+        "out, or name another set by --labels"
+    )
+
+
 def as_caches(caches: FeatureCache | Sequence[FeatureCache]) -> tuple[FeatureCache, ...]:
     """One or several caches as several.
 
@@ -243,8 +310,13 @@ def _rows_by_id(
 def _splits_with_some(
     caches: Sequence[FeatureCache], view: int, layers: Layers | None, parts: str, *, labelled: bool
 ) -> list[str]:
-    rows = [row for cache in caches for row in _rows_by_id(cache, None, view, layers, parts).values()]
-    return sorted({row.split for row in rows if row.label is not None or not labelled})
+    found: set[str] = set()
+    for cache in caches:
+        known = is_labelled(cache)
+        found |= {
+            row.split for row in _rows_by_id(cache, None, view, layers, parts).values() if not labelled or known(row)
+        }
+    return sorted(found - {NO_SPLIT})
 
 
 def _wanted(layers: Layers | None, parts: str) -> str:

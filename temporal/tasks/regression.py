@@ -57,6 +57,15 @@ class RegressionTask(ValuesTask):
         self.register_buffer("mean_K", torch.tensor(target_means or [0.0] * num_classes, dtype=torch.float32))
         self.register_buffer("deviation_K", torch.tensor(target_deviations or [1.0] * num_classes, dtype=torch.float32))
 
+    def prepare(self, values_VK: NDArray[Any]) -> None:
+        """See `ValuesTask`; the mean and deviation of each target."""
+        for own_K, new_K in zip((self.mean_K, self.deviation_K), moments(values_VK), strict=True):
+            own_K.copy_(torch.tensor(new_K))
+
+    def settings(self) -> dict[str, list[float]]:
+        """See `ValuesTask`."""
+        return {"target_means": self.mean_K.tolist(), "target_deviations": self.deviation_K.tolist()}
+
     @staticmethod
     def losses(outputs: Tensor, truth: Tensor) -> Tensor:
         """See `ValuesTask`."""

@@ -50,6 +50,15 @@ class ValuesTask(LabelTask):
         """See `Task`."""
         return ValuesMetrics(self)
 
+    def kept(self, outputs: Tensor, batch: TargetBatch) -> dict[str, Tensor]:
+        """`answers` [B, K] and the numbers they should be, `targets` [B, K], NaN where one is not known."""
+        return {"answers": self.answers(outputs), "targets": torch.from_numpy(known_values(batch))}
+
+    def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float]:
+        """The task's `figures_of` what was kept of whole videos, and `num_clips`, which are videos."""
+        answers_VK, values_VK = (kept[name].numpy() for name in ("answers", "targets"))
+        return self.figures_of(answers_VK, values_VK) | {"num_clips": float(len(values_VK))}
+
     def constant_predictor(self, batches: Iterable[TargetBatch]) -> Callable[[TargetBatch], Tensor]:
         """Of each label the mean of what is known of it in the training set."""
         values_VK = np.concatenate([known_values(batch) for batch in batches])
@@ -94,8 +103,15 @@ class ValuesTask(LabelTask):
         Arguments as of `of_labels`.
         """
 
+    def prepare(self, values_VK: NDArray[Any]) -> None:
+        """Takes what it needs to know of the training videos' numbers, NaN where one is not known."""
+
+    def settings(self) -> dict[str, list[float]]:
+        """What `build_task` needs, besides the number of labels, to make the task as it was prepared."""
+        return {}
+
     @classmethod
-    def figures(cls, answers_VK: Floats, values_VK: Floats) -> dict[str, float]:
+    def figures_of(cls, answers_VK: Floats, values_VK: Floats) -> dict[str, float]:
         """Every metric: the mean of a figure over the labels that have it, and over how many labels that is."""
         of_labels = cls.of_labels(answers_VK, values_VK)
         means = {metric: mean_of_known(of_labels[figure]) for metric, figure in cls.means.items()}
@@ -104,7 +120,7 @@ class ValuesTask(LabelTask):
 
 
 class ValuesMetrics(Metrics[Tensor]):
-    """Keeps what was answered about every clip of which something is known; see `ValuesTask.figures`.
+    """Keeps what was answered about every clip of which something is known; see `ValuesTask.figures_of`.
 
     Args:
         task: whose answers they are.
@@ -141,9 +157,9 @@ class ValuesMetrics(Metrics[Tensor]):
         return torch.cat(list(states))
 
     def compute(self) -> dict[str, float]:
-        """The task's `figures`, and `num_clips`."""
+        """The task's `figures_of` them, and `num_clips`."""
         answers_VK, values_VK = (half.numpy() for half in self.state().chunk(2, dim=1))
-        return self._task.figures(answers_VK, values_VK) | {"num_clips": float(len(values_VK))}
+        return self._task.figures_of(answers_VK, values_VK) | {"num_clips": float(len(values_VK))}
 
 
 def known_values(batch: TargetBatch) -> Floats:

@@ -16,7 +16,7 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.tokens import CachedTokens
-from vfz.temporal.data.videos import common_class_names
+from vfz.temporal.data.videos import common_labels
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.run_record import RunInfo, caches_of_run, check_same_tokens
 from vfz.temporal.tasks import TASKS, Task, build_task
@@ -94,10 +94,13 @@ def _task_of(model: TemporalModel, run: RunInfo, caches: Sequence[FeatureCache])
     config = model.config
     if TASKS[config.task].needs_targets:
         return build_task(config.task, protocol=config.protocol)
-    names = list(common_class_names(caches))
-    if names != run.values["class_names"]:
+    kind, names = common_labels(caches)
+    trained_on: dict[str, Any] = run.values.get("labels", {})
+    own_kind, own_names = trained_on.get("kind", "classes"), trained_on.get("names", run.values["class_names"])
+    if kind != own_kind or list(names) != own_names:
         raise UsageError(
-            f"{caches[0].path} has {len(names)} classes, {run.path} was trained on {len(run.values['class_names'])}, "
-            "or they are called otherwise; evaluate it on a cache with its own classes"
+            f"{caches[0].path} has {len(names)} {kind}, {run.path} was trained on {len(own_names)} {own_kind}, "
+            "or they are called otherwise; evaluate it on a cache with its own classes, or name a label set by --labels"
         )
-    return build_task(config.task, protocol=config.protocol, num_classes=len(names))
+    settings = {name: value for name, value in trained_on.items() if name.startswith("target_")}
+    return build_task(config.task, protocol=config.protocol, num_classes=len(names), **settings)

@@ -20,7 +20,7 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import Progress
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import ClipRule
-from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.targets import ClipTargets
 from vfz.temporal.data.tokens import TokenSource
 from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, first_eval_split, num_unlabelled
 from vfz.temporal.model import ModelConfig
@@ -171,7 +171,7 @@ def eval_clips_of(
     views: Sequence[int],
     segments: int,
     batch_size: int,
-    targets: FrameTargets | None,
+    targets: ClipTargets | None,
     ranks: Ranks,
 ) -> EvalClips:
     """The clips of a split for a model.
@@ -236,7 +236,7 @@ class _ClipSums:
 
     def compute(self, ranks: Ranks) -> dict[str, float]:
         """The metrics over all processes."""
-        self._metrics.load_state(ranks.sum(self._metrics.state()))
+        self._metrics.load_state(self._metrics.combined(ranks.gather(self._metrics.state())))
         return self._metrics.compute()
 
 

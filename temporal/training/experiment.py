@@ -7,7 +7,7 @@ whether another run may be continued as this one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,19 @@ from vfz.pipeline.format.folder import find_caches
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import Augmentation, ClipRule
-from vfz.temporal.data.targets import FrameTargets
+from vfz.temporal.data.targets import ClipTargets, FrameTargets, LabelTargets
 from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
-from vfz.temporal.data.videos import as_caches, check_parts, clip_videos, common_class_names, num_unlabelled
+from vfz.temporal.data.videos import (
+    as_caches,
+    check_parts,
+    clip_videos,
+    common_labels,
+    num_unlabelled,
+    task_of_labels,
+)
 from vfz.temporal.model import ModelConfig, TemporalModel
-from vfz.temporal.tasks import TASKS, Task, build_task
+from vfz.temporal.tasks import TASK_OF_LABELS, TASKS, Task, build_task
+from vfz.temporal.tasks.values import ValuesTask
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.evaluation import EvalClips, eval_clips_of
 from vfz.temporal.training.options import TrainOptions, option_values
@@ -41,7 +49,7 @@ class Experiment:
     """What is trained on what.
 
     Attributes:
-        options: as given.
+        options: as given, the task as the labels say.
         ranks: this process among those of the run.
         caches: where the tokens come from.
         path: the run folder.
@@ -100,6 +108,7 @@ class Experiment:
             },
             "class_names": list(self.caches[0].class_names),
             "cache": cache_record(self.caches),
+            **({"labels": labels_record(self.caches, self.task)} if self.caches[0].label_set else {}),
         }
 
     def differences(self, record: dict[str, Any]) -> list[str]:
@@ -121,6 +130,7 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
         CacheError: a cache cannot be used, or several are not of one recipe.
     """
     caches = as_caches([FeatureCache(path) for path in find_caches(options.cache)])
+    options = replace(options, task=task_of_labels(options.task, caches[0]))
     layers = _layers(options, caches[0])
     for cache in caches:
         _, encoder_dim = check_parts(cache, layers, options.parts)
@@ -136,6 +146,8 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
         caches, options.train_split, layers=layers, parts=options.parts, views=options.views,
         labelled=not task.needs_targets,
     )  # fmt: skip
+    if isinstance(task, ValuesTask) and isinstance(targets, LabelTargets):
+        task.prepare(targets.values_of(videos))
     return Experiment(
         options=options,
         ranks=ranks,
@@ -193,11 +205,15 @@ def task_of(options: TrainOptions, caches: Sequence[FeatureCache]) -> Task[Any]:
         raise UsageError(
             f"--targets is for {', '.join(takers)} and {last}; {options.task} takes the labels of the cache"
         )
-    class_names = common_class_names(caches)
-    if not class_names:
+    _, names = common_labels(caches)
+    if options.task != TASK_OF_LABELS["classes"]:
+        if options.label_smoothing:
+            raise UsageError(f"--label-smoothing belongs to --task classify, this is {options.task}; leave it out")
+        return build_task(options.task, protocol=options.protocol, num_classes=len(names))
+    if not names:
         raise UsageError(f"{caches[0].path} has no class labels; --task {options.task} needs them")
     return build_task(
-        options.task, protocol=options.protocol, num_classes=len(class_names), label_smoothing=options.label_smoothing
+        options.task, protocol=options.protocol, num_classes=len(names), label_smoothing=options.label_smoothing
     )
 
 
@@ -207,8 +223,8 @@ def targets_of(
     *,
     paths: Sequence[Path] | None,
     device: torch.device,
-) -> FrameTargets | None:
-    """What is known about every frame, where the task of `config` needs it.
+) -> ClipTargets | None:
+    """What is known about every frame, or about whole videos, where the task of `config` needs it.
 
     Raises:
         UsageError: targets that are given and not needed, or have nothing for the task. DatasetError: no such file, or
@@ -219,7 +235,9 @@ def targets_of(
             raise UsageError(
                 f"--targets is not for task {config.task}, which takes the labels of the cache; leave it out"
             )
-        return None
+        if config.task == TASK_OF_LABELS["classes"]:
+            return None
+        return LabelTargets(caches, task=config.task, device=device)
     return FrameTargets(
         caches, task=config.task, device=device, targets=paths, output_size=config.readout.get("output_size")
     )
@@ -230,6 +248,8 @@ def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequen
     then, now = record["options"], option_values(options, without=_MAY_DIFFER)
     found = [f"{key} (run {then.get(key)}, now {now.get(key)})" for key in now | then if then.get(key) != now.get(key)]
     ours = cache_record(caches)
+    if record.get("labels", {}).get("digest") != labels_digest(caches):
+        found.append("the labels")
     if record["cache"]["fingerprint"] != ours["fingerprint"]:
         found.append("the cache's recipe")
     elif record["cache"]["ledger_digest"] != ours["ledger_digest"]:
@@ -246,6 +266,26 @@ def cache_record(caches: Sequence[FeatureCache]) -> dict[str, Any]:
         "ledger_digest": digests[0] if len(digests) == 1 else sha256_hex(canonical_json(digests)),
         "recipe": caches[0].recipe,
         "weights_license": caches[0].provenance.get("weights_license"),
+    }
+
+
+def labels_digest(caches: Sequence[FeatureCache]) -> str | None:
+    """What decides the labels of the caches' label sets; None where they were opened without any."""
+    digests = [cache.label_set.digest for cache in caches if cache.label_set]
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return sha256_hex(canonical_json(digests))
+
+
+def labels_record(caches: Sequence[FeatureCache], task: Task[Any]) -> dict[str, Any]:
+    """Which label set a run was trained on, and what the task took from it."""
+    kind, names = common_labels(caches)
+    return {
+        "name": caches[0].label_set.name if caches[0].label_set else None,
+        "kind": kind,
+        "names": list(names),
+        "digest": labels_digest(caches),
+        **(task.settings() if isinstance(task, ValuesTask) else {}),
     }
 
 
@@ -289,7 +329,7 @@ def _model_config(
     readout = {name: size for name, size in asked.items() if size is not None}
     task = TASKS[options.task]
     if not task.needs_targets:
-        readout["num_classes"] = len(caches[0].class_names)
+        readout["num_classes"] = len(common_labels(caches)[1])
     for name, size in task.default_sizes(int(caches[0].recipe["encoder"]["image_size"])).items():
         readout.setdefault(name, size)
     core = {"dropout": options.dropout, "drop_path": options.drop_path, "window": options.window}

@@ -16,6 +16,7 @@ from vfz.pipeline.errors import RunError
 from vfz.pipeline.files import make_folder
 from vfz.pipeline.progress import Progress, SilentProgress, counted, stop_on_signals
 from vfz.temporal.run_record import read_run, write_run
+from vfz.temporal.tasks import TASK_OF_LABELS
 from vfz.temporal.training.distributed import join_ranks
 from vfz.temporal.training.evaluation import Evaluation
 from vfz.temporal.training.experiment import Experiment, build_experiment
@@ -89,7 +90,7 @@ def train_temporal(options: TrainOptions, *, progress: Progress | None = None) -
                 evaluation = trainer.run(log, resume=options.resume)
         report = TrainReport(
             run=str(experiment.path),
-            task=options.task,
+            task=experiment.options.task,
             core=options.core,
             evaluation=evaluation,
             train_loss=trainer.position.train_loss,
@@ -124,6 +125,9 @@ def _open_folder(experiment: Experiment) -> None:
 
 
 def _say_what_is_short(experiment: Experiment, progress: Progress) -> None:
+    labels = experiment.caches[0].label_set
+    if labels and experiment.options.task == TASK_OF_LABELS[labels.kind]:
+        progress.note(f"label set {labels.name!r} is of kind {labels.kind}: task {experiment.options.task}")
     if experiment.num_unlabelled:
         progress.note(f"{counted(experiment.num_unlabelled, 'training video')} without a label: left out")
     if experiment.num_short:

@@ -154,7 +154,7 @@ def test_average_precision_is_scikit_learns_over_the_labels_that_a_video_has(dat
             assert ours == pytest.approx(expected[-1], abs=1e-12)
         else:
             assert np.isnan(ours)
-    figures = MultilabelTask.figures(scores, values)
+    figures = MultilabelTask.figures_of(scores, values)
     assert figures["num_labels"] == len(expected)
     if expected:
         assert figures["map"] == pytest.approx(np.mean(expected))
@@ -173,7 +173,7 @@ def test_r2_and_errors_are_scikit_learns(data):
             assert found["mse"][column] == pytest.approx(mean_squared_error(value[known], answer[known]))
             assert found["mae"][column] == pytest.approx(mean_absolute_error(value[known], answer[known]))
     if np.isfinite(values).all():
-        figures = RegressionTask.figures(answers, values)
+        figures = RegressionTask.figures_of(answers, values)
         assert figures["r2"] == pytest.approx(r2_score(values, answers), rel=1e-9, abs=1e-9)
         assert figures["mse"] == pytest.approx(mean_squared_error(values, answers))
 
@@ -187,7 +187,7 @@ def test_a_video_that_counts_twice_is_as_two_and_one_that_counts_nothing_as_none
     weights = np.stack([np.bincount(row, minlength=12) for row in drawn])
     found = task.headlines(answers, values, weights)
     for row, figure in zip(drawn, found, strict=True):
-        assert figure == pytest.approx(task.figures(answers[row], values[row])[task.headline])
+        assert figure == pytest.approx(task.figures_of(answers[row], values[row])[task.headline])
 
 
 def test_a_constant_answer_has_the_share_of_a_label_as_its_average_precision_and_no_r2():
@@ -195,7 +195,7 @@ def test_a_constant_answer_has_the_share_of_a_label_as_its_average_precision_and
     values = (rng.random((40, 3)) < [0.1, 0.5, 0.9]).astype(float)
     answers = np.broadcast_to(constant_answers(values), values.shape)
     assert average_precisions(answers, values, np.ones((1, 40)))[0] == pytest.approx(values.mean(axis=0))
-    assert RegressionTask.figures(answers, values)["r2"] == pytest.approx(0)
+    assert RegressionTask.figures_of(answers, values)["r2"] == pytest.approx(0)
 
 
 def test_targets_are_standardised_by_what_is_known_and_a_constant_is_not_blown_up():
