@@ -80,7 +80,7 @@ def clip_videos(
         others = [_rows_by_id(cache, split, view, layers, parts) for view in views[1:]]
         known = is_labelled(cache)
         for row in _rows_by_id(cache, split, views[0], layers, parts).values():
-            if labelled and not known(row):
+            if labelled and not known(row.id, row.label):
                 continue
             rows = (row, *(by_id[row.id] for by_id in others if row.id in by_id))
             videos.append(ClipVideo(rows=rows, cache=number))
@@ -118,21 +118,21 @@ def num_unlabelled(
         if split in cache.splits:
             known = is_labelled(cache)
             rows = cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))
-            count += sum(not known(row) for row in rows)
+            count += sum(not known(row.id, row.label) for row in rows)
     return count
 
 
-def is_labelled(cache: FeatureCache) -> Callable[[LedgerRow], bool]:
-    """Tells of a row whether its video has a label: a class, or something that the cache's label set says of it."""
+def is_labelled(cache: FeatureCache) -> Callable[[str, int | None], bool]:
+    """Tells of an id and a class whether the video has a label: a class, or something that the label set says."""
     labels = cache.label_set
     if labels is None or labels.kind == "classes":
-        return lambda row: row.label is not None
+        return lambda _, label: label is not None
     known = {
         id_
         for id_, label in labels.labels.items()
         if not (isinstance(label, tuple) and all(math.isnan(number) for number in label))
     }
-    return lambda row: row.id in known
+    return lambda id_, _: id_ in known
 
 
 def choose_eval_split(
@@ -314,7 +314,9 @@ def _splits_with_some(
     for cache in caches:
         known = is_labelled(cache)
         found |= {
-            row.split for row in _rows_by_id(cache, None, view, layers, parts).values() if not labelled or known(row)
+            row.split
+            for row in _rows_by_id(cache, None, view, layers, parts).values()
+            if not labelled or known(row.id, row.label)
         }
     return sorted(found - {NO_SPLIT})
 

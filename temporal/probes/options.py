@@ -8,9 +8,10 @@ from pathlib import Path
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import DEVICE_HELP
-from vfz.temporal.tasks import TASKS
+from vfz.temporal.tasks import TASK_OF_LABELS, TASKS
 from vfz.temporal.training.options import (
     CACHE_HELP,
+    LABELS_HELP,
     PARTS,
     PARTS_HELP,
     TARGETS_HELP,
@@ -76,6 +77,7 @@ class ProbeOptions(Options):
     neighbours: tuple[int, ...] | None = option(
         None, help="knn: numbers of neighbours to choose from; default: 10, 20, 100, 200.", minimum=1
     )
+    labels: str | None = option(None, help=LABELS_HELP, added_later=True)
     targets: Path | None = option(None, help=f"boxes, points, depth, pose: {TARGETS_HELP}")
     protocol: str = option(
         "streaming", help="boxes, points, depth, pose: of the readout.", choices=("streaming", "clip")
@@ -115,7 +117,7 @@ class ProbeOptions(Options):
             raise UsageError("--sweep contradicts --temporal: the run fixes its layers; leave one of them out")
         if self.probe == "attentive" and self.depth not in (1, 4):
             raise UsageError(f"--depth {self.depth} is not allowed; choose 1 or 4")
-        if self.task != "classify":
+        if self.task not in TASK_OF_LABELS.values():
             self._check_dense()
 
     def _check_dense(self) -> None:

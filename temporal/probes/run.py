@@ -22,6 +22,7 @@ from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool
+from vfz.temporal.data.videos import task_of_labels
 from vfz.temporal.lookup import find_run
 from vfz.temporal.probes.dense import DenseReport, probe_dense
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
@@ -59,7 +60,8 @@ def probe_all(
     device = choose_device(options.device)
     if options.temporal is not None:
         options = dataclasses.replace(options, temporal=find_run(options.temporal))
-    cache = FeatureCache(cache_for(options.cache, options.temporal))
+    cache = FeatureCache(cache_for(options.cache, options.temporal), labels=options.labels)
+    options = dataclasses.replace(options, task=task_of_labels(options.task, cache))
     opened: dict[tuple[str, ...] | None, Sources] = {}
     reports: list[Any] = []
     for one in configurations(options, tuple(cache.layers)):

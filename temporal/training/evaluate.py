@@ -59,7 +59,8 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> E
     """
     device = choose_device(options.device)
     model, run = load_model(options.run, device)
-    caches = tuple(FeatureCache(path) for path in caches_of_run(run, options.cache))
+    labels = options.labels or run.values.get("labels", {}).get("name")
+    caches = tuple(FeatureCache(path, labels=labels) for path in caches_of_run(run, options.cache))
     for cache in caches:
         check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
     task = _task_of(model, run, caches).to(device)

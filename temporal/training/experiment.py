@@ -129,7 +129,7 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
         UsageError: options that do not fit the cache or each other. DatasetError: targets that do not fit the videos.
         CacheError: a cache cannot be used, or several are not of one recipe.
     """
-    caches = as_caches([FeatureCache(path) for path in find_caches(options.cache)])
+    caches = as_caches([FeatureCache(path, labels=options.labels) for path in find_caches(options.cache)])
     options = replace(options, task=task_of_labels(options.task, caches[0]))
     layers = _layers(options, caches[0])
     for cache in caches:

@@ -17,6 +17,10 @@ from vfz.temporal.tasks import TASKS
 CACHE_HELP = "The cache; may be left out when caches/ holds just one."
 CACHES_HELP = "The cache, or several of one recipe (given again, or by commas); may be left out when there is just one."
 TARGETS_HELP = "The targets.npz of each cache; default: the one in the root that the cache was made from."
+LABELS_HELP = (
+    "A label set of the cache, with its splits if it has some; its kind chooses the task: classify, multilabel or "
+    "regression. Default: the labels of the extraction."
+)
 PARTS_HELP = "Which tokens: `all` (prefix in front of patch), `patch` or `prefix`."
 PARTS = ("all", "patch", "prefix")
 _CORES = "gmmix, mmix, m, rvm_rnn, gru, mingru, attention or identity (no memory)"
@@ -31,6 +35,7 @@ class TrainOptions(Options):
     cache: tuple[Path, ...] | None = option(None, help=CACHES_HELP)
     task: str = option("classify", help="What the readout predicts.", choices=tuple(TASKS))
     targets: tuple[Path, ...] | None = option(None, help=f"{TARGETS_HELP} classify takes the cache's labels.")
+    labels: str | None = option(None, help=LABELS_HELP, added_later=True)
     core: str = option("gmmix", help=f"The temporal core: {_CORES}.")
     core_dim: int | None = option(
         None, help="Width of the core; a Linear stands in front where it differs from the encoder's.", minimum=1
@@ -132,6 +137,7 @@ class EvaluateOptions(Options):
     cache: tuple[Path, ...] | None = option(None, help=f"{CACHES_HELP} Its recipe must be the run's.")
     split: str | None = option(None, help="The split to evaluate on; default: val, else test.")
     targets: tuple[Path, ...] | None = option(None, help=TARGETS_HELP)
+    labels: str | None = option(None, help="A label set of the cache; default: the run's.")
     clip_frames: int | None = option(None, help="Frames per clip; default: the run's.", minimum=1)
     clip_stride: int | None = option(
         None, help="Cached frames from one frame of a clip to the next; default: the run's.", minimum=1
