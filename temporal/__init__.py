@@ -11,6 +11,7 @@
 - Train and evaluate: `train_temporal`, `TrainOptions`, `evaluate`, `EvaluateOptions`, `load_model`.
 - Weights released with the paper: `load_checkpoint`.
 - Probe: `probe`, `ProbeOptions`, `fit_linear`, `fit_attentive`, `fit_knn`, `compare_probes`, `CompareOptions`.
+- Use what a probe has kept: `load_probe`.
 - Statistics: `share_interval`, `bootstrap_interval`, `mcnemar`, `paired_bootstrap`.
 
 A name is imported when it is first used, so that this import costs milliseconds and no torch. `__init__.pyi` lists the

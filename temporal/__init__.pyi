@@ -18,6 +18,7 @@ from .probes.estimators import fit_linear as fit_linear
 from .probes.options import CompareOptions as CompareOptions
 from .probes.options import ProbeOptions as ProbeOptions
 from .probes.run import probe as probe
+from .probes.saved import load_probe as load_probe
 from .readouts import build_readout as build_readout
 
 # Weights released with the paper
@@ -57,6 +58,7 @@ __all__ = [
     "fit_linear",
     "load_checkpoint",
     "load_model",
+    "load_probe",
     "mcnemar",
     "paired_bootstrap",
     "probe",

@@ -1,6 +1,7 @@
 """Probes: how much can be read off frozen tokens, or off what a temporal module makes of them.
 
     estimators                `fit_linear`, `fit_attentive`, `fit_knn`, each a `FittedProbe`: for notebooks
+    saved                     `load_probe`: the head that `vfz probe` keeps, a `SavedProbe`
     run, dense                `vfz probe`: probes of classes; readouts of boxes, points, depth and pose
     linear, attentive, knn    the three kinds of probe, by name in `PROBES` (fitters)
     heads, selection          a grid of settings as heads of one pass; the choice among them on held-out videos

@@ -3,5 +3,7 @@ from .estimators import fit_attentive as fit_attentive
 from .estimators import fit_knn as fit_knn
 from .estimators import fit_linear as fit_linear
 from .fitters import PROBES as PROBES
+from .saved import SavedProbe as SavedProbe
+from .saved import load_probe as load_probe
 
-__all__ = ["PROBES", "FittedProbe", "fit_attentive", "fit_knn", "fit_linear"]
+__all__ = ["PROBES", "FittedProbe", "SavedProbe", "fit_attentive", "fit_knn", "fit_linear", "load_probe"]

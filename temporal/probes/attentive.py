@@ -257,6 +257,7 @@ class AttentiveBlocks(nn.Module):
 
     def __init__(self, *, dim: int, num_classes: int, num_frames: int) -> None:
         super().__init__()
+        self.dim, self.num_classes, self.num_frames = dim, num_classes, num_frames
         # 16, or the most below that divide the channels
         num_heads = max(heads for heads in range(1, ATTENTION_HEADS + 1) if dim % heads == 0)
         self.time_1T1D = nn.Parameter(torch.randn(1, num_frames, 1, dim) * _INIT_STD)

@@ -33,6 +33,8 @@ class KnnGrid(HeadGrid):
         neighbours: values of k, each at most M.
         temperature: of the votes' weights.
         pool: which frames are seen.
+
+    Attributes: as the arguments.
     """
 
     def __init__(
@@ -45,34 +47,34 @@ class KnnGrid(HeadGrid):
         temperature: float,
         pool: str,
     ) -> None:
-        self._bank_ME, self._labels_M = bank_ME, labels_M
-        self._num_classes, self._neighbours, self._temperature = num_classes, tuple(neighbours), temperature
-        self._pool = pool
+        self.bank_ME, self.labels_M = bank_ME, labels_M
+        self.num_classes, self.neighbours, self.temperature = num_classes, tuple(neighbours), temperature
+        self.pool = pool
         self.settings = [{"k": k} for k in neighbours]
         self.num_parameters = 0
 
     def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:
         """See `HeadGrid`."""
-        vectors_BFE = F.normalize(clip_vectors(layers_BTND, num_prefix, self._pool), dim=2)
-        similarity_BFM = vectors_BFE @ self._bank_ME.T
-        nearest_BFk, which_BFk = similarity_BFM.topk(max(self._neighbours), dim=2)
-        labels_BFk = self._labels_M[which_BFk]
+        vectors_BFE = F.normalize(clip_vectors(layers_BTND, num_prefix, self.pool), dim=2)
+        similarity_BFM = vectors_BFE @ self.bank_ME.T
+        nearest_BFk, which_BFk = similarity_BFM.topk(max(self.neighbours), dim=2)
+        labels_BFk = self.labels_M[which_BFk]
         votes = []
-        for k in self._neighbours:
-            weights_BFk = (nearest_BFk[..., :k] / self._temperature).softmax(dim=2)
-            votes_BFK = weights_BFk.new_zeros(*weights_BFk.shape[:2], self._num_classes)
+        for k in self.neighbours:
+            weights_BFk = (nearest_BFk[..., :k] / self.temperature).softmax(dim=2)
+            votes_BFK = weights_BFk.new_zeros(*weights_BFk.shape[:2], self.num_classes)
             votes.append(votes_BFK.scatter_add_(2, labels_BFk[..., :k], weights_BFk).mean(dim=1))
         return torch.stack(votes)
 
     def only(self, head: int) -> KnnGrid:
         """See `HeadGrid`."""
         return KnnGrid(
-            self._bank_ME,
-            self._labels_M,
-            num_classes=self._num_classes,
-            neighbours=self._neighbours[head : head + 1],
-            temperature=self._temperature,
-            pool=self._pool,
+            self.bank_ME,
+            self.labels_M,
+            num_classes=self.num_classes,
+            neighbours=self.neighbours[head : head + 1],
+            temperature=self.temperature,
+            pool=self.pool,
         )
 
 

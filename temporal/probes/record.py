@@ -7,7 +7,8 @@ asked for, and never replaced by another one without `--force`.
     format_version, vfz     of the file and of the package
     settings                every option that decides numbers, by name
     digests                 cache (fingerprint), ledger, labels, run (or null), settings
-    cache                   path, name, fingerprint, ledger_digest, encoder, precision, store, num_bytes, layers
+    cache                   path, name, fingerprint, ledger_digest, encoder, recipe, encoder_request, precision, store,
+                            num_bytes, layers
     features                kind (tokens | temporal), run, core, run_parameters, layers, parts, token_shapes,
                             clips (num_frames, stride, step_seconds, segments, views), pool, derived: path,
                             num_bytes and made of each
@@ -15,6 +16,8 @@ asked for, and never replaced by another one without `--force`.
     report                  the figures, as `ProbeReport`
     videos                  ids, labels: of the reported split's present videos, V of each
     missing                 id, status, reason of its planned videos that nothing can be said of
+    head                    kind, file, sha256 and sizes of the chosen head, of several seeds the first's; null where
+                            its kind is not saved, absent in results of before
     runs                    one per seed:
         seed, num_train, num_fitted, num_held_out, num_parameters, seconds
         chosen              settings, held_out_top1, held_out_log_loss

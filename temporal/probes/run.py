@@ -26,9 +26,10 @@ from vfz.temporal.data.videos import task_of_labels
 from vfz.temporal.lookup import find_run
 from vfz.temporal.probes.dense import DenseReport, probe_dense
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
-from vfz.temporal.probes.heads import answer
+from vfz.temporal.probes.heads import HeadGrid, answer
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import ProbeReport, StoredResult, report_of
+from vfz.temporal.probes.saved import save_head
 from vfz.temporal.probes.selection import check_classes, few_videos, fit_and_choose
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.run_record import cache_for
@@ -103,6 +104,7 @@ class _Job:
         default = "last" if options.temporal and self._kind.sees_vectors else self._kind.pools[0]
         self._pool = options.pool or default
         check_pool(self._pool, self._kind.pools)
+        self._heads: list[HeadGrid] = []  # the chosen one of every fit
         self._stored = StoredResult.of(options, sources, pool=self._pool, kind=options.probe)
 
     def report(self) -> ProbeReport:
@@ -117,7 +119,8 @@ class _Job:
         evaluated = self._sources.held(self._sources.eval_split, self._kind, self._pool)
         runs = [self._fit(train, evaluated, self._options.seed + turn) for turn in range(self._options.seeds)]
         report = self._summary(runs, evaluated, seconds=time.perf_counter() - started)
-        self._stored.write(self._content(report, runs, evaluated))
+        head = save_head(folder, self._heads[0])
+        self._stored.write(self._content(report, runs, evaluated) | {"head": head})
         return report
 
     def _fit(self, train: Features, evaluated: Features, seed: int) -> dict[str, Any]:
@@ -139,6 +142,7 @@ class _Job:
             batch_size=options.batch_size,
             progress=self._progress,
         )
+        self._heads.append(choice.grid.only(choice.best))
         everything = torch.arange(len(evaluated))
         answers = answer(choice.grid, evaluated, everything, eval_labels_V, batch_size=options.batch_size)
         top1_H = answers.top1

@@ -111,7 +111,7 @@ class Sources:
             tokens,
             outputs,
             num_prefix=min(num_prefix, 1) if frames_only else num_prefix,
-            dtype="float32" if self.cache.precision == "fp32" else "float16",
+            dtype=kept_dtype(self.cache.precision),
             progress=self._progress,
             batch_size=self._options.batch_size,
         )
@@ -127,6 +127,8 @@ class Sources:
             "fingerprint": cache.fingerprint,
             "ledger_digest": cache.ledger_digest,
             "encoder": cache.recipe["encoder"],
+            "recipe": cache.recipe,
+            "encoder_request": cache.provenance.get("encoder_request"),
             "precision": cache.precision,
             "store": cache.store,
             "num_bytes": cache.num_bytes,
@@ -237,5 +239,15 @@ def open_run(path: Path, cache: FeatureCache, device: torch.device) -> tuple[Tem
     """
     model, run = load_model(path, device)
     check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
+    return model, run, digest_of_run(run)
+
+
+def digest_of_run(run: RunInfo) -> str:
+    """SHA-256 over a run's weights and config: what decides its outputs."""
     weights = sha256_file(run.path / "model.safetensors")
-    return model, run, sha256_hex(canonical_json([weights, run.values["model"]]))
+    return sha256_hex(canonical_json([weights, run.values["model"]]))
+
+
+def kept_dtype(precision: str) -> str:
+    """What a run's outputs are rounded to before a probe sees them: the tokens they came from are no more exact."""
+    return "float32" if precision == "fp32" else "float16"
