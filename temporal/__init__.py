@@ -8,7 +8,8 @@
 
 - Your own model on cached tokens: `ClipDataset`; pooled features as arrays, for scikit-learn and the like: `to_numpy`.
 - The parts of ours: `build_core`, `build_mixer`, `build_readout`, `build_task`, `TemporalModel`, `ModelConfig`.
-- Train and evaluate: `train_temporal`, `TrainOptions`, `evaluate`, `EvaluateOptions`, `load_model`.
+- Train and evaluate: `train_temporal`, `TrainOptions`, `evaluate`, `EvaluateOptions`, `load_model`; what a run takes:
+  `forecast_training`, `RunForecast`.
 - Weights released with the paper: `load_checkpoint`.
 - Probe: `probe`, `ProbeOptions`, `fit_linear`, `fit_attentive`, `fit_knn`, `compare_probes`, `CompareOptions`.
 - Use what a probe has kept: `load_probe`.

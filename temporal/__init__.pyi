@@ -33,6 +33,8 @@ from .tasks import build_task as build_task
 
 # Train and evaluate
 from .training.evaluate import evaluate as evaluate
+from .training.forecast import RunForecast as RunForecast
+from .training.forecast import forecast_training as forecast_training
 from .training.options import EvaluateOptions as EvaluateOptions
 from .training.options import TrainOptions as TrainOptions
 from .training.runs import load_model as load_model
@@ -44,6 +46,7 @@ __all__ = [
     "EvaluateOptions",
     "ModelConfig",
     "ProbeOptions",
+    "RunForecast",
     "TemporalModel",
     "TrainOptions",
     "bootstrap_interval",
@@ -56,6 +59,7 @@ __all__ = [
     "fit_attentive",
     "fit_knn",
     "fit_linear",
+    "forecast_training",
     "load_checkpoint",
     "load_model",
     "load_probe",

@@ -6,7 +6,7 @@ whether another run may be continued as this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,19 @@ from vfz.temporal.data.videos import (
     task_of_labels,
 )
 from vfz.temporal.model import ModelConfig, TemporalModel
+from vfz.temporal.run_record import read_run
 from vfz.temporal.tasks import TASK_OF_LABELS, TASKS, Task, build_task
 from vfz.temporal.tasks.values import ValuesTask
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.evaluation import EvalClips, eval_clips_of
 from vfz.temporal.training.options import TrainOptions, option_values
+from vfz.temporal.training.sizes import SIZES, Sized, sized, sized_as
 
 _MAY_DIFFER = frozenset(
     {"out", "name", "resume", "cache", "targets", "root", "weights", "device", "checkpointing", "tensorboard"}
-    | {"checkpoint_seconds", "checkpoint_steps"}
+    | {"checkpoint_seconds", "checkpoint_steps", "dry_run", "size"}
 )
-"""Options that change no number, so that a run may be resumed with others."""
+"""Options that change no number, so that a run may be resumed with others. What `size` stands for is compared."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +51,8 @@ class Experiment:
     """What is trained on what.
 
     Attributes:
-        options: as given, the task as the labels say.
+        options: as given, the task as the labels say and every size of the model decided.
+        sized: who decided the sizes.
         ranks: this process among those of the run.
         caches: where the tokens come from.
         path: the run folder.
@@ -62,6 +65,7 @@ class Experiment:
     """
 
     options: TrainOptions
+    sized: Sized
     ranks: Ranks
     caches: tuple[FeatureCache, ...]
     path: Path
@@ -82,7 +86,7 @@ class Experiment:
         """Optimizer steps of an epoch; the last may have fewer clips."""
         return -(-self.train_clips.num_batches // self.options.accumulate)
 
-    def steps(self, epoch: int, *, first: int = 0) -> Iterator[list[ClipBatch]]:
+    def steps(self, epoch: int, *, first: int = 0) -> Generator[list[ClipBatch]]:
         """The steps of an epoch from number `first` on, each as its micro-batches."""
         parts: list[ClipBatch] = []
         every = self.options.accumulate
@@ -98,6 +102,7 @@ class Experiment:
         """What `run.json` says of the run before it is done."""
         return {
             "options": option_values(self.options, without=_MAY_DIFFER),
+            "size": self.sized.size,
             "model": self.model.config.to_dict(),
             "device_type": self.ranks.device.type,
             "num_processes": self.ranks.world_size,
@@ -135,6 +140,16 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
     for cache in caches:
         _, encoder_dim = check_parts(cache, layers, options.parts)
     task = task_of(options, caches)
+    videos = clip_videos(
+        caches, options.train_split, layers=layers, parts=options.parts, views=options.views,
+        labelled=not task.needs_targets,
+    )  # fmt: skip
+    path = options.out / (options.name or _name(options, caches))
+    if options.resume:
+        found = sized_as(options, ranks.first_does(lambda: read_run(path).values))
+    else:
+        found = sized(options, encoder_dim=encoder_dim, num_clips=len(videos))
+    options = found.options
     torch.manual_seed(options.seed)
     model = TemporalModel(_model_config(options, caches, layers, encoder_dim), checkpointing=options.checkpointing).to(
         ranks.device
@@ -142,17 +157,14 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
     source = _source(options, caches, layers, ranks.device)
     targets = targets_of(caches, model.config, paths=options.targets, device=ranks.device)
     rule = ClipRule(num_frames=options.clip_frames, stride=options.clip_stride, step_seconds=options.clip_seconds)
-    videos = clip_videos(
-        caches, options.train_split, layers=layers, parts=options.parts, views=options.views,
-        labelled=not task.needs_targets,
-    )  # fmt: skip
     if isinstance(task, ValuesTask) and isinstance(targets, LabelTargets):
         task.prepare(targets.values_of(videos))
     return Experiment(
         options=options,
+        sized=found,
         ranks=ranks,
         caches=caches,
-        path=options.out / (options.name or _name(options, caches)),
+        path=path,
         model=model,
         task=task.to(ranks.device),
         train_clips=ClipLoader(
@@ -245,7 +257,7 @@ def targets_of(
 
 def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequence[FeatureCache]) -> list[str]:
     """Which options and which tokens of the run that `record` is of are not these; empty where all are the same."""
-    then, now = record["options"], option_values(options, without=_MAY_DIFFER)
+    then, now = record["options"], option_values(sized_as(options, record).options, without=_MAY_DIFFER)
     found = [f"{key} (run {then.get(key)}, now {now.get(key)})" for key in now | then if then.get(key) != now.get(key)]
     ours = cache_record(caches)
     if record.get("labels", {}).get("digest") != labels_digest(caches):
@@ -341,7 +353,7 @@ def _model_config(
         mixer=options.mixer,
         core=options.core,
         core_dim=options.core_dim or encoder_dim,
-        num_layers=options.num_layers,
+        num_layers=options.num_layers or SIZES["paper"].num_layers,
         num_heads=options.num_heads,
         core_options={name: value for name, value in core.items() if value is not None},
         task=options.task,

@@ -7,10 +7,11 @@ loss has grown beyond all measure the run ends, too.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from vfz.temporal.training.experiment import Experiment
 from vfz.temporal.training.logs import RunLog
 from vfz.temporal.training.optim import build_ema, build_optimizer, build_schedule
 from vfz.temporal.training.runs import Position, restore, save_checkpoint
+from vfz.temporal.training.sizes import smaller
 from vfz.temporal.training.step import ClipLoss, autocast_dtype, non_finite_clips, seed_step
 
 DIVERGED, DIVERGED_STEPS = 1000, 5
@@ -99,20 +101,54 @@ class Trainer:
         """
         self._log, self._run_started = log, time.perf_counter()
         if resume:
-            self._restore()
+            self.restore(log)
         while True:
             evaluation = self._epoch()
             if evaluation and self.position.epoch == self._options.epochs:
                 return evaluation
 
-    def _restore(self) -> None:
+    def restore(self, log: RunLog) -> None:
         """Go back to the last checkpoint of the run; where there is none, to its beginning."""
         found = restore(self._experiment.path, self._parts())
         metrics_bytes = 0
         if found:
             self.position, metrics_bytes = found
         self._schedule.step_update(self.position.step)
-        self._log.cut(metrics_bytes, step=self.position.step)
+        log.cut(metrics_bytes, step=self.position.step)
+
+    def measure(self, log: RunLog, *, seconds: float) -> list[float]:
+        """Train some steps for their time alone, at least two; where the log does not write, nothing is written.
+
+        Args:
+            log: of the run.
+            seconds: until when a further step is begun.
+
+        Returns:
+            The seconds of each, with what it waited for its clips. The first one sets things up.
+        """
+        self._log = log
+        self._trained.train()
+        self._run_started = self._first_step_ended = self._saved_at = time.monotonic()
+        begun = last = time.perf_counter()
+        laps: list[float] = []
+        for epoch in itertools.count(self.position.epoch):
+            with closing(self._experiment.steps(epoch)) as steps:
+                for parts in steps:
+                    self._step(parts)
+                    if self._ranks.device.type == "cuda":
+                        torch.cuda.synchronize(self._ranks.device)
+                    now = time.perf_counter()
+                    laps.append(now - last)
+                    last = now
+                    is_long = torch.tensor([float(self._ranks.is_first and now - begun >= seconds)])
+                    if len(laps) > 1 and float(self._ranks.sum(is_long)):
+                        return laps
+        raise AssertionError("epochs do not end")
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, is evaluated; the last one always is."""
+        every = self._options.eval_every
+        return epoch == self._options.epochs or bool(every and epoch % every == 0)
 
     def _epoch(self) -> Evaluation | None:
         """What is left of the current epoch; evaluated where that is due, and always after the last one."""
@@ -131,9 +167,7 @@ class Trainer:
         position.end_epoch()
         self._log.write("epoch", step=position.step, epoch=number, train_loss=position.train_loss, seconds=seconds)
         self.epoch_seconds.append(seconds)
-        every = self._options.eval_every
-        is_due = number == self._options.epochs or (every and number % every == 0)
-        return self._evaluate() if is_due else None
+        return self._evaluate() if self.evaluates_after(number) else None
 
     def _step(self, parts: Sequence[ClipBatch]) -> None:
         position = self.position
@@ -251,8 +285,14 @@ class Trainer:
         self._progress.note(f"{self._options.core}: {num_parameters:,} parameters; {memory} of memory so far")
         self._progress.note(
             f"{human_seconds(step_seconds)} a step, {epoch} an epoch, {human_seconds(step_seconds * num_left)} left "
-            "without evaluation; fewer --num-layers or --clip-frames, or a smaller --core-dim, take less"
+            f"without evaluation; {self._less()}"
         )
+
+    def _less(self) -> str:
+        """What would take less, in some words."""
+        dim = self._experiment.model.config.encoder_dim
+        options = [option for option, _ in smaller(self._experiment.sized, encoder_dim=dim)]
+        return f"less with {', '.join(options[:4])}" if options else "--batch-size 1 would take the least memory"
 
     def _save(self) -> float:
         """A checkpoint; returns how long the current epoch has taken until it."""

@@ -23,6 +23,11 @@ LABELS_HELP = (
 )
 PARTS_HELP = "Which tokens: `all` (prefix in front of patch), `patch` or `prefix`."
 PARTS = ("all", "patch", "prefix")
+SIZES = ("tiny", "small", "paper")
+SIZES_HELP = (
+    "Core and readout where their sizes are not given: tiny (2 layers of 64 channels), small (3 of 256) or paper (4 as "
+    "wide as the encoder); default: by training clips and channels, paper where one of the sizes is given."
+)
 _CORES = "gmmix, mmix, m, rvm_rnn, gru, mingru, attention or identity (no memory)"
 DTYPES = ("auto", "float32", "bfloat16")
 DTYPE_HELP = "Autocast: auto takes bfloat16 on a GPU; scans and losses stay float32."
@@ -37,13 +42,17 @@ class TrainOptions(Options):
     targets: tuple[Path, ...] | None = option(None, help=f"{TARGETS_HELP} classify takes the cache's labels.")
     labels: str | None = option(None, help=LABELS_HELP, added_later=True)
     core: str = option("gmmix", help=f"The temporal core: {_CORES}.")
+    size: str | None = option(None, help=SIZES_HELP, choices=SIZES, added_later=True)
     core_dim: int | None = option(
-        None, help="Width of the core; a Linear stands in front where it differs from the encoder's.", minimum=1
+        None,
+        help="Width of the core, by default that of --size; a Linear stands in front where the encoder's is another.",
+        minimum=1,
     )
-    num_layers: int = option(4, help="Layers of the core.", minimum=1)
+    num_layers: int | None = option(None, help="Layers of the core; default: that of --size.", minimum=1)
     num_heads: int | None = option(
-        None, help="Attention heads of the core; default: 16 or what divides its width.", minimum=1
-    )
+        None, help="Attention heads of the core; default: that of --size, of paper 16 or what divides its width.",
+        minimum=1,
+    )  # fmt: skip
     dropout: float | None = option(None, help="Dropout in the core; default: the core's own.", minimum=0, maximum=1)
     drop_path: float | None = option(
         None, help="How often a frame skips a branch of the core in training; default: the core's own.", minimum=0,
@@ -61,12 +70,14 @@ class TrainOptions(Options):
         help="streaming: answers from the current frame's output alone; clip: attends to all frames.",
         choices=("streaming", "clip"),
     )
-    readout_dim: int | None = option(None, help="Width of the readout; default: the paper's, 768 or 1024.", minimum=1)
+    readout_dim: int | None = option(
+        None, help="Width of the readout; default: that of --size, of paper 768 or 1024.", minimum=1
+    )
     readout_heads: int | None = option(
-        None, help="Attention heads of the readout; default: the paper's, 4 to 16 by task.", minimum=1
+        None, help="Attention heads of the readout; default: that of --size, of paper 4 to 16 by task.", minimum=1
     )
     readout_hidden: int | None = option(
-        None, help="Width of the MLPs of boxes, points and pose; default: the paper's, 512.", minimum=1
+        None, help="Width of the MLPs of boxes, points and pose; default: that of --size, of paper 512.", minimum=1
     )
     depth_size: int | None = option(
         None, help="Side of the depth maps, a multiple of 8; default: the encoder's image size.", minimum=8
@@ -117,6 +128,10 @@ class TrainOptions(Options):
     out: Path = option(Path("runs"), help="The folder that runs are made in.")
     name: str | None = option(None, help="Name of the run; default: cache, task, core and seed.")
     resume: bool = option(default=False, help="Continue an interrupted run from its last checkpoint.")
+    dry_run: bool = option(
+        default=False, help="Only measure some steps, and tell what the run takes and what would make it smaller.",
+        added_later=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

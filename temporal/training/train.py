@@ -82,7 +82,7 @@ def train_temporal(options: TrainOptions, *, progress: Progress | None = None) -
     with join_ranks(options.device) as ranks:
         shown = progress if progress and ranks.is_first else SilentProgress()
         experiment = build_experiment(options, ranks)
-        _say_what_is_short(experiment, shown)
+        say_what_is_trained(experiment, shown)
         with stop_on_signals(partial(shown.note, _STOPPING)) as stop:
             trainer = Trainer(experiment, shown, stop)
             ranks.first_does(lambda: _open_folder(experiment))
@@ -102,8 +102,8 @@ def train_temporal(options: TrainOptions, *, progress: Progress | None = None) -
         return report
 
 
-def _open_folder(experiment: Experiment) -> None:
-    """Make the run folder, or see that the run in it can be resumed.
+def check_folder(experiment: Experiment) -> None:
+    """See that the run may be started, or that the run in its folder may be resumed; nothing is written.
 
     Raises:
         RunError: when it exists and is not to be resumed, is finished, or was started with other options.
@@ -112,10 +112,6 @@ def _open_folder(experiment: Experiment) -> None:
     if not experiment.options.resume:
         if (path / "run.json").exists():
             raise RunError(f"the run {path} exists; continue it with --resume, or choose another --name")
-        make_folder(path)
-        (path / "metrics.jsonl").unlink(missing_ok=True)
-        remove_checkpoint(path)
-        write_run(path, experiment.record() | {"finished": False})
         return
     run = read_run(path)
     if run.finished:
@@ -124,7 +120,22 @@ def _open_folder(experiment: Experiment) -> None:
         raise RunError(f"{path} cannot be resumed, for these differ: {', '.join(differing)}")
 
 
-def _say_what_is_short(experiment: Experiment, progress: Progress) -> None:
+def _open_folder(experiment: Experiment) -> None:
+    """Make the run folder, or see that the run in it can be resumed; raises what `check_folder` does."""
+    check_folder(experiment)
+    if experiment.options.resume:
+        return
+    path = experiment.path
+    make_folder(path)
+    (path / "metrics.jsonl").unlink(missing_ok=True)
+    remove_checkpoint(path)
+    write_run(path, experiment.record() | {"finished": False})
+
+
+def say_what_is_trained(experiment: Experiment, progress: Progress) -> None:
+    """The size and the task, where they were chosen, and what is short or left out, each in a line."""
+    if experiment.sized.note:
+        progress.note(experiment.sized.note)
     labels = experiment.caches[0].label_set
     if labels and experiment.options.task == TASK_OF_LABELS[labels.kind]:
         progress.note(f"label set {labels.name!r} is of kind {labels.kind}: task {experiment.options.task}")

@@ -360,6 +360,13 @@ def test_every_workflow_that_is_handed_out_is_planned_without_its_videos(path, t
 
 
 @pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
+def test_the_papers_figures_are_for_cores_of_the_papers_size(path):
+    for training in read_workflow(path).trainings:
+        assert training.size == "paper"
+        assert (training.core_dim, training.num_layers, training.readout_dim) == (None, None, None)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
 def test_the_papers_workflows_aim_at_figures_that_their_task_measures(path):
     workflow = read_workflow(path)
     assert [training.name for training in workflow.trainings] == [

@@ -19,7 +19,7 @@ class MoreOptions(TrainOptions):
     factors: tuple[int, ...] = option((1,), help="Added later.", added_later=True)
 
 
-CACHE = SimpleNamespace(path="c", fingerprint="f", ledger_digest="l", recipe={}, provenance={})
+CACHE = SimpleNamespace(path="c", fingerprint="f", ledger_digest="l", recipe={}, provenance={}, label_set=None)
 
 
 def test_an_option_that_was_added_later_is_recorded_only_where_it_is_not_its_default():
