@@ -1,4 +1,4 @@
-"""`vfz cache`: list, describe, verify, convert and repair caches that are there.
+"""`vfz cache`: list, describe, verify, convert and repair caches that are there; labels are in `labels.py`.
 
 Each command parses its options, calls one function of `vfz.pipeline.maintenance` and shows what it returns: tables, or
 one JSON object. The functions that make a command's tables stand below it. The exit code is 1 where `verify` finds a
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COMMANDS: Commands = {
     "ls": ("vfz.cli.cache", "ls_command", "One line for every cache in a folder."),
     "info": ("vfz.cli.cache", "info_command", "What a cache is, what it holds, and how to open it."),
+    "label": ("vfz.cli.labels", "label_command", "Other labels or splits for its videos, without encoding them again."),
     "verify": ("vfz.cli.cache", "verify_command", "Compare every byte of a cache with what was written."),
     "convert": ("vfz.cli.cache", "convert_command", "Another precision or store, without encoder or videos."),
     "repair": ("vfz.cli.cache", "repair_command", "Remove what is damaged or left over; extract makes it again."),
@@ -94,6 +95,8 @@ def info_command(options: InfoOptions, session: Session) -> None:
     show(info.name, _identity(info))
     table("layers", _COLUMNS, _column_rows(info))
     table("videos", ["split", "once per view"], [(split, _counts(found)) for split, found in info.counts.items()])
+    if info.label_sets:
+        table("label sets (--labels NAME)", ["name", "kind", "labelled", "splits", "digest"], _label_rows(info))
     if info.lacking:
         title = f"without a layer: {info.num_lacking} of the videos that are ok"
         table(title, ["layer and reason", "videos"], list(info.lacking.items()))
@@ -143,6 +146,21 @@ def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
             ", ".join(f"{codec} {ratio:.2f}" for codec, ratio in column.compression_ratios.items()) or "-",
         )
         for column in info.columns
+    ]
+
+
+def _label_rows(info: CacheInfo) -> list[tuple[object, ...]]:
+    return [
+        (found.name, f"cannot be read: {found.error}", "", "", "")
+        if found.error
+        else (
+            found.name,
+            f"{found.kind}, {found.num_names}",
+            found.num_labelled,
+            ", ".join(f"{count} {split}" for split, count in found.splits.items()) or "of the cache",
+            found.digest[:12],
+        )
+        for found in info.label_sets
     ]
 
 

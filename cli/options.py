@@ -182,7 +182,8 @@ def _click_option(field: OptionField) -> click.Parameter:
     # click hands the text on as it is; the dataclass parses and checks it, as it does for TOML and Python. Several
     # values stand in one text with commas, or the flag is given several times, or both.
     shown = f"{metavar},…" if field.many else metavar
-    return click.Option([field.flag], default=None, type=str, metavar=shown, help=text, multiple=field.many)
+    names = [field.flag, field.name]
+    return click.Option(names, default=None, type=str, metavar=shown, help=text, multiple=field.many)
 
 
 def _shown(default: Any) -> str:

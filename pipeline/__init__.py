@@ -7,10 +7,11 @@
     clip = cache.read("train/walk/0001", frames=slice(0, 16), layers=("3",))
     tokens = clip.tokens(layer="3")  # float32 [T, N, D]
 
-- Read a cache: `FeatureCache`, `TokenClip`, `TokenBatch`, `LabelSet`.
+- Read a cache: `FeatureCache`, `TokenClip`, `TokenBatch`.
 - Make one: `extract`, `ExtractOptions`, `ExtractReport`, `dry_run`.
 - Find and describe caches: `find_cache`, `list_caches`, `describe_cache`.
 - Look after them: `verify_cache`, `verify_encoder`, `repair_cache`, `convert`, `ConvertOptions`, `compare_caches`.
+- Other labels for their videos: `label_cache`, `LabelOptions`, `LabelSet`.
 - The parts: `open_dataset`, `VideoDataset`, `VideoRecord`, `load_encoder`, `FrozenEncoder`, `Recipe`.
 - What all share: `Progress`, `VfzError`.
 

@@ -28,7 +28,9 @@ from .maintenance.convert import convert as convert
 from .maintenance.info import compare_caches as compare_caches
 from .maintenance.info import describe_cache as describe_cache
 from .maintenance.info import list_caches as list_caches
+from .maintenance.label import label_cache as label_cache
 from .maintenance.options import ConvertOptions as ConvertOptions
+from .maintenance.options import LabelOptions as LabelOptions
 from .maintenance.repair import repair_cache as repair_cache
 from .maintenance.verify import verify_cache as verify_cache
 from .maintenance.verify.encoder import verify_encoder as verify_encoder
@@ -43,6 +45,7 @@ __all__ = [
     "ExtractReport",
     "FeatureCache",
     "FrozenEncoder",
+    "LabelOptions",
     "LabelSet",
     "Progress",
     "Recipe",
@@ -57,6 +60,7 @@ __all__ = [
     "dry_run",
     "extract",
     "find_cache",
+    "label_cache",
     "list_caches",
     "load_encoder",
     "open_dataset",

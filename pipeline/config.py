@@ -120,6 +120,7 @@ class Options:
         given = {}
         for key, value in values.items():
             name = key.replace("-", "_")
+            name = name if name in known else f"{name}_"
             if name not in known:
                 flags = [field.flag.removeprefix("--") for field in known.values()]
                 raise UnknownNameError(f"key in {where}", key, flags)
@@ -155,8 +156,8 @@ class OptionField:
 
     @property
     def flag(self) -> str:
-        """The name on the command line, e.g. `--num-videos`."""
-        return "--" + self.name.replace("_", "-")
+        """The name on the command line, e.g. `--num-videos`; `from_` is `--from`, a word of Python's own."""
+        return "--" + self.name.rstrip("_").replace("_", "-")
 
     def parse(self, value: Any) -> Any:
         """A value from the command line, TOML or Python, as the field's type.

@@ -95,7 +95,12 @@ class KnownVideo(NamedTuple):
 
 
 def deal(
-    records: Sequence[VideoRecord], rule: SplitRule, *, class_names: Sequence[str], known: Iterable[KnownVideo] = ()
+    records: Sequence[VideoRecord],
+    rule: SplitRule,
+    *,
+    class_names: Sequence[str],
+    known: Iterable[KnownVideo] = (),
+    digests: Mapping[str, str] | None = None,
 ) -> list[VideoRecord]:
     """The same videos, each with a split and with folds.
 
@@ -104,6 +109,7 @@ def deal(
         rule: how.
         class_names: in the order of labels; empty where there are none.
         known: videos that were dealt before; they, copies of their files and clips of their groups stay where they are.
+        digests: of files by id, which are not read then.
 
     Raises:
         DatasetError: `group_by` finds nothing in a name.
@@ -112,7 +118,7 @@ def deal(
     if groups:
         units = [_group_of(record.id, rule.group_by or "") for record in records]
     else:
-        units = _digests(records, {row.id: row.digest for row in known if row.digest})
+        units = _digests(records, {row.id: row.digest for row in known if row.digest} | dict(digests or {}))
     drawn = {unit: _number(unit, rule.seed) for unit in units}
     splits = [name for name, fraction in zip(SPLITS, rule.fractions, strict=False) if fraction]
     ends = _ends([fraction for fraction in rule.fractions if fraction])

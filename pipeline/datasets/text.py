@@ -178,6 +178,17 @@ def read_csv(
         raise DatasetError(f"{Place(path, reader.line_num)}: not comma-separated text: {error}") from error
 
 
+def column_names(path: Path) -> set[str]:
+    """The columns that the header of a file names, in small letters, whatever stands between them.
+
+    Raises:
+        DatasetError: it is not UTF-8 text.
+    """
+    first = next((line for line in read_text(path).splitlines() if trimmed(line)), "")
+    parted = ({_folded(name.strip().strip('"')) for name in first.split(delimiter)} for delimiter in _DELIMITERS)
+    return max(parted, key=len)
+
+
 def _delimiter_of(text: str, required: Collection[str]) -> str:
     """What stands between the names of the columns; a comma where no header can be made of it."""
     first = next((line for line in text.splitlines() if trimmed(line)), "")

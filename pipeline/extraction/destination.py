@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from vfz.pipeline.datasets.splits import SplitRule
@@ -109,7 +111,8 @@ def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prep
     if class_names not in {contents.class_names, tuple(map(clean, contents.class_names))}:
         raise CacheMismatchError(
             f"{cache.path} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
-            f"{', '.join(class_names[:8])}: labels would not agree; give another --name"
+            f"{', '.join(class_names[:8])}: labels would not agree; {label_command(cache.path, options, prepared)} "
+            "adds them beside the others and encodes nothing again (another --name makes another cache)"
         )
     before, now = cache.header.provenance.get("splits"), prepared.split_rule and prepared.split_rule.to_dict()
     if before and now and before != now:
@@ -117,6 +120,13 @@ def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prep
         raise UsageError(f"{cache.path} has its videos dealt by {rule}, now by {prepared.split_rule}; give the first")
     if cache.header.precision in QUANTISED:
         cache.calibrations(contents)  # tokens can neither be stored nor read without them: better told now
+
+
+def label_command(cache: Path, options: ExtractOptions, prepared: Prepared) -> str:
+    """The command that gives a cache the labels and splits of the dataset at hand, as one types it."""
+    root = options.root or prepared.dataset.root
+    kind = [] if options.dataset == "folder" else ["--dataset", options.dataset]
+    return f"`{shlex.join(['vfz', 'cache', 'label', str(cache), '--from', str(root), *kind])}`"
 
 
 def _new_columns(

@@ -18,22 +18,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord
+from vfz.pipeline.datasets.base import Gaps
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.engine.metrics import RunTotals, bottleneck_of, busy_shares
 from vfz.pipeline.engine.run import run_tasks
 from vfz.pipeline.engine.tasks import ExtractionJob, ShardTask
 from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError
-from vfz.pipeline.extraction.destination import open_or_create
+from vfz.pipeline.extraction.destination import label_command, open_or_create
 from vfz.pipeline.extraction.estimate import check_space, estimate_work, shard_size
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
-from vfz.pipeline.extraction.setup import prepare
+from vfz.pipeline.extraction.setup import Prepared, prepare
 from vfz.pipeline.format.catalog import Catalog, current_catalog, open_catalog
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import LedgerRows, lacking_rows
-from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.pipeline.progress import Progress, SilentProgress, counted
 
 if TYPE_CHECKING:
     from vfz.pipeline.encoder.model import FrozenEncoder
@@ -58,7 +58,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     catalog = open_catalog(cache)
     before = {row.key: row for row in LedgerRows(catalog.table)}
     prepared = prepared.with_ids_of(row.id for row in before.values())
-    _check_same_videos(cache.path, before.values(), prepared.everything, prepared.dataset, progress)
+    _check_same_videos(before.values(), options, prepared, progress)
     views = options.views or 1 + max((row.view for row in before.values()), default=0)
 
     complete = complete_shards(catalog, destination.contents)
@@ -212,24 +212,34 @@ def _make_shards(
 
 
 def _check_same_videos(
-    folder: Path, rows: Collection[LedgerRow], everything: list[VideoRecord], dataset: VideoDataset, progress: Progress
+    rows: Collection[LedgerRow], options: ExtractOptions, prepared: Prepared, progress: Progress
 ) -> None:
-    """Refuse to mix two datasets that happen to have the same name; tell of videos that are gone.
+    """Refuse to mix two datasets that happen to have the same name; tell of videos that are gone or called otherwise.
 
     Raises:
         CacheMismatchError: when the cache holds videos, and none of them is in the dataset.
     """
-    here = {record.id for record in everything}
+    folder, root = prepared.cache.path, prepared.dataset.root
+    here = {record.id: record for record in prepared.everything}
     gone = [row.id for row in rows if row.id not in here]
+    command = label_command(folder, options, prepared)
     if rows and len(gone) == len(rows):
         raise CacheMismatchError(
-            f"{folder} holds {len(rows)} videos and none of them is in {dataset.root}: that is another dataset of the "
-            "same name; give this one another --name"
+            f"{folder} holds {len(rows)} videos and none of them is in {root}: that is another dataset of the same "
+            f"name; give this one another --name (where its files are the same, sorted otherwise, {command} gives the "
+            "cache their labels)"
         )
     if gone:
         progress.note(
-            f"{len(gone)} videos of the cache are no longer in {dataset.root} (first: {gone[0]}); "
+            f"{len(gone)} videos of the cache are no longer in {root} (first: {gone[0]}); "
             "the cache keeps them, so a video that was moved or renamed is in it twice"
+        )
+    other = [row.id for row in rows if row.id in here and here[row.id].label != row.label]
+    other += [row.id for row in rows if row.id in here and here[row.id].split != row.split]
+    if other:
+        progress.note(
+            f"{counted(len(set(other)), 'video')} of the cache have another label or split in {root} now (first: "
+            f"{other[0]}); the cache keeps its own: {command} adds the new ones as a label set"
         )
 
 

@@ -214,7 +214,7 @@ def read_label_set(cache_folder: Path, name: str) -> LabelSet:
 
     Raises:
         UnknownNameError: when the cache has none of that name; says which it has.
-        CacheFormatError: when its file is damaged, or one of its numbers is missing.
+        CacheFormatError: when its file is damaged; `write_label_set` replaces it.
     """
     known = label_set_names(cache_folder)
     if name not in known:
@@ -231,27 +231,27 @@ def read_label_file(path: Path) -> LabelSet:
     Raises:
         CacheFormatError: when it is missing or damaged.
     """
-    values = read_checked_json(path, _KEYS)
-    with content_errors(path):
-        return LabelSet.from_dict(values, name=path.parent.name, number=int(path.stem))
+    try:
+        values = read_checked_json(path, _KEYS)
+        with content_errors(path):
+            return LabelSet.from_dict(values, name=path.parent.name, number=int(path.stem))
+    except CacheFormatError as error:
+        text = str(error).removesuffix("; restore it or extract again")
+        raise CacheFormatError(f"{text}; restore it or make it again with `vfz cache label`") from error
 
 
 def label_set_paths(set_folder: Path) -> list[Path]:
-    """The files of one set, `labels/<name>`, oldest first. Cheap: none is opened.
-
-    Raises:
-        CacheFormatError: when a number is left out.
-    """
+    """The files of one set, `labels/<name>`, oldest first. Cheap: none is opened."""
     if not set_folder.is_dir():
         return []
     found = {int(match[1]): path for path in set_folder.iterdir() if (match := _FILE_NAME.fullmatch(path.name))}
-    if sorted(found) != list(range(1, len(found) + 1)):
-        raise CacheFormatError(f"{set_folder} holds the numbers {sorted(found)}; one is missing: restore it")
     return [found[number] for number in sorted(found)]
 
 
 def write_label_set(cache_folder: Path, labels: LabelSet) -> LabelSet:
     """Adds a set, or a newer one of that name; where the latest says the same already, nothing is written.
+
+    A damaged one is replaced like any other.
 
     Args:
         cache_folder: the cache.
@@ -261,18 +261,41 @@ def write_label_set(cache_folder: Path, labels: LabelSet) -> LabelSet:
         The set as it stands in the cache, with its number.
 
     Raises:
-        CacheFormatError: when the latest set of that name is damaged.
         StorageError: when the disk is full or refuses to be written.
     """
     folder = make_folder(cache_folder / LABELS / labels.name)
     while True:
         paths = label_set_paths(folder)
-        if paths and (latest := read_label_file(paths[-1])).digest == labels.digest:
+        latest = _readable(paths[-1]) if paths else None
+        if latest is not None and latest.digest == labels.digest:
             return latest
-        number = len(paths) + 1
+        number = 1 + (int(paths[-1].stem) if paths else 0)
         if write_checked_json_once(folder / f"{number}.json", labels.to_dict()):
             return replace(labels, number=number)
         # Another process took that number: the next round sees its set.
+
+
+def copy_label_sets(source: Path, target: Path) -> None:
+    """Takes over the files of another cache's label sets; those that are there by name and number stay.
+
+    Raises:
+        CacheFormatError: when a file cannot be read or is damaged.
+        StorageError: when the disk is full or refuses to be written.
+    """
+    for name in label_set_names(source):
+        folder = target / LABELS / name
+        there = {path.name for path in label_set_paths(folder)}
+        for path in label_set_paths(source / LABELS / name):
+            if path.name not in there:
+                labels = read_label_file(path)
+                write_checked_json_once(make_folder(folder) / path.name, labels.to_dict())
+
+
+def _readable(path: Path) -> LabelSet | None:
+    try:
+        return read_label_file(path)
+    except CacheFormatError:
+        return None  # `vfz cache verify` tells of it
 
 
 def num_in_splits(splits: Iterable[str]) -> dict[str, int]:

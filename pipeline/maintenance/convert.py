@@ -1,10 +1,10 @@
 """`vfz cache convert`: another precision, store or compression for a cache, without the encoder or any video.
 
-The new cache has the plans, shards, commits, ledger and provenance of the old one; its recipe differs in how tokens are
-stored, and not at all where the precision stays: then every stored number is copied bit for bit. Precision only goes
-down, and only once: tokens rounded a second time are not those that a recipe with one `converted_from` promises. A
-video with a token that the new precision cannot hold (fp16 ends at 65504) fails: nothing of it is stored, and its
-ledger row says which column.
+The new cache has the plans, shards, commits, ledger, label sets and provenance of the old one; its recipe differs in
+how tokens are stored, and not at all where the precision stays: then every stored number is copied bit for bit.
+Precision only goes down, and only once: tokens rounded a second time are not those that a recipe with one
+`converted_from` promises. A video with a token that the new precision cannot hold (fp16 ends at 65504) fails: nothing
+of it is stored, and its ledger row says which column.
 
 What is lost against extracting at the lower precision: nothing from fp32 to fp16, whose tokens come out the same. Else
 tokens were rounded before, which adds fp16's error of at most 2^-11, or int8's of about 1%, to the new one's, and
@@ -34,6 +34,7 @@ from vfz.pipeline.format.catalog import Catalog, write_catalog
 from vfz.pipeline.format.commits import ShardIndex, new_data_path
 from vfz.pipeline.format.folder import cache_name, find_cache
 from vfz.pipeline.format.header import fingerprint_of
+from vfz.pipeline.format.labels import copy_label_sets
 from vfz.pipeline.format.ledger_table import LedgerRows
 from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays, open_source
 from vfz.pipeline.maintenance.convert_target import TargetCache, converted_recipe, open_target
@@ -77,6 +78,7 @@ def convert(options: ConvertOptions, *, progress: Progress | None = None) -> Con
     folder = options.out / new_name
     _check_usage(folder, source, options)
     target = open_target(source, folder, recipe, options)
+    copy_label_sets(source.path, folder)
     started = time.perf_counter()
     converter = ShardConverter(source=source, target=target, progress=progress)
     commits = _remaining(source, target)

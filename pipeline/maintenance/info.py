@@ -22,6 +22,7 @@ from vfz.pipeline.format.folder import DEFAULT_FOLDER, caches_in
 from vfz.pipeline.format.header import HEADER, Contents
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import from_utf8
+from vfz.pipeline.maintenance.label import LabelSetInfo, describe_label_sets
 from vfz.pipeline.recipe import describe_difference
 from vfz.pipeline.stores import Column, ShardData
 from vfz.pipeline.stores.metadata import ArraySpec
@@ -65,6 +66,7 @@ def describe_cache(path: str | Path) -> CacheInfo:
         hours=sum(row.duration_seconds for row in rows if row.view == 0) / 3600,
         num_shards=len({row.shard for row in rows if row.status != "pending"}),
         num_bytes=cache.num_bytes,
+        label_sets=describe_label_sets(cache),
         python=_example_code(cache),
     )
 
@@ -87,6 +89,7 @@ class CacheInfo:
         lacking: which layer and why, and how many of them, most frequent first.
         num_frames, hours: of the videos that are ok, in view 0 the latter.
         num_shards, num_bytes: committed, and their data on disk.
+        label_sets: by name, the latest of each.
         python: lines that open it and read a clip.
     """
 
@@ -110,6 +113,7 @@ class CacheInfo:
     hours: float
     num_shards: int
     num_bytes: int
+    label_sets: tuple[LabelSetInfo, ...]
     python: str
 
 

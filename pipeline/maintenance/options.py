@@ -1,4 +1,4 @@
-"""The options of `vfz cache ls`, `info`, `verify`, `repair` and `convert`: names, defaults, help and checks."""
+"""The options of the commands of `vfz cache`: names, defaults, help and checks."""
 
 from __future__ import annotations
 
@@ -25,6 +25,53 @@ class InfoOptions(Options):
     """Which cache `vfz cache info` describes."""
 
     cache: Path | None = option(None, help=CACHE_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(Options):
+    """What `vfz cache label` adds: other labels or splits of the videos of a cache."""
+
+    cache: Path | None = option(None, help=CACHE_HELP)
+    from_: Path | None = option(
+        None,
+        help="A CSV, TSV or JSON file (id, path, video or filename; label, labels or --columns; split), or a folder "
+        "<class>/<video> or <split>/<class>/<video>; default: the labels the cache has, with other splits.",
+    )
+    name: str | None = option(None, help="Name of the label set; default: that of the file or folder.")
+    kind: str | None = option(
+        None,
+        help="`classes`: one a video; `multilabel`: any number; `regression`: numbers. Default: as the columns are "
+        "called.",
+        choices=("classes", "multilabel", "regression"),
+    )
+    columns: tuple[str, ...] | None = option(None, help="Columns with numbers to predict, comma separated.")
+    separator: str | None = option(None, help="What stands between several labels; default: `;` or `|`.")
+    dataset: str | None = option(
+        None, help="--from is the root of a dataset of this kind, as --dataset of `vfz extract`."
+    )
+    split_fractions: tuple[float, ...] | None = option(
+        None, help="Deal the videos to train, val and test by these shares, by what is in the files.", minimum=0
+    )
+    group_by: str | None = option(
+        None, help="A regular expression; videos in whose names it finds the same text are dealt together."
+    )
+    split_folds: int | None = option(None, help="So many folds besides, for cross-validation.", minimum=2)
+    split_seed: int | None = option(None, help="Another way to deal the videos (0).", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder_name(self.name)
+        deals = (self.split_fractions, self.group_by, self.split_folds, self.split_seed)
+        if self.from_ is None and all(value is None for value in deals):
+            raise UsageError("--from FILE or folder says what the labels are; or give --split-fractions for new splits")
+        if self.from_ is None and (self.dataset or self.columns or self.kind):
+            raise UsageError("--dataset, --columns and --kind say what --from is; give it, too")
+        if len(set(self.columns or ())) < len(self.columns or ()):
+            raise UsageError(f"--columns {','.join(self.columns or ())} names one twice; name each once")
+        if self.kind == "regression" and not self.columns:
+            raise UsageError("--kind regression needs --columns: the names of the columns with numbers")
+        if self.separator is not None and not self.separator.strip():
+            raise UsageError(f"--separator {self.separator!r} is not seen; give a mark such as ';'")
 
 
 @dataclass(frozen=True, kw_only=True)

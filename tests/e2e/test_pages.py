@@ -23,7 +23,14 @@ from vfz.pipeline import config, open_dataset
 from vfz.pipeline.config import Options
 from vfz.pipeline.datasets import DATASETS
 from vfz.pipeline.extraction.options import ExtractOptions
-from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOptions, RepairOptions, VerifyOptions
+from vfz.pipeline.maintenance.options import (
+    ConvertOptions,
+    InfoOptions,
+    LabelOptions,
+    LsOptions,
+    RepairOptions,
+    VerifyOptions,
+)
 from vfz.pipeline.stores import STORES
 from vfz.temporal.cores import CORES
 from vfz.temporal.mixers import MIXERS
@@ -50,6 +57,7 @@ COMMANDS: dict[str, type[Options]] = {
     "demo": DemoOptions,
     "cache ls": LsOptions,
     "cache info": InfoOptions,
+    "cache label": LabelOptions,
     "cache verify": VerifyOptions,
     "cache repair": RepairOptions,
     "cache convert": ConvertOptions,

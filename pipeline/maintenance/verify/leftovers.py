@@ -19,6 +19,7 @@ from vfz.pipeline.format.calibration import CALIBRATION
 from vfz.pipeline.format.catalog import CATALOG_FILES
 from vfz.pipeline.format.commits import SHARDS, CommitKey, committed_paths, is_data_name, read_shard_index
 from vfz.pipeline.format.header import GOLDEN
+from vfz.pipeline.format.labels import LABELS
 from vfz.pipeline.maintenance.verify.metadata import FOLDERS, LINK, CacheState
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
 
@@ -39,7 +40,7 @@ def find_leftovers(state: CacheState) -> Iterator[Problem]:
     unknown = () if state.contents is not None else (CALIBRATION, GOLDEN)  # the contents would name what is in them
     for path in _entries(state.path):
         name = path.relative_to(state.path).as_posix()
-        if name in named or name in FOLDERS or path.parent.name in unknown:
+        if name in named or name in FOLDERS or path.parent.name in unknown or _is_label_set(path, state.path):
             continue
         if name == LOG:
             yield from _log_problems(state.path)
@@ -105,7 +106,14 @@ def _entries(cache_folder: Path) -> Iterator[Path]:
     for path in sorted(cache_folder.iterdir()):
         yield path
         if path.name in FOLDERS and path.is_dir():
-            yield from sorted(path.iterdir())
+            for entry in sorted(path.iterdir()):
+                yield entry
+                if _is_label_set(entry, cache_folder):
+                    yield from sorted(entry.iterdir())
+
+
+def _is_label_set(path: Path, cache_folder: Path) -> bool:
+    return path.parent == cache_folder / LABELS and path.is_dir() and not path.is_symlink()
 
 
 def _problem(path: Path, name: str) -> Problem | None:

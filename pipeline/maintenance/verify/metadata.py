@@ -17,10 +17,11 @@ from vfz.pipeline.files import sha256_file
 from vfz.pipeline.format.calibration import CALIBRATION, file_name_of, read_calibration
 from vfz.pipeline.format.commits import SHARDS, CommitKey, ShardIndex, committed_paths, read_shard_index
 from vfz.pipeline.format.header import CONTENTS, GOLDEN, HEADER, CacheHeader, Contents, read_contents_file, read_header
+from vfz.pipeline.format.labels import LABELS, label_set_paths, read_label_file
 from vfz.pipeline.format.plan import PLAN, Plan, read_plan
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
 
-FOLDERS = (CONTENTS, CALIBRATION, GOLDEN, PLAN, SHARDS)
+FOLDERS = (CONTENTS, CALIBRATION, GOLDEN, LABELS, PLAN, SHARDS)
 LINK = "it is a symbolic link, which is not followed; what it points to is no part of the cache"
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.json")
 _ADVICE = re.compile("; restore (it|both|.*/)( from .*| or .*)?$")
@@ -114,6 +115,7 @@ class _StateReader:
         if contents is not None:
             self._named += [f"{CALIBRATION}/{file_name_of(key)}" for key in contents.calibrations]
             self._named += [f"{GOLDEN}/{name}" for name in contents.golden]
+        self._labels()
         state = CacheState(
             path=self._path,
             header=header,
@@ -175,6 +177,23 @@ class _StateReader:
                 self._problems.append(Problem(file=f"{PLAN}/{plan.number}.json", text=text))
             seen |= plan.shards.keys()
         return tuple(plans)
+
+    def _labels(self) -> None:
+        """The files of label sets. The latest of a name is read by who asks for it; one that was replaced by nobody."""
+        folder = self._path / LABELS
+        sets = sorted(path for path in (folder.iterdir() if folder.is_dir() else ()) if not path.is_symlink())
+        for paths in map(label_set_paths, sets):
+            for path in paths:
+                name, known = path.relative_to(self._path).as_posix(), len(self._problems)
+                self._try(name, read_label_file)
+                if len(self._problems) > known:
+                    text = self._problems.pop().text.removesuffix(f"; {_RESTORE}")
+                    again = f"restore it from a copy, or `vfz cache label --name {path.parent.name}` makes it again"
+                    problem = Problem(file=name, text=f"{text}; {again}")
+                    if path != paths[-1]:
+                        text = f"{text}; a later one is there, so nobody reads it"
+                        problem = Problem(file=name, text=text, severity="note", remedy="remove")
+                    self._problems.append(problem)
 
 
 def short(error: Exception, path: Path) -> str:
