@@ -108,7 +108,10 @@ def evaluate_command(options: EvaluateOptions, session: Session) -> None:
 
     with progress() as shown:
         report = evaluate(options, progress=shown)
+    if report.rank != 0:
+        return
     if session.json:
         print_json(report.to_dict())
         return
-    show(f"evaluate {report.task} {report.core}", {"run": report.run, **report.evaluation.lines()})
+    rows = {"run": report.run, **report.evaluation.lines(), "kept in": report.kept or "nothing: see above"}
+    show(f"evaluate {report.task} {report.core}", rows)

@@ -127,6 +127,50 @@ def wilson(share: float, count: int, *, confidence: float = 0.95) -> Interval:
     return Interval(mean=share, low=min(low, share), high=max(high, share), confidence=confidence, method="Wilson")
 
 
+def balanced_accuracy(
+    right_V: ArrayLike,
+    labels_V: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean over classes of the share that is right, with its percentile bootstrap interval.
+
+    Videos are drawn again; a class of which a draw has none does not count in it. Where all are right, or all wrong,
+    every draw is the same, and the interval is Wilson's for as many videos as the classes' uneven numbers are worth.
+
+    Args:
+        right_V: whether each video is right.
+        labels_V: its class, a whole number.
+        confidence: between 0 and 1.
+        num_resamples: draws of V videos with replacement.
+        seed: of the draws.
+
+    Raises:
+        UsageError: when there is no video, they are not as many, or `confidence` is no share.
+    """
+    right_V, labels_V = _pair(right_V, labels_V)
+    _, classes_V = np.unique(labels_V, return_inverse=True)
+    count_K, right_K = np.bincount(classes_V), np.bincount(classes_V, weights=right_V)
+    mean = float((right_K / count_K).mean())
+    if mean in (0.0, 1.0):
+        worth = max(1, round(len(count_K) ** 2 / float((1 / count_K).sum())))
+        return wilson(mean, worth, confidence=confidence)
+    generator = np.random.default_rng(seed)
+    cells = np.concatenate([right_K, count_K - right_K]) / len(right_V)
+    rows = max(1, 10_000_000 // len(cells))
+    means = []
+    for start in range(0, num_resamples, rows):
+        drawn = generator.multinomial(len(right_V), cells, size=min(rows, num_resamples - start))
+        drawn_right, drawn_wrong = np.split(drawn, 2, axis=1)
+        drawn_count = drawn_right + drawn_wrong
+        shares = drawn_right / np.maximum(1, drawn_count)
+        means.append(shares.sum(axis=1) / (drawn_count > 0).sum(axis=1))
+    low, high = _percentiles(np.concatenate(means), confidence)
+    return Interval(mean=mean, low=low, high=high, confidence=confidence)
+
+
 def mcnemar(first_V: ArrayLike, second_V: ArrayLike) -> McNemar:
     """McNemar's exact test: do two classifiers, right or wrong on the same videos, differ?
 

@@ -135,6 +135,12 @@ def is_labelled(cache: FeatureCache) -> Callable[[str, int | None], bool]:
     return lambda id_, _: id_ in known
 
 
+def num_present_classes(caches: Sequence[FeatureCache]) -> int:
+    """Classes that some video of the caches has, in whatever split; numbered labels may leave some out."""
+    labels = {label for cache in caches for label in cache.table().column("label").unique().to_pylist()}
+    return len(labels - {None})
+
+
 def choose_eval_split(
     cache: FeatureCache, asked: str | None, *, layers: Layers | None = None, parts: str = "all"
 ) -> str:

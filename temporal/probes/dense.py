@@ -35,7 +35,7 @@ from vfz.temporal.probes.sources import Sources
 from vfz.temporal.readouts import build_readout
 from vfz.temporal.statistics import bootstrap_interval
 from vfz.temporal.tasks import TASKS, Task, build_task
-from vfz.temporal.training.step import one_clip
+from vfz.temporal.training.step import one_answer, one_clip
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 WEIGHT_DECAY = 0.05
@@ -322,7 +322,7 @@ class _DenseJob:
                 sums.update(outputs, batch)
                 for place in range(len(batch.video_ids)):
                     alone = self._task.new_metrics()
-                    alone.update(_only(outputs, place), one_clip(batch, place))
+                    alone.update(one_answer(outputs, place), one_clip(batch, place))
                     figures.append(alone.compute()[self._task.headline])
         return [sums.compute() for sums in metrics], per_video
 
@@ -337,9 +337,3 @@ class _DenseJob:
         if not finite:
             raise RunError(f"no learning rate of {', '.join(map(str, self._lrs))} ended finite; give smaller --lrs")
         return max(finite, key=lambda place: sign * figures[place])
-
-
-def _only(outputs: Tensor | dict[str, Tensor], place: int) -> Tensor | dict[str, Tensor]:
-    if isinstance(outputs, dict):
-        return {name: output[place : place + 1] for name, output in outputs.items()}
-    return outputs[place : place + 1]

@@ -37,7 +37,6 @@ Numbers that are not finite (the loss of a head that diverged) are null.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +48,7 @@ from numpy.typing import NDArray
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
 from vfz.temporal.statistics import McNemar, PairedBootstrap, mcnemar, paired_bootstrap
+from vfz.temporal.training.kept import finite
 from vfz.temporal.training.options import option_values
 
 if TYPE_CHECKING:
@@ -260,17 +260,6 @@ def compare_records(first: Mapping[str, Any], second: Mapping[str, Any]) -> Pair
         mcnemar=mcnemar(first_V, second_V),
         bootstrap=paired_bootstrap(first_V, second_V),
     )
-
-
-def finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return value
 
 
 def _right_by_video(record: Mapping[str, Any]) -> dict[tuple[str, str], bool]:

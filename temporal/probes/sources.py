@@ -25,7 +25,7 @@ from vfz.temporal.data.features import CacheFeatures, Features, rows_in_views
 from vfz.temporal.data.pooling import frame_tokens
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import default_targets_path
-from vfz.temporal.data.videos import check_layers, choose_eval_split, num_unlabelled
+from vfz.temporal.data.videos import check_layers, choose_eval_split, num_present_classes, num_unlabelled
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.probes.fitters import ProbeKind
 from vfz.temporal.probes.options import ProbeOptions
@@ -172,9 +172,8 @@ class Sources:
         return len(self._planned(split))
 
     def num_present_classes(self) -> int:
-        """Classes that some video of the cache has, in whatever split; numbered labels may leave some out."""
-        labels = self.cache.table().column("label").unique().to_pylist()
-        return len(set(labels) - {None})
+        """Classes that some video of the cache has, in whatever split."""
+        return num_present_classes([self.cache])
 
     def tell_unlabelled(self, progress: Progress) -> None:
         """Says how many videos of the two splits are left out for want of a label."""

@@ -54,7 +54,7 @@ class ClassifyTask(LabelTask):
 
     def answers(self, outputs: Tensor) -> Tensor:
         """Class probabilities [B, K]."""
-        return clip_logits(outputs).softmax(dim=-1).double().cpu()
+        return clip_logits(outputs).cpu().double().softmax(dim=-1)
 
     def new_metrics(self) -> ClassifyMetrics:
         """See `Task`."""
@@ -62,7 +62,7 @@ class ClassifyTask(LabelTask):
 
     def kept(self, outputs: Tensor, batch: TargetBatch) -> dict[str, Tensor]:
         """`probabilities` [B, K], whose mean over its clips decides a video's class, and `label` [B]."""
-        return {"probabilities": clip_logits(outputs).double().softmax(dim=-1), "label": batch.labels_B}
+        return {"probabilities": self.answers(outputs), "label": batch.labels_B}
 
     def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float]:
         """`top1`, `top5`, and `num_clips`, which are of whole videos."""

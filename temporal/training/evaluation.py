@@ -3,7 +3,8 @@
 `eval_clips_of` chooses the clips and counts the videos that are missing; `evaluate_clips` runs the model on them.
 Videos are shared out over the processes, and the sums behind the metrics are added up, so that any number of processes
 gives the same figures. Where a video has several clips (segments, views), its class is decided by the mean of their
-softmaxes. Other tasks answer frames, and each clip's frames count on their own.
+softmaxes. Other tasks answer frames, and each clip's frames count on their own. What was answered for each video can be
+kept (`vfz.temporal.training.kept`): what the task keeps, else the values of its metrics.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
@@ -22,15 +25,26 @@ from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import ClipTargets
 from vfz.temporal.data.tokens import TokenSource
-from vfz.temporal.data.videos import EVAL_SPLITS, clip_videos, first_eval_split, num_unlabelled
+from vfz.temporal.data.videos import (
+    EVAL_SPLITS,
+    ClipVideo,
+    clip_videos,
+    first_eval_split,
+    num_present_classes,
+    num_unlabelled,
+)
 from vfz.temporal.model import ModelConfig
-from vfz.temporal.statistics import FEW_VIDEOS, wilson
+from vfz.temporal.statistics import FEW_VIDEOS
 from vfz.temporal.tasks import TASKS, Task
-from vfz.temporal.tasks.classify import ClassifyMetrics, ClassifyTask, clip_logits
+from vfz.temporal.tasks.classify import ClassifyTask
 from vfz.temporal.training.distributed import Ranks
-from vfz.temporal.training.step import ClipLoss
+from vfz.temporal.training.kept import ClassFigures, KeptVideos
+from vfz.temporal.training.step import ClipLoss, one_answer, one_clip
 
 COUNT_PREFIX = "num_"
+MOST_CLASSES_WITHOUT_TOP5 = 10
+"""Where there are no more, five answers say little."""
+_STATES = "states of the metrics"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +60,8 @@ class Evaluation:
         num_missing: videos of the split that are not in the cache, which count in nothing.
         num_unlabelled: those that are and have no label, where the task needs one; they count in nothing, either.
         shares: how the names of metrics begin that are shares of 1.
+        videos: what was answered for each; None unless it was asked for.
+        classes: what those answers say of the classes; None for other tasks.
     """
 
     headline: str
@@ -56,6 +72,8 @@ class Evaluation:
     num_missing: int
     num_unlabelled: int = 0
     shares: tuple[str, ...] = ()
+    videos: KeptVideos | None = None
+    classes: ClassFigures | None = None
 
     @property
     def value(self) -> float:
@@ -63,7 +81,17 @@ class Evaluation:
         return self.metrics[self.headline]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the metrics by name, and the denominators; unlabelled videos where there are some."""
+        """Plain JSON values: metrics by name, what the answers say beside them, and denominators."""
+        values = self.measured()
+        return values if self.classes is None else values | self.classes.to_dict()
+
+    def of_classes(self) -> dict[str, Any]:
+        """The figures of each class, where there are some, and whether so few videos say little."""
+        few = {"few_videos": True} if self.num_videos < FEW_VIDEOS else {}
+        return few if self.classes is None else few | {"classes": self.classes.each()}
+
+    def measured(self) -> dict[str, Any]:
+        """The metrics by name, and the denominators; unlabelled videos where there are some."""
         counts = {"num_eval_videos": self.num_videos, "num_eval_clips": self.num_clips}
         left_out = {"num_eval_missing": self.num_missing}
         if self.num_unlabelled:
@@ -74,9 +102,10 @@ class Evaluation:
         """For people: every metric, then what it was measured on."""
         counts = {name: value for name, value in self.metrics.items() if name.startswith(COUNT_PREFIX)}
         shown = {name: self._shown(name, value) for name, value in self.metrics.items() if name not in counts}
-        if self.headline == "top1" and self.num_videos:  # the one that is a share of the videos
-            interval = wilson(self.value, self.num_videos)
-            shown[self.headline] += f" [{100 * interval.low:.1f}%, {100 * interval.high:.1f}%] (Wilson, 95%)"
+        if self.classes is not None:
+            shown |= self._class_lines(self.classes, shown[self.headline])
+            if len(self.classes.names) <= MOST_CLASSES_WITHOUT_TOP5:
+                shown.pop("top5", None)
         few = f"; so few say little: {FEW_VIDEOS} are the least to go by" if self.num_videos < FEW_VIDEOS else ""
         missing = f"; {self.num_missing} more are not in the cache" if self.num_missing else ""
         missing += f"; {self.num_unlabelled} more have no label" if self.num_unlabelled else ""
@@ -87,12 +116,33 @@ class Evaluation:
             "measured on": f"{measured} of {self.num_videos} videos of {self.split}{missing}{few}",
         }
 
+    def _class_lines(self, classes: ClassFigures, value: str) -> dict[str, str]:
+        top1, balanced = classes.top1, classes.balanced
+        lines = {
+            self.headline: f"{value} [{percent(top1.low)}, {percent(top1.high)}] ({top1.method}, 95%)",
+            "balanced accuracy": f"{percent(balanced.mean)} [{percent(balanced.low)}, {percent(balanced.high)}] "
+            f"({balanced.method}, 95%), the mean over classes",
+            "chance": f"{percent(classes.chance)}; always the most frequent class: {percent(classes.majority)}",
+        }
+        if worst := classes.worst():
+            lines["worst classes"] = ", ".join(
+                f"{row['name']} {row['num_right']} of {row['num_videos']}" for row in worst
+            )
+        return lines
+
     def _shown(self, name: str, value: float) -> str:
-        return f"{100 * value:.1f}%" if name.startswith(self.shares) else f"{value:.4g}"
+        return percent(value) if name.startswith(self.shares) else f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """A share as people read it."""
+    return f"{100 * share:.1f}%"
 
 
 @torch.no_grad()
-def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: Progress) -> Evaluation:
+def evaluate_clips(
+    loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: Progress, keep: bool = False
+) -> Evaluation:
     """Every metric of the model over the clips of all processes.
 
     Args:
@@ -100,11 +150,10 @@ def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: 
         clips: which.
         ranks: this process among those that have a share of them.
         progress: told of every batch.
+        keep: say what was answered for each video, too.
     """
     loss.eval()
-    sums: _ClipSums | _VideoSums = _ClipSums(loss.task)
-    if clips.has_several and isinstance(loss.task, ClassifyTask):
-        sums = _VideoSums(clips.num_videos, loss.task.num_classes)
+    sums = _Sums(loss.task, clips.num_videos, keep=keep)
     num_clips = torch.zeros(1, dtype=torch.float64)
     progress.start(f"evaluating on {clips.split}", total=clips.num_videos, unit="videos")
     for batch in clips.batches():
@@ -114,15 +163,32 @@ def evaluate_clips(loss: ClipLoss, clips: EvalClips, *, ranks: Ranks, progress: 
         num_clips += len(batch.video_ids)
         progress.advance(len(set(batch.indices_B.tolist())) * ranks.world_size)
     progress.finish()
+    metrics, values = sums.compute(ranks)
+    classes = None
+    if keep and isinstance(loss.task, ClassifyTask):
+        labels, predicted = values["label"].astype(np.int64), values["probabilities"].argmax(axis=1)
+        chosen = values["probabilities"].max(axis=1)
+        values |= {"label": labels, "predicted": predicted, "confidence": chosen}
+        classes = ClassFigures(
+            names=clips.class_names, labels_V=labels, predicted_V=predicted, num_present=clips.num_present_classes
+        )
     return Evaluation(
         headline=loss.task.headline,
-        metrics=sums.compute(ranks),
+        metrics=metrics,
         split=clips.split,
         num_videos=clips.num_videos,
         num_clips=int(ranks.sum(num_clips)),
         num_missing=clips.num_missing,
         num_unlabelled=clips.num_unlabelled,
         shares=loss.task.shares,
+        videos=KeptVideos(
+            ids=tuple(video.id for video in clips.videos),
+            caches=tuple(video.cache for video in clips.videos),
+            values=values,
+        )
+        if keep
+        else None,
+        classes=classes,
     )
 
 
@@ -132,33 +198,36 @@ class EvalClips:
 
     Attributes:
         loader: of its videos.
+        videos: which they are.
+        rule: which frames of them make a clip.
         split: its name.
+        class_names: of the caches, in label order.
+        num_present_classes: classes that some video of the caches has, in whatever split.
         num_missing: videos of the split that are not evaluated, since they are not in the cache.
         num_unlabelled: those that are not, since they have no label and it is needed.
+        views: cached views; a video has clips of each that it has.
         segments: clips of each video and view, spread over it.
-        all_views: whether each cached view of a video is a clip, or the first only.
     """
 
     loader: ClipLoader
+    videos: tuple[ClipVideo, ...]
+    rule: ClipRule
     split: str
+    class_names: tuple[str, ...]
+    num_present_classes: int
     num_missing: int
     num_unlabelled: int
+    views: tuple[int, ...] = (0,)
     segments: int = 1
-    all_views: bool = False
 
     @property
     def num_videos(self) -> int:
         """Videos evaluated."""
-        return self.loader.num_clips
-
-    @property
-    def has_several(self) -> bool:
-        """Whether a video may have more than one clip."""
-        return self.segments > 1 or self.all_views
+        return len(self.videos)
 
     def batches(self) -> Iterator[ClipBatch]:
         """This process's share of the clips."""
-        return self.loader.in_order(num_segments=self.segments, all_views=self.all_views)
+        return self.loader.in_order(num_segments=self.segments, all_views=len(self.views) > 1)
 
 
 def eval_clips_of(
@@ -216,62 +285,70 @@ def eval_clips_of(
             rank=ranks.rank,
             world_size=ranks.world_size,
         ),
+        videos=tuple(videos),
+        rule=rule,
         split=chosen,
+        class_names=tuple(caches[0].class_names),
+        num_present_classes=num_present_classes(caches) if config.task == ClassifyTask.name else 0,
         num_missing=planned - len(videos) - unlabelled,
         num_unlabelled=unlabelled,
+        views=tuple(views),
         segments=segments,
-        all_views=len(views) > 1,
     )
 
 
-class _ClipSums:
-    """The sums of a task's metrics, clip by clip."""
+class _Sums:
+    """Sums behind the metrics, and of what is kept of each of V videos: 64 MB for 20,000 of 400 classes."""
 
-    def __init__(self, task: Task[Any]) -> None:
+    def __init__(self, task: Task[Any], num_videos: int, *, keep: bool) -> None:
+        self._task, self._num_videos, self._keep = task, num_videos, keep
         self._metrics = task.new_metrics()
+        self._sums: dict[str, Tensor] = {}
+        self._num_clips_V = torch.zeros(num_videos, dtype=torch.float64)
 
     def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
         """The answers to some clips."""
         self._metrics.update(outputs, batch)
+        kept = self._task.kept(outputs, batch)
+        if not kept and self._keep:
+            places = range(len(batch.video_ids))
+            kept = {_STATES: torch.stack([self._state_of(outputs, batch, place) for place in places])}
+        for name, values in kept.items():
+            values = values.cpu().double()
+            if name not in self._sums:
+                self._sums[name] = values.new_zeros(self._num_videos, *values.shape[1:])
+            self._sums[name].index_add_(0, batch.indices_B, values)
+        self._num_clips_V.index_add_(0, batch.indices_B, torch.ones(len(batch.labels_B), dtype=torch.float64))
 
-    def compute(self, ranks: Ranks) -> dict[str, float]:
-        """The metrics over all processes."""
+    def _state_of(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch, place: int) -> Tensor:
+        alone = self._task.new_metrics()
+        alone.update(one_answer(outputs, place), one_clip(batch, place))
+        return alone.state()
+
+    def compute(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+        """The metrics over all processes, and [V, ...] of every video: what the task keeps, else its metrics."""
         self._metrics.load_state(self._metrics.combined(ranks.gather(self._metrics.state())))
-        return self._metrics.compute()
+        kept = self._means(ranks)
+        figures = self._task.figures(kept) or self._metrics.compute()
+        if _STATES in kept:
+            return figures, self._metrics_of_videos(kept[_STATES])
+        return figures, {name: values.numpy() for name, values in kept.items()}
 
+    def _means(self, ranks: Ranks) -> dict[str, Tensor]:
+        """By name [V, ...]: the means over clips; of states of metrics the sums."""
+        shapes: dict[str, Any] = {}
+        for theirs in ranks.gather({name: tuple(sums.shape) for name, sums in self._sums.items()}):
+            shapes |= theirs  # a process without a clip knows none
+        num_clips_V = ranks.sum(self._num_clips_V).clamp(min=1)
+        means = {}
+        for name, shape in shapes.items():
+            sums = ranks.sum(self._sums.get(name, torch.zeros(shape, dtype=torch.float64)))
+            means[name] = sums if name == _STATES else sums / num_clips_V.view(-1, *[1] * (sums.dim() - 1))
+        return means
 
-class _VideoSums:
-    """Sums of the softmaxes of each video's clips, V videos of K classes: 64 MB for 20,000 of 400."""
-
-    def __init__(self, num_videos: int, num_classes: int) -> None:
-        self._sums_VK = torch.zeros(num_videos, num_classes, dtype=torch.float64)
-        self._labels_V = torch.zeros(num_videos, dtype=torch.int64)
-
-    def add(self, outputs: Tensor | dict[str, Tensor], batch: ClipBatch) -> None:
-        """The logits of some clips."""
-        assert isinstance(outputs, Tensor)  # noqa: S101 - the readout of classes gives logits
-        self._sums_VK.index_add_(0, batch.indices_B, clip_logits(outputs).softmax(dim=-1).double().cpu())
-        self._labels_V[batch.indices_B] = batch.labels_B.cpu() + 1  # 0: this process has no clip of it
-
-    def compute(self, ranks: Ranks) -> dict[str, float]:
-        """The metrics, one answer a video; all clips of a video have its label."""
-        labels_RV = torch.stack(ranks.gather(self._labels_V))
-        videos = _Videos(labels_B=labels_RV.max(dim=0).values - 1)
-        metrics = ClassifyMetrics()
-        metrics.update(ranks.sum(self._sums_VK), videos)
-        return metrics.compute()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Videos:
-    """What `ClassifyMetrics` needs to know of whole videos."""
-
-    labels_B: Tensor
-
-    @property
-    def frame_mask_BT(self) -> Tensor:  # noqa: N802 - as `TargetBatch`
-        return torch.ones(len(self.labels_B), 1, dtype=torch.bool)
-
-    @property
-    def targets(self) -> dict[str, Tensor]:
-        return {}
+    def _metrics_of_videos(self, states_VS: Tensor) -> dict[str, NDArray[Any]]:
+        metrics, rows = self._task.new_metrics(), []
+        for state_S in states_VS:
+            metrics.load_state(state_S)
+            rows.append(metrics.compute())
+        return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}

@@ -69,8 +69,8 @@ class Trainer:
         self._experiment, self._progress, self._stop = experiment, progress, stop
         self._options, self._ranks = experiment.options, experiment.ranks
         options = self._options
-        self._autocast = autocast_dtype(options.dtype, self._ranks.device)
-        self._loss = ClipLoss(experiment.model, experiment.task, autocast=self._autocast)
+        self.autocast = autocast_dtype(options.dtype, self._ranks.device)
+        self._loss = ClipLoss(experiment.model, experiment.task, autocast=self.autocast)
         self._trained = self._ranks.wrap(self._loss)
         self._optimizer = build_optimizer(
             self._loss, name=options.optimizer, lr=options.lr, weight_decay=options.weight_decay
@@ -313,12 +313,13 @@ class Trainer:
     def _evaluate(self) -> Evaluation:
         experiment, position = self._experiment, self.position
         evaluation = evaluate_clips(
-            ClipLoss(self.model, experiment.task, autocast=self._autocast),
+            ClipLoss(self.model, experiment.task, autocast=self.autocast),
             experiment.eval_clips,
             ranks=self._ranks,
             progress=self._progress,
+            keep=position.epoch == self._options.epochs,
         )
-        self._log.write("eval", step=position.step, epoch=position.epoch, **evaluation.to_dict())
+        self._log.write("eval", step=position.step, epoch=position.epoch, **evaluation.measured())
         self._trained.train()
         return evaluation
 

@@ -6,6 +6,7 @@
                  metrics.jsonl       one JSON object a step, an epoch, an evaluation
                  tensorboard/        the same as TensorBoard events
                  curves.png          the same as a picture, once done
+                 evaluations/        what was answered for each video, see `vfz.temporal.training.kept`
                  checkpoint.pt       while training: position, weights and their moving average, the task's own weights,
                                      optimizer, length of metrics.jsonl; gone when done
 
@@ -37,6 +38,7 @@ from vfz.temporal.model import TemporalModel
 from vfz.temporal.run_record import RunInfo, read_run
 
 CHECKPOINT_FILE = "checkpoint.pt"
+WEIGHTS_FILE = "model.safetensors"
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[TemporalModel, RunInfo]:
@@ -54,7 +56,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Te
     if not run.finished:
         raise RunError(f"{path} has not been trained to its end; continue it with vfz train-temporal --resume")
     model = TemporalModel(run.model_config)
-    file = path / "model.safetensors"
+    file = path / WEIGHTS_FILE
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -90,7 +92,7 @@ def save_model(path: Path, model: TemporalModel) -> None:
     with storage_errors(temporary):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
         fsync_file(temporary)
-        temporary.replace(path / "model.safetensors")
+        temporary.replace(path / WEIGHTS_FILE)
 
 
 @dataclass(kw_only=True)

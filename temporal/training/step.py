@@ -88,6 +88,13 @@ def non_finite_clips(loss: ClipLoss, parts: Sequence[ClipBatch]) -> list[str]:
     return bad
 
 
+def one_answer(outputs: Tensor | dict[str, Tensor], place: int) -> Tensor | dict[str, Tensor]:
+    """The answer to one of the clips of a batch, still [1, ...]."""
+    if isinstance(outputs, dict):
+        return {name: output[place : place + 1] for name, output in outputs.items()}
+    return outputs[place : place + 1]
+
+
 def one_clip(batch: ClipBatch, place: int) -> ClipBatch:
     """A batch of one of the clips of another."""
 

@@ -8,6 +8,7 @@ losses, bit for bit, as a run that was never stopped. Under torchrun every proce
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,8 +19,10 @@ from vfz.pipeline.progress import Progress, SilentProgress, counted, stop_on_sig
 from vfz.temporal.run_record import read_run, write_run
 from vfz.temporal.tasks import TASK_OF_LABELS
 from vfz.temporal.training.distributed import join_ranks
+from vfz.temporal.training.evaluate import kept_evaluation
 from vfz.temporal.training.evaluation import Evaluation
 from vfz.temporal.training.experiment import Experiment, build_experiment
+from vfz.temporal.training.kept import write_evaluation
 from vfz.temporal.training.logs import RunLog, draw_curves
 from vfz.temporal.training.loop import Trainer
 from vfz.temporal.training.options import TrainOptions
@@ -40,6 +43,7 @@ class TrainReport:
         epoch_seconds: training time of each epoch that this call brought to its end, without evaluation; what earlier
             calls spent on it counts, if it had got into a checkpoint.
         num_parameters: of the whole temporal model.
+        kept: the file in the run folder that has what was answered for each evaluated video.
         rank: of this process among those of the run.
     """
 
@@ -50,6 +54,7 @@ class TrainReport:
     train_loss: float
     epoch_seconds: tuple[float, ...]
     num_parameters: int
+    kept: str | None = None
     rank: int = 0
 
     @property
@@ -65,9 +70,11 @@ class TrainReport:
             "core": self.core,
             "headline": self.evaluation.headline,
             **self.evaluation.to_dict(),
+            **self.evaluation.of_classes(),
             "train_loss": self.train_loss,
             "epoch_seconds": list(self.epoch_seconds),
             "num_parameters": self.num_parameters,
+            "kept": self.kept,
         }
 
 
@@ -98,8 +105,8 @@ def train_temporal(options: TrainOptions, *, progress: Progress | None = None) -
             num_parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
             rank=ranks.rank,
         )
-        ranks.first_does(lambda: _close_folder(experiment, trainer, report))
-        return report
+        kept = ranks.first_does(lambda: _close_folder(experiment, trainer, report))
+        return dataclasses.replace(report, kept=kept)
 
 
 def check_folder(experiment: Experiment) -> None:
@@ -148,12 +155,24 @@ def say_what_is_trained(experiment: Experiment, progress: Progress) -> None:
         )
 
 
-def _close_folder(experiment: Experiment, trainer: Trainer, report: TrainReport) -> None:
-    """Write the model, the picture and the record; drop the checkpoint."""
+def _close_folder(experiment: Experiment, trainer: Trainer, report: TrainReport) -> str:
+    """Write the model, the last evaluation, the picture and the record; drop the checkpoint."""
     path = experiment.path
     save_model(path, trainer.model)
+    kept = kept_evaluation(
+        path,
+        experiment.model.config,
+        report.evaluation,
+        experiment.eval_clips,
+        experiment.caches,
+        autocast=trainer.autocast,
+        targets=experiment.options.targets,
+    )
+    report = dataclasses.replace(report, kept=str(write_evaluation(path, kept)))
     title = f"{path.name}: {report.evaluation.headline} {report.evaluation.value:.4g} on {report.evaluation.split}"
     higher_is_better = experiment.task.higher_is_better
     draw_curves(path, headline=report.evaluation.headline, higher_is_better=higher_is_better, title=title)
-    write_run(path, experiment.record() | {"finished": True, "result": report.to_dict()})
+    result = {name: value for name, value in report.to_dict().items() if name != "classes"}  # they are kept
+    write_run(path, experiment.record() | {"finished": True, "result": result})
     remove_checkpoint(path)
+    return str(report.kept)

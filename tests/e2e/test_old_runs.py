@@ -83,7 +83,8 @@ def decisive(key, weights):
 def test_evaluating_it_gives_the_figures_of_then(name, split, runs, cache_of, vfz_json):
     line = ("evaluate", runs / name, "--cache", cache_of(name), "--split", split, "--device", "cpu")
     found = vfz_json(*line, *EVALUATED[split])
-    check_close(found, expected(RUNS)[name][split], leave_out=("run",))
+    then = expected(RUNS)[name][split]
+    check_close({key: found[key] for key in then}, then, leave_out=("run",))  # more is said today
 
 
 @every_run
@@ -110,7 +111,7 @@ def test_a_run_that_was_stopped_then_goes_on_to_where_the_whole_one_came(name, r
     assert now.keys() == then.keys()
     for key, weights in now.items():
         np.testing.assert_allclose(decisive(key, weights), decisive(key, then[key]), rtol=1e-3, atol=1e-4, err_msg=key)
-    figures = report.evaluation.to_dict()
+    figures = report.evaluation.measured()
     check_close(figures, {key: expected(RUNS)[name]["val"][key] for key in figures})
     assert not (stopped / "checkpoint.pt").exists()
 

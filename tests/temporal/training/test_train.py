@@ -37,7 +37,7 @@ def test_a_run_leaves_weights_a_record_metrics_and_a_picture(options, synthetic_
     report = train_temporal(options)
     run = options.out / "run"
     assert {path.name for path in run.iterdir()} == {
-        "run.json", "model.safetensors", "metrics.jsonl", "tensorboard", "curves.png",
+        "run.json", "model.safetensors", "metrics.jsonl", "tensorboard", "curves.png", "evaluations",
     }  # fmt: skip
     record = read_run(run).values
     assert record["cache"]["fingerprint"] == synthetic_cache.fingerprint
