@@ -47,8 +47,8 @@ from numpy.typing import NDArray
 
 from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
+from vfz.temporal.kept import finite
 from vfz.temporal.statistics import McNemar, PairedBootstrap, mcnemar, paired_bootstrap
-from vfz.temporal.training.kept import finite
 from vfz.temporal.training.options import option_values
 
 if TYPE_CHECKING:

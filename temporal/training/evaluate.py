@@ -22,13 +22,13 @@ from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import default_targets_path
 from vfz.temporal.data.tokens import CachedTokens
 from vfz.temporal.data.videos import common_labels
+from vfz.temporal.kept import KeptEvaluation, write_evaluation
 from vfz.temporal.model import ModelConfig, TemporalModel
 from vfz.temporal.run_record import RunInfo, caches_of_run, check_same_tokens
 from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.distributed import Ranks, join_ranks
 from vfz.temporal.training.evaluation import EvalClips, Evaluation, eval_clips_of, evaluate_clips
 from vfz.temporal.training.experiment import targets_of
-from vfz.temporal.training.kept import KeptEvaluation, write_evaluation
 from vfz.temporal.training.options import EvaluateOptions
 from vfz.temporal.training.runs import WEIGHTS_FILE, load_model
 from vfz.temporal.training.step import ClipLoss, autocast_dtype

@@ -4,7 +4,7 @@
 Videos are shared out over the processes, and the sums behind the metrics are added up, so that any number of processes
 gives the same figures. Where a video has several clips (segments, views), its class is decided by the mean of their
 softmaxes. Other tasks answer frames, and each clip's frames count on their own. What was answered for each video can be
-kept (`vfz.temporal.training.kept`): what the task keeps, else the values of its metrics.
+kept (`vfz.temporal.kept`): what the task keeps, else the values of its metrics.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from vfz.temporal.data.videos import (
     num_present_classes,
     num_unlabelled,
 )
+from vfz.temporal.kept import ClassFigures, KeptVideos
 from vfz.temporal.model import ModelConfig
 from vfz.temporal.statistics import FEW_VIDEOS
 from vfz.temporal.tasks import TASKS, Task
 from vfz.temporal.tasks.classify import ClassifyTask
 from vfz.temporal.training.distributed import Ranks
-from vfz.temporal.training.kept import ClassFigures, KeptVideos
 from vfz.temporal.training.step import ClipLoss, one_answer, one_clip
 
 COUNT_PREFIX = "num_"

@@ -6,7 +6,7 @@
                  metrics.jsonl       one JSON object a step, an epoch, an evaluation
                  tensorboard/        the same as TensorBoard events
                  curves.png          the same as a picture, once done
-                 evaluations/        what was answered for each video, see `vfz.temporal.training.kept`
+                 evaluations/        what was answered for each video, see `vfz.temporal.kept`
                  checkpoint.pt       while training: position, weights and their moving average, the task's own weights,
                                      optimizer, length of metrics.jsonl; gone when done
 

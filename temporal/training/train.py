@@ -16,13 +16,13 @@ from typing import Any
 from vfz.pipeline.errors import RunError
 from vfz.pipeline.files import make_folder
 from vfz.pipeline.progress import Progress, SilentProgress, counted, stop_on_signals
+from vfz.temporal.kept import write_evaluation
 from vfz.temporal.run_record import read_run, write_run
 from vfz.temporal.tasks import TASK_OF_LABELS
 from vfz.temporal.training.distributed import join_ranks
 from vfz.temporal.training.evaluate import kept_evaluation
 from vfz.temporal.training.evaluation import Evaluation
 from vfz.temporal.training.experiment import Experiment, build_experiment
-from vfz.temporal.training.kept import write_evaluation
 from vfz.temporal.training.logs import RunLog, draw_curves
 from vfz.temporal.training.loop import Trainer
 from vfz.temporal.training.options import TrainOptions

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import RunError
-from vfz.temporal.training.evaluate import evaluate
-from vfz.temporal.training.kept import (
+from vfz.temporal.kept import (
     ClassFigures,
     KeptEvaluation,
     KeptVideos,
@@ -22,6 +21,7 @@ from vfz.temporal.training.kept import (
     read_evaluation,
     write_evaluation,
 )
+from vfz.temporal.training.evaluate import evaluate
 from vfz.temporal.training.options import EvaluateOptions
 from vfz.temporal.training.train import train_temporal
 
