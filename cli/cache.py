@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vfz.cli.options import Commands, LazyGroup, Session, command, printable
-from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOptions, RepairOptions, VerifyOptions
+from vfz.pipeline.maintenance.options import InfoOptions, LsOptions, RepairOptions, VerifyOptions
 from vfz.pipeline.progress import counted, human_bytes
 
 if TYPE_CHECKING:
-    from vfz.pipeline.maintenance.convert import ConvertReport
     from vfz.pipeline.maintenance.info import CacheComparison, CacheInfo, CacheSummary
     from vfz.pipeline.maintenance.repair import RepairReport
     from vfz.pipeline.maintenance.verify.encoder import EncoderReport
@@ -29,7 +28,7 @@ COMMANDS: Commands = {
     "info": ("vfz.cli.cache", "info_command", "What a cache is, what it holds, and how to open it."),
     "label": ("vfz.cli.labels", "label_command", "Other labels or splits for its videos, without encoding them again."),
     "verify": ("vfz.cli.cache", "verify_command", "Compare every byte of a cache with what was written."),
-    "convert": ("vfz.cli.cache", "convert_command", "Another precision or store, without encoder or videos."),
+    "convert": ("vfz.cli.copies", "convert_command", "Another precision or store, or a part; no encoder, no videos."),
     "repair": ("vfz.cli.cache", "repair_command", "Remove what is damaged or left over; extract makes it again."),
 }
 _STATUSES = ("ok", "failed", "missing", "pending")
@@ -280,55 +279,6 @@ def _show_encoder(report: EncoderReport) -> None:
         rows["largest pixel difference"] = f"{report.max_pixel_difference} of 255"
     rows |= {f"not decoded: {video}": reason for video, reason in report.not_decoded.items()}
     show("", rows)
-
-
-@command(
-    ConvertOptions,
-    name="cache.convert",
-    argument="cache",
-    example="vfz cache convert caches/k400-vit_small-0123456789ab --out caches --precision int8\n"
-    "vfz cache convert caches/mine --out /scratch/tars --store webdataset",
-)
-def convert_command(options: ConvertOptions, session: Session) -> None:
-    """Make a cache of another precision or store from one that is there, without encoder or videos.
-
-    Precision goes down only, and once; where it stays, every stored number is copied bit for bit. The same command run
-    again continues where it stopped, and takes over what the old cache gained since.
-    """
-    from vfz.cli.console import print_json, progress, table
-    from vfz.pipeline.maintenance.convert import convert
-
-    with progress() as shown:
-        report = convert(options, progress=shown)
-    if session.json:
-        print_json(dataclasses.asdict(report))
-        return
-    if report.unstorable:
-        table("tokens that cannot be converted", ["video", "reason"], sorted(report.unstorable.items()))
-    _show_conversion(report)
-
-
-def _show_conversion(report: ConvertReport) -> None:
-    from vfz.cli.console import show
-
-    pending = f", {report.num_pending} not extracted yet: convert again after them" if report.num_pending else ""
-    compressed = {key: codec for key, codec in report.compression.items() if codec != "none"}
-    rows: dict[str, object] = {
-        "converted": report.source,
-        "cache": report.cache,
-        "fingerprint": report.fingerprint[:12],
-        "stored as": f"{report.precision}, {report.store}",
-        "compressed": ", ".join(f"{key} {codec}" for key, codec in compressed.items()) or "no column",
-        "videos": f"{report.num_ok} ok, {report.num_failed} failed, {report.num_missing} missing{pending}",
-        "frames": report.num_frames,
-        "size": f"{human_bytes(report.cache_bytes)}, was {human_bytes(report.source_bytes)}",
-    }
-    if report.new_commits:
-        speed = human_bytes(int(report.bytes_read / report.seconds)) if report.seconds else "0 B"
-        rows["this run"] = f"{human_bytes(report.bytes_read)} read in {report.seconds:.1f} s, {speed}/s"
-    else:
-        rows["this run"] = "nothing to do: everything was converted before"
-    show("convert", rows)
 
 
 @command(

@@ -1,10 +1,10 @@
-"""`vfz cache convert`: another precision, store or compression for a cache, without the encoder or any video.
+"""`vfz cache convert`: another precision, store or compression for a cache, or a part of it; no encoder, no video.
 
-The new cache has the plans, shards, commits, ledger, label sets and provenance of the old one; its recipe differs in
-how tokens are stored, and not at all where the precision stays: then every stored number is copied bit for bit.
-Precision only goes down, and only once: tokens rounded a second time are not those that a recipe with one
-`converted_from` promises. A video with a token that the new precision cannot hold (fp16 ends at 65504) fails: nothing
-of it is stored, and its ledger row says which column.
+The new cache has the plans, shards, commits, ledger, label sets and provenance of the old one, as far as the part that
+is asked for goes (`convert_selection`); its recipe differs in how tokens are stored, and not at all where the precision
+stays: then every stored number is copied bit for bit. Precision only goes down, and only once: tokens rounded a second
+time are not those that a recipe with one `converted_from` promises. A video with a token that the new precision cannot
+hold (fp16 ends at 65504) fails: nothing of it is stored, and its ledger row says which column.
 
 What is lost against extracting at the lower precision: nothing from fp32 to fp16, whose tokens come out the same. Else
 tokens were rounded before, which adds fp16's error of at most 2^-11, or int8's of about 1%, to the new one's, and
@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +32,12 @@ import numpy as np
 from vfz.pipeline.errors import EncoderError, UsageError
 from vfz.pipeline.files import writer_lock
 from vfz.pipeline.format.catalog import Catalog, write_catalog
-from vfz.pipeline.format.commits import ShardIndex, new_data_path
+from vfz.pipeline.format.commits import new_data_path
 from vfz.pipeline.format.folder import cache_name, find_cache
 from vfz.pipeline.format.header import fingerprint_of
 from vfz.pipeline.format.labels import copy_label_sets
 from vfz.pipeline.format.ledger_table import LedgerRows
+from vfz.pipeline.maintenance.convert_selection import select
 from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays, open_source
 from vfz.pipeline.maintenance.convert_target import TargetCache, converted_recipe, open_target
 from vfz.pipeline.progress import Progress, SilentProgress
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vfz.pipeline.format.ledger import LedgerRow, VideoKey
+    from vfz.pipeline.maintenance.convert_selection import SelectedCommit
     from vfz.pipeline.maintenance.convert_source import SourceReader
     from vfz.pipeline.maintenance.options import ConvertOptions
 
@@ -60,14 +63,16 @@ def convert(options: ConvertOptions, *, progress: Progress | None = None) -> Con
 
     Raises:
         UsageError: a precision above the source's, a second lossy conversion, a compression that the store does not
-            have, or a target that is the source or lies inside it.
+            have, a layer, part, split or video that the source does not have, or a target that is the source or lies
+            inside it.
         CacheFormatError: the source is no cache, or damaged; what was committed before is kept.
         CacheIncompleteError: the source has no commit yet.
-        CacheMismatchError: the new cache's folder holds something else.
+        CacheMismatchError: the new cache's folder holds something else, or another part of the source.
         StorageError: the disk is full; what was committed before is kept.
     """
     progress = progress or SilentProgress()
     source = open_source(find_cache(options.cache))
+    selection = select(source, options)
     recipe = converted_recipe(source, options.precision or source.header.precision)
     name = options.name or _name_of(source)
     new_name = cache_name(name, str(recipe["encoder"]["name"]), fingerprint_of(recipe))
@@ -77,17 +82,21 @@ def convert(options: ConvertOptions, *, progress: Progress | None = None) -> Con
         )
     folder = options.out / new_name
     _check_usage(folder, source, options)
-    target = open_target(source, folder, recipe, options)
+    target = open_target(source, folder, recipe, options, selection)
     copy_label_sets(source.path, folder)
     started = time.perf_counter()
     converter = ShardConverter(source=source, target=target, progress=progress)
-    commits = _remaining(source, target)
+    done = target.folder.commit_paths()
+    selected = list(selection.commits(source, set(target.columns)))
+    commits = [commit for commit in selected if (commit.shard, commit.number) not in done]
+    _tell_left_out(target, selected, progress)
     if commits:
-        progress.start("converting", total=sum(len(index.rows) for index in commits), unit="videos")
-        for index in commits:
-            converter.convert(index, _first_rows(target, index))
+        progress.start("converting", total=sum(len(commit.rows) for commit in commits), unit="videos")
+        for commit in commits:
+            converter.convert(commit, _first_rows(target, commit))
         progress.finish()
-    return _report(source, target, write_catalog(target.folder), converter, time.perf_counter() - started)
+    catalog = write_catalog(target.folder)
+    return _report(source, target, catalog, converter, selection.to_dict(), time.perf_counter() - started)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,7 @@ class ConvertReport:
     Attributes:
         source, cache: folders of the old and the new cache.
         fingerprint, store, precision: of the new cache.
+        part: what was asked for of the old one, by option; empty for all of it.
         compression: of the new cache's columns, by column key.
         num_ok, num_failed, num_missing, num_pending: videos in the whole new cache, in every view.
         num_frames: frames in the whole new cache.
@@ -111,6 +121,7 @@ class ConvertReport:
     fingerprint: str
     store: str
     precision: str
+    part: dict[str, str]
     compression: dict[str, str]
     num_ok: int
     num_failed: int
@@ -152,26 +163,38 @@ def _check_usage(folder: Path, source: SourceCache, options: ConvertOptions) -> 
         )
 
 
-def _remaining(source: SourceCache, target: TargetCache) -> list[ShardIndex]:
-    """The source's commits that the new cache does not have; without columns that no commit was about yet."""
-    done = target.folder.commit_paths()
-    return [
-        index
-        for index in source.commits
-        if (index.shard, index.number) not in done and target.columns.keys() >= set(index.column_keys)
-    ]
-
-
-def _first_rows(target: TargetCache, index: ShardIndex) -> dict[VideoKey, LedgerRow]:
+def _first_rows(target: TargetCache, commit: SelectedCommit) -> dict[VideoKey, LedgerRow]:
     """What the new cache's first commit of a shard says of its videos, for a commit that adds columns to it."""
-    if index.number == 0:
+    if commit.number == 0:
         return {}
-    first = target.folder.read_commit(target.folder.commit_paths()[index.shard, 0])
+    first = target.folder.read_commit(target.folder.commit_paths()[commit.shard, 0])
     return {row.key: row for row in first.rows}
 
 
+def _tell_left_out(target: TargetCache, commits: Sequence[SelectedCommit], progress: Progress) -> None:
+    """Says which videos got tokens in the source after the new cache had committed that they have none."""
+    paths = target.folder.commit_paths()
+    left = [
+        row.id
+        for commit in commits
+        if commit.retried and (commit.shard, commit.number) in paths
+        for row in target.folder.read_commit(paths[commit.shard, commit.number]).rows
+        if row.key in commit.retried and row.status != "ok"
+    ]
+    if left:
+        progress.note(
+            f"{len(left)} videos (first: {left[0]}) failed in these layers before and have them in the source now; "
+            "this cache keeps saying that they failed: convert into another --name to have them"
+        )
+
+
 def _report(
-    source: SourceCache, target: TargetCache, catalog: Catalog, converter: ShardConverter, seconds: float
+    source: SourceCache,
+    target: TargetCache,
+    catalog: Catalog,
+    converter: ShardConverter,
+    part: dict[str, str],
+    seconds: float,
 ) -> ConvertReport:
     rows = LedgerRows(catalog.table)
     count = Counter(row.status for row in rows)
@@ -181,6 +204,7 @@ def _report(
         fingerprint=target.folder.header.fingerprint,
         store=target.contents.store,
         precision=target.precision,
+        part=part,
         compression={column.key: column.compression for column in target.contents.columns},
         num_ok=count["ok"],
         num_failed=count["failed"],
@@ -212,11 +236,11 @@ class ShardConverter:
         self.num_commits = self.num_videos = self.num_bytes_read = 0
         self.unstorable: dict[str, str] = {}
 
-    def convert(self, index: ShardIndex, first_rows: Mapping[VideoKey, LedgerRow]) -> None:
+    def convert(self, commit: SelectedCommit, first_rows: Mapping[VideoKey, LedgerRow]) -> None:
         """Make one commit, unless no video is left for it or another process is first.
 
         Args:
-            index: the source's commit.
+            commit: what it is made of.
             first_rows: rows of the new cache's first commit of that shard, where this one adds columns to it. Videos
                 that failed there are left out here.
 
@@ -224,41 +248,44 @@ class ShardConverter:
             CacheFormatError: when the source's data is damaged; nothing of the commit is left.
             StorageError: when the disk is full; nothing of the commit is left.
         """
-        rows = [row for row in index.rows if not first_rows or first_rows[row.key].status == "ok"]
+        rows = [row for row in commit.rows if not first_rows or first_rows[row.key].status == "ok"]
         if not rows:
             return
-        columns = [self._target.columns[key] for key in index.column_keys]
+        columns = [self._target.columns[key] for key in commit.column_keys]
         store = STORES[self._target.contents.store]
-        path = new_data_path(self._target.folder.path, index.shard, store.suffix)
+        path = new_data_path(self._target.folder.path, commit.shard, store.suffix)
         with writer_lock(path), store.writer(path, columns) as writer:
-            converted = self._write(index, rows, writer)
+            converted = self._write(commit, rows, writer)
             data = writer.finish() if writer.num_frames else None
             committed = self._target.folder.commit(
                 replace(
-                    index,
+                    commit.index,
+                    number=commit.number,
                     fingerprint=self._target.folder.header.fingerprint,
                     calibration_digest=self._target.contents.calibration_digest(columns),
                     data=data,
                     rows=tuple(converted),
+                    column_keys=commit.column_keys,
                 ),
             )
         if committed:
             self.num_commits += 1
-            self.num_videos += sum(row.status == "ok" for row in converted if index.number == 0)
+            self.num_videos += sum(row.status == "ok" for row in converted if commit.number == 0)
             before = {row.key: row.status for row in rows}
             self.unstorable |= {_name(row): row.reason for row in converted if row.status != before[row.key]}
 
-    def _write(self, index: ShardIndex, rows: list[LedgerRow], writer: ShardWriter) -> list[LedgerRow]:
+    def _write(self, commit: SelectedCommit, rows: list[LedgerRow], writer: ShardWriter) -> list[LedgerRow]:
         """Every video that has tokens, one after the other; returns the rows as they are now."""
-        if index.data is None:
-            self._progress.advance(len(rows))
-            return rows
         converted = []
-        columns = [self._columns[key] for key in index.column_keys]
-        with self._source.reader(index) as reader:
+        columns = [self._columns[key] for key in commit.column_keys]
+        with ExitStack() as opened:
+            readers: dict[int, SourceReader] = {}
             for row in rows:
                 if row.status == "ok":
-                    row = self._write_video(row, columns, reader, writer)
+                    origin = commit.origins[row.key]
+                    if origin.number not in readers:
+                        readers[origin.number] = opened.enter_context(self._source.reader(origin))
+                    row = self._write_video(row, columns, readers[origin.number], writer)
                 converted.append(row)
                 self._progress.advance(figures=self._figures())
         return converted

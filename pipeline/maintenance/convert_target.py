@@ -22,6 +22,7 @@ from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.golden import FRAMES_FILE, write_golden_tokens
 from vfz.pipeline.format.header import GOLDEN, Contents, create_cache, precision_of
 from vfz.pipeline.format.plan import PLAN, write_plan
+from vfz.pipeline.maintenance.convert_selection import Selection
 from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays
 from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.recipe import CALIBRATION_FRAMES, CALIBRATION_SEED, PRECISIONS, QUANTISED, StorageSpec
@@ -65,11 +66,13 @@ def converted_recipe(source: SourceCache, precision: str) -> dict[str, Any]:
     return {**recipe, "storage": asdict(storage)}
 
 
-def open_target(source: SourceCache, path: Path, recipe: Mapping[str, Any], options: ConvertOptions) -> TargetCache:
+def open_target(
+    source: SourceCache, path: Path, recipe: Mapping[str, Any], options: ConvertOptions, selection: Selection
+) -> TargetCache:
     """The cache that `options` ask for, made where it is not there, with everything but shards.
 
     Raises:
-        CacheMismatchError: when the folder holds a cache that is no conversion of the source.
+        CacheMismatchError: when the folder holds a cache that is no conversion of the source, or of another part of it.
         CacheIncompleteError: when the source has no commit yet.
         StorageError: when the disk is full.
     """
@@ -77,17 +80,17 @@ def open_target(source: SourceCache, path: Path, recipe: Mapping[str, Any], opti
     create_cache(
         path,
         recipe=recipe,
-        provenance=_provenance(source),
-        fill=lambda inside: _fill(inside, source, precision_of(recipe), store, options.compression),
+        provenance=_provenance(source, selection),
+        fill=lambda inside: _fill(inside, source, selection, precision_of(recipe), store, options.compression),
     )
     folder = CacheFolder(path)
-    _check_same_conversion(folder, source, recipe, store)
-    for plan in source.plans:
+    _check_same_conversion(folder, source, recipe, store, selection)
+    for plan in selection.plans(source.plans):
         if write_plan(path / PLAN, plan) != plan:
             raise CacheMismatchError(_other_videos(path, source))
     if len(folder.plans()) > len(source.plans):
         raise CacheMismatchError(_other_videos(path, source))
-    contents = _add_new_columns(folder, source, options.compression)
+    contents = _add_new_columns(folder, source, selection, options.compression)
     return TargetCache(folder=folder, contents=contents, calibrations=folder.calibrations(contents))
 
 
@@ -124,7 +127,7 @@ class TargetCache:
         return _stored(target, tokens, self.calibrations[column.key])
 
 
-def _provenance(source: SourceCache) -> dict[str, Any]:
+def _provenance(source: SourceCache, selection: Selection) -> dict[str, Any]:
     """The source's own, which verifying and online reading go by, and where the tokens come from."""
     return {
         **source.header.provenance,
@@ -135,16 +138,25 @@ def _provenance(source: SourceCache) -> dict[str, Any]:
             "store": source.contents.store,
             "vfz": version("vfz"),
             "before": source.header.provenance.get("converted_from"),
+            **({"part": selection.to_dict()} if selection.to_dict() else {}),
         },
     }
 
 
-def _check_same_conversion(folder: CacheFolder, source: SourceCache, recipe: Mapping[str, Any], store: str) -> None:
+def _check_same_conversion(
+    folder: CacheFolder, source: SourceCache, recipe: Mapping[str, Any], store: str, selection: Selection
+) -> None:
     path, contents = folder.path, folder.contents()
     origin = folder.header.provenance.get("converted_from") or {}
     if folder.header.recipe != recipe or origin.get("fingerprint") != source.header.fingerprint:
         raise CacheMismatchError(
             f"{path} is there and was not converted from {source.path}; give another --name or --out"
+        )
+    if (there := origin.get("part") or {}) != (asked := selection.to_dict()):
+        names = [name for name in ("layers", "parts", "splits", "videos") if there.get(name) != asked.get(name)]
+        what = "; ".join(f"{name}: it has {there.get(name, 'all')}, asked {asked.get(name, 'all')}" for name in names)
+        raise CacheMismatchError(
+            f"{path} is there with another part of {source.path}: {what}; give another --name or --out"
         )
     if contents.store != store:
         raise CacheMismatchError(f"{path} is there as a {contents.store} cache; give another --name or --out")
@@ -156,9 +168,12 @@ def _other_videos(path: Path, source: SourceCache) -> str:
     return f"{path} holds other videos than {source.path}, of the same recipe; give another --name or --out"
 
 
-def _fill(folder: Path, source: SourceCache, precision: str, store: str, compression: str) -> Contents:
+def _fill(
+    folder: Path, source: SourceCache, selection: Selection, precision: str, store: str, compression: str
+) -> Contents:
     """Puts in what comes before the first shard; columns that no commit is about are left for later."""
-    found = [_calibrate(folder, column, source, precision, store, compression) for column in source.contents.columns]
+    wanted = selection.columns(source.contents.columns)
+    found = [_calibrate(folder, column, source, precision, store, compression) for column in wanted]
     columns = [column for column in found if column is not None]
     if not columns:
         raise CacheIncompleteError(
@@ -176,13 +191,13 @@ def _fill(folder: Path, source: SourceCache, precision: str, store: str, compres
     )
 
 
-def _add_new_columns(folder: CacheFolder, source: SourceCache, compression: str) -> Contents:
-    """Adds the columns that the source gained."""
+def _add_new_columns(folder: CacheFolder, source: SourceCache, selection: Selection, compression: str) -> Contents:
+    """Adds the columns that the source gained, as far as they are wanted."""
     contents = folder.contents()
     known = {column.key for column in contents.columns}
     found = [
         _calibrate(folder.path, column, source, folder.header.precision, contents.store, compression)
-        for column in source.contents.columns
+        for column in selection.columns(source.contents.columns)
         if column.key not in known
     ]
     columns = [column for column in found if column is not None]

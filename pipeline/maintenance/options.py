@@ -8,7 +8,7 @@ from pathlib import Path
 from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import DEVICE_HELP
-from vfz.pipeline.recipe import COMPRESSIONS, PRECISIONS, STORE_NAMES
+from vfz.pipeline.recipe import COMPRESSIONS, PARTS, PRECISIONS, STORE_NAMES
 
 CACHE_HELP = "The cache; default: the only one in caches/."
 
@@ -108,6 +108,16 @@ class ConvertOptions(Options):
     store: str | None = option(None, help="How shards are stored; default: as in the old cache.", choices=STORE_NAMES)
     precision: str | None = option(
         None, help="Stored precision, the same or a lower one; default: as in the old cache.", choices=PRECISIONS
+    )
+    layers: tuple[str, ...] | None = option(
+        None, help="Only these layers, comma separated; -1 is the last; default: all."
+    )
+    parts: tuple[str, ...] | None = option(
+        None, help="Only these parts of each layer, comma separated; default: all.", choices=PARTS
+    )
+    splits: tuple[str, ...] | None = option(None, help="Only videos of these splits, comma separated; default: all.")
+    videos: tuple[str, ...] | None = option(
+        None, help="Only these videos: ids, comma separated, or a file with one on each line; default: all."
     )
     compression: str = option(
         "auto",
