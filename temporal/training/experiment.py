@@ -41,7 +41,7 @@ from vfz.temporal.training.sizes import SIZES, Sized, sized, sized_as
 
 _MAY_DIFFER = frozenset(
     {"out", "name", "resume", "cache", "targets", "root", "weights", "device", "checkpointing", "tensorboard"}
-    | {"checkpoint_seconds", "checkpoint_steps", "dry_run", "size"}
+    | {"checkpoint_seconds", "checkpoint_steps", "keep_checkpoint", "dry_run", "size"}
 )
 """Options that change no number, so that a run may be resumed with others. What `size` stands for is compared."""
 
@@ -56,6 +56,8 @@ class Experiment:
         ranks: this process among those of the run.
         caches: where the tokens come from.
         path: the run folder.
+        leg_ends: epochs after which the learning rate begins anew, and the last one: a run that is continued with more
+            epochs has several.
         model: with fresh weights, on the device.
         task: its loss and metrics.
         train_clips: clips to train on, in batches of one part of a step.
@@ -69,6 +71,7 @@ class Experiment:
     ranks: Ranks
     caches: tuple[FeatureCache, ...]
     path: Path
+    leg_ends: tuple[int, ...]
     model: TemporalModel
     task: Task[Any]
     train_clips: ClipLoader
@@ -114,17 +117,23 @@ class Experiment:
             "class_names": list(self.caches[0].class_names),
             "cache": cache_record(self.caches),
             **({"labels": labels_record(self.caches, self.task)} if self.caches[0].label_set else {}),
+            **({"continued": self.continued()} if len(self.leg_ends) > 1 else {}),
         }
 
+    def continued(self) -> list[dict[str, int]]:
+        """After which epochs the run was continued, and to which."""
+        return [{"from": begin, "to": end} for begin, end in zip(self.leg_ends, self.leg_ends[1:], strict=False)]
+
     def differences(self, record: dict[str, Any]) -> list[str]:
-        """Why the run that `record` is of cannot be resumed as this one; empty where it can."""
+        """Why the run that `record` is of cannot be resumed as this one, its epochs aside; empty where it can."""
         ours = self.record()
         machine = [
             f"{name} (run {record[key]}, now {ours[key]})"
             for key, name in (("device_type", "the device"), ("num_processes", "the number of processes"))
             if record[key] != ours[key]
         ]
-        return made_otherwise(record, self.options, self.caches) + machine
+        same_epochs = replace(self.options, epochs=record["options"]["epochs"])
+        return made_otherwise(record, same_epochs, self.caches) + machine
 
 
 def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
@@ -145,8 +154,12 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
         labelled=not task.needs_targets,
     )  # fmt: skip
     path = options.out / (options.name or _name(options, caches))
+    ends: tuple[int, ...] = (options.epochs,)
     if options.resume:
-        found = sized_as(options, ranks.first_does(lambda: read_run(path).values))
+        record = ranks.first_does(lambda: read_run(path).values)
+        found, ends = sized_as(options, record), leg_ends(record)
+        if options.epochs > ends[-1]:
+            ends += (options.epochs,)
     else:
         found = sized(options, encoder_dim=encoder_dim, num_clips=len(videos))
     options = found.options
@@ -165,6 +178,7 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
         ranks=ranks,
         caches=caches,
         path=path,
+        leg_ends=ends,
         model=model,
         task=task.to(ranks.device),
         train_clips=ClipLoader(
@@ -253,6 +267,12 @@ def targets_of(
     return FrameTargets(
         caches, task=config.task, device=device, targets=paths, output_size=config.readout.get("output_size")
     )
+
+
+def leg_ends(record: dict[str, Any]) -> tuple[int, ...]:
+    """After which epochs the run that `record` is of begins anew, was or is to be continued; its last epoch last."""
+    earlier = [leg["from"] for leg in record.get("continued", ())]
+    return (*earlier, record["options"]["epochs"], *record.get("continuing", ()))
 
 
 def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequence[FeatureCache]) -> list[str]:

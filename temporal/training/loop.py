@@ -25,7 +25,7 @@ from vfz.temporal.model import TemporalModel
 from vfz.temporal.training.evaluation import Evaluation, evaluate_clips
 from vfz.temporal.training.experiment import Experiment
 from vfz.temporal.training.logs import RunLog
-from vfz.temporal.training.optim import build_ema, build_optimizer, build_schedule
+from vfz.temporal.training.optim import Schedule, build_ema, build_optimizer
 from vfz.temporal.training.runs import Position, restore, save_checkpoint
 from vfz.temporal.training.sizes import smaller
 from vfz.temporal.training.step import ClipLoss, autocast_dtype, non_finite_clips, seed_step
@@ -76,9 +76,13 @@ class Trainer:
             self._loss, name=options.optimizer, lr=options.lr, weight_decay=options.weight_decay
         )
         steps = experiment.steps_per_epoch
-        self._schedule = build_schedule(
-            self._optimizer, num_steps=options.epochs * steps, num_warmup_steps=round(options.warmup_epochs * steps)
+        begins = (0, *experiment.leg_ends)
+        self._schedule = Schedule(
+            self._optimizer,
+            leg_steps=[(end - begin) * steps for begin, end in zip(begins, experiment.leg_ends, strict=False)],
+            num_warmup_steps=round(options.warmup_epochs * steps),
         )
+        self._schedule.step_update(0)
         self._ema = build_ema(experiment.model, decay=options.ema) if options.ema else None
         self.position = Position()
         self.epoch_seconds: list[float] = []
@@ -146,9 +150,9 @@ class Trainer:
         raise AssertionError("epochs do not end")
 
     def evaluates_after(self, epoch: int) -> bool:
-        """Whether an epoch, counted from 1, is evaluated; the last one always is."""
+        """Whether an epoch, counted from 1, is evaluated; the last one always is, before and after a continuation."""
         every = self._options.eval_every
-        return epoch == self._options.epochs or bool(every and epoch % every == 0)
+        return epoch in self._experiment.leg_ends or bool(every and epoch % every == 0)
 
     def _epoch(self) -> Evaluation | None:
         """What is left of the current epoch; evaluated where that is due, and always after the last one."""

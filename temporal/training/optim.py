@@ -5,6 +5,7 @@ No weight decay on norms, biases and other one-dimensional parameters, nor on th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,8 +38,32 @@ def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float, name: s
     return optimizer
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, *, num_steps: int, num_warmup_steps: int) -> Any:
-    """Linear warm-up, then cosine to zero; call `step_update(num_updates)` after every optimizer step."""
+class Schedule:
+    """The learning rate of every step: for each leg of a run linear warm-up, then cosine to zero.
+
+    A run has one leg, and one more each time it is continued with more epochs: a warm restart, from the same peak, with
+    the same warm-up, over the steps that were added.
+
+    Args:
+        optimizer: whose rate.
+        leg_steps: optimizer steps of every leg.
+        num_warmup_steps: of each.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, leg_steps: Sequence[int], num_warmup_steps: int) -> None:
+        self._leg_steps = list(leg_steps)
+        self._legs = [_leg(optimizer, num_steps=steps, num_warmup_steps=num_warmup_steps) for steps in leg_steps]
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rate of the step that follows so many; call it after every optimizer step."""
+        for number, (leg, steps) in enumerate(zip(self._legs, self._leg_steps, strict=True)):
+            if num_updates < steps or number == len(self._legs) - 1:
+                leg.step_update(num_updates)
+                return
+            num_updates -= steps
+
+
+def _leg(optimizer: torch.optim.Optimizer, *, num_steps: int, num_warmup_steps: int) -> Any:
     return CosineLRScheduler(
         optimizer,
         t_initial=max(1, num_steps),

@@ -97,7 +97,7 @@ class TrainOptions(Options):
     eval_every: int = option(1, help="Epochs from one evaluation to the next; 0: at the end only.", minimum=0)
     segments: int = option(1, help="Clips of each evaluated video, spread over it.", minimum=1)
     views: tuple[int, ...] = option((0,), help="Cached views: training draws one a clip, evaluation takes each.")
-    epochs: int = option(10, help="Passes over the training split.", minimum=1)
+    epochs: int = option(10, help="Passes over the training split; more with --resume goes on from there.", minimum=1)
     batch_size: int = option(16, help="Clips per step, over all processes and micro-batches.", minimum=1)
     accumulate: int = option(1, help="Micro-batches that a step is computed in, for less memory.", minimum=1)
     optimizer: str = option("adamw", help="Any optimizer of timm, by its name there.")
@@ -124,10 +124,17 @@ class TrainOptions(Options):
     )
     checkpoint_seconds: float = option(600, help="Seconds of training from one checkpoint to the next.", above=0)
     checkpoint_steps: int = option(0, help="Steps from one checkpoint to the next; 0: by time only.", minimum=0)
+    keep_checkpoint: bool = option(
+        default=True, added_later=True,
+        help="Keep the last checkpoint, 3 to 4 times the weights, so that --resume with more --epochs can go on.",
+    )  # fmt: skip
     tensorboard: bool = option(default=True, help="Write TensorBoard events beside metrics.jsonl.")
     out: Path = option(Path("runs"), help="The folder that runs are made in.")
     name: str | None = option(None, help="Name of the run; default: cache, task, core and seed.")
-    resume: bool = option(default=False, help="Continue an interrupted run from its last checkpoint.")
+    resume: bool = option(
+        default=False,
+        help="Go on from the last checkpoint: an interrupted run, or a finished one with more --epochs.",
+    )
     dry_run: bool = option(
         default=False, help="Only measure some steps, and tell what the run takes and what would make it smaller.",
         added_later=True,

@@ -7,13 +7,14 @@
                  tensorboard/        the same as TensorBoard events
                  curves.png          the same as a picture, once done
                  evaluations/        what was answered for each video, see `vfz.temporal.kept`
-                 checkpoint.pt       while training: position, weights and their moving average, the task's own weights,
-                                     optimizer, length of metrics.jsonl; gone when done
+                 checkpoint.pt       position, weights and their moving average, the task's own weights, optimizer,
+                                     length of metrics.jsonl; stays when done, so that more epochs can follow
 
-A run continued from its checkpoint gives the same numbers. Random numbers need no place in it: order, positions and
-dropout follow from the seed, the epoch and the step. Writing one costs about four times the size of the weights, six
-times with a moving average. metrics.jsonl grows line by line and is synced before every checkpoint; the other files are
-replaced whole (written aside, synced, renamed), so that a kill leaves the last complete one.
+A run continued from its checkpoint gives the same numbers. A finished one that is continued with more epochs can be
+used as it is until those are done. Random numbers need no place in it: order, positions and dropout follow from the
+seed, the epoch and the step. It takes three times the size of the weights, four times with a moving average, and that
+much again while it is written. metrics.jsonl grows line by line and is synced before every checkpoint; the other files
+are replaced whole (written aside, synced, renamed), so that a kill leaves the last complete one.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ from vfz.temporal.tasks import TASK_OF_LABELS
 from vfz.temporal.training.distributed import join_ranks
 from vfz.temporal.training.evaluate import kept_evaluation
 from vfz.temporal.training.evaluation import Evaluation
-from vfz.temporal.training.experiment import Experiment, build_experiment
+from vfz.temporal.training.experiment import Experiment, build_experiment, leg_ends
 from vfz.temporal.training.logs import RunLog, draw_curves
 from vfz.temporal.training.loop import Trainer
 from vfz.temporal.training.options import TrainOptions
-from vfz.temporal.training.runs import remove_checkpoint, save_model
+from vfz.temporal.training.runs import CHECKPOINT_FILE, remove_checkpoint, save_model
 
 _STOPPING = "stopping after the step or evaluation at work, with a checkpoint; Ctrl-C again stops now, at the last one"
 
@@ -121,18 +121,35 @@ def check_folder(experiment: Experiment) -> None:
             raise RunError(f"the run {path} exists; continue it with --resume, or choose another --name")
         return
     run = read_run(path)
-    if run.finished:
-        raise RunError(f"the run {path} is finished; there is nothing to resume")
+    last = leg_ends(run.values)[-1]
+    if experiment.options.epochs < last:
+        raise RunError(
+            f"--epochs {experiment.options.epochs} is fewer than the {last} of {path}; give --epochs {last}"
+            + (" or more" if run.finished else " to go on, or more")
+        )
+    if run.finished and experiment.leg_ends == (run.values["options"]["epochs"],):
+        raise RunError(
+            f"the run {path} is finished; there is nothing to resume: --epochs with more than its {last} goes on"
+        )
     if differing := experiment.differences(run.values):
         raise RunError(f"{path} cannot be resumed, for these differ: {', '.join(differing)}")
+    if run.finished and not (path / CHECKPOINT_FILE).exists():
+        raise RunError(
+            f"the run {path} is finished and kept no checkpoint (--no-keep-checkpoint, or an older vfz): it cannot go "
+            f"on as if it had not stopped; train {experiment.options.epochs} epochs under another --name"
+        )
 
 
 def _open_folder(experiment: Experiment) -> None:
     """Make the run folder, or see that the run in it can be resumed; raises what `check_folder` does."""
     check_folder(experiment)
-    if experiment.options.resume:
-        return
     path = experiment.path
+    if experiment.options.resume:
+        values = read_run(path).values
+        if experiment.leg_ends != leg_ends(values):  # a finished run can be used as it is until it is finished again
+            more = [end for end in experiment.leg_ends if end > values["options"]["epochs"]]
+            write_run(path, values | {"continuing": more})
+        return
     make_folder(path)
     (path / "metrics.jsonl").unlink(missing_ok=True)
     remove_checkpoint(path)
@@ -156,7 +173,7 @@ def say_what_is_trained(experiment: Experiment, progress: Progress) -> None:
 
 
 def _close_folder(experiment: Experiment, trainer: Trainer, report: TrainReport) -> str:
-    """Write the model, the last evaluation, the picture and the record; drop the checkpoint."""
+    """Write the model, the last evaluation, the picture and the record; the checkpoint is kept for a continuation."""
     path = experiment.path
     save_model(path, trainer.model)
     kept = kept_evaluation(
@@ -174,5 +191,6 @@ def _close_folder(experiment: Experiment, trainer: Trainer, report: TrainReport)
     draw_curves(path, headline=report.evaluation.headline, higher_is_better=higher_is_better, title=title)
     result = {name: value for name, value in report.to_dict().items() if name != "classes"}  # they are kept
     write_run(path, experiment.record() | {"finished": True, "result": result})
-    remove_checkpoint(path)
+    if not experiment.options.keep_checkpoint:
+        remove_checkpoint(path)
     return str(report.kept)

@@ -38,6 +38,7 @@ def test_a_run_leaves_weights_a_record_metrics_and_a_picture(options, synthetic_
     run = options.out / "run"
     assert {path.name for path in run.iterdir()} == {
         "run.json", "model.safetensors", "metrics.jsonl", "tensorboard", "curves.png", "evaluations",
+        "checkpoint.pt",
     }  # fmt: skip
     record = read_run(run).values
     assert record["cache"]["fingerprint"] == synthetic_cache.fingerprint
