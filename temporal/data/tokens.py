@@ -23,7 +23,7 @@ from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache.request import Layers, as_names
 from vfz.pipeline.cache.tokens import TokenBatch
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.temporal.data.videos import as_caches, parts_of
+from vfz.temporal.data.videos import TokenShapes, as_caches, parts_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,6 +144,6 @@ class CachedTokens:
         return self._buffers[key]
 
 
-def num_prefix_of(cache: FeatureCache, layer: str, parts: str) -> int:
+def num_prefix_of(cache: TokenShapes, layer: str, parts: str) -> int:
     """How many of a frame's tokens are prefix tokens."""
     return 0 if parts == "patch" else cache.layers[layer].get("prefix", (0, 0))[0]

@@ -7,8 +7,10 @@ with the names of what is there. Ledgers are read, no tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache.request import Layers, as_names
@@ -17,6 +19,24 @@ from vfz.pipeline.format.labels import NO_SPLIT
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import describe_difference
 from vfz.temporal.tasks import TASK_OF_LABELS
+
+
+class TokenShapes(Protocol):
+    """What a cache holds of every frame, or what one that is still to be made will hold.
+
+    Attributes:
+        path: how messages call it.
+        layers: {layer: {part: (tokens of a frame, channels)}}.
+        recipe: as in the cache.
+    """
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+    @property
+    def layers(self) -> Mapping[str, Mapping[str, tuple[int, int]]]: ...  # noqa: D102
+    @property
+    def recipe(self) -> dict[str, Any]: ...  # noqa: D102
+
 
 EVAL_SPLITS = ("val", "validation", "test")
 """In the order in which one is chosen where none is named."""
@@ -167,7 +187,7 @@ def first_eval_split(caches: Sequence[FeatureCache], *, layers: Layers | None, p
     return None
 
 
-def check_layers(cache: FeatureCache, layers: Sequence[str], parts: str) -> None:
+def check_layers(cache: TokenShapes, layers: Sequence[str], parts: str) -> None:
     """Refuses layers or parts that the cache does not have.
 
     Raises:
@@ -179,7 +199,7 @@ def check_layers(cache: FeatureCache, layers: Sequence[str], parts: str) -> None
         _check_layer(cache, layer, parts)
 
 
-def check_parts(cache: FeatureCache, layers: Layers, parts: str) -> tuple[int, int]:
+def check_parts(cache: TokenShapes, layers: Layers, parts: str) -> tuple[int, int]:
     """Tokens per frame and channels of the layers, which must all have the same.
 
     Raises:
@@ -298,7 +318,7 @@ def parts_of(parts: str) -> tuple[str, ...] | None:
     return None if parts == "all" else (parts,)
 
 
-def _check_layer(cache: FeatureCache, layer: str, parts: str) -> None:
+def _check_layer(cache: TokenShapes, layer: str, parts: str) -> None:
     if layer not in cache.layers:
         raise UsageError(f"layer {layer!r} is not in {cache.path}; it has {', '.join(cache.layers)}")
     if parts != "all" and parts not in cache.layers[layer]:

@@ -23,6 +23,7 @@ from vfz.temporal.data.sampling import Augmentation, ClipRule
 from vfz.temporal.data.targets import ClipTargets, FrameTargets, LabelTargets
 from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
 from vfz.temporal.data.videos import (
+    TokenShapes,
     as_caches,
     check_parts,
     clip_videos,
@@ -37,7 +38,7 @@ from vfz.temporal.tasks.values import ValuesTask
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.evaluation import EvalClips, eval_clips_of
 from vfz.temporal.training.options import TrainOptions, option_values
-from vfz.temporal.training.sizes import SIZES, Sized, sized, sized_as
+from vfz.temporal.training.sizes import SIZES, Sized, check_sizes, readout_heads, sized, sized_as
 
 _MAY_DIFFER = frozenset(
     {"out", "name", "resume", "cache", "targets", "root", "weights", "device", "checkpointing", "tensorboard"}
@@ -163,10 +164,10 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
     else:
         found = sized(options, encoder_dim=encoder_dim, num_clips=len(videos))
     options = found.options
+    num_outputs = None if TASKS[options.task].needs_targets else len(common_labels(caches)[1])
+    config = _model_config(options, caches[0], layers, encoder_dim, num_outputs)
     torch.manual_seed(options.seed)
-    model = TemporalModel(_model_config(options, caches, layers, encoder_dim), checkpointing=options.checkpointing).to(
-        ranks.device
-    )
+    model = TemporalModel(config, checkpointing=options.checkpointing).to(ranks.device)
     source = _source(options, caches, layers, ranks.device)
     targets = targets_of(caches, model.config, paths=options.targets, device=ranks.device)
     rule = ClipRule(num_frames=options.clip_frames, stride=options.clip_stride, step_seconds=options.clip_seconds)
@@ -214,6 +215,26 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
             ranks=ranks,
         ),
     )
+
+
+def plan_model(options: TrainOptions, cache: TokenShapes, *, num_outputs: int | None, num_clips: int) -> ModelConfig:
+    """The model that a run would have; nothing is read, and the cache need not be there yet.
+
+    Args:
+        options: of the run.
+        cache: what its tokens will be.
+        num_outputs: classes, labels or targets, of a task that takes those.
+        num_clips: videos to train on.
+
+    Raises:
+        UsageError: options that do not fit the tokens or each other.
+    """
+    layers = _layers(options, cache)
+    _, encoder_dim = check_parts(cache, layers, options.parts)
+    options = sized(options, encoder_dim=encoder_dim, num_clips=num_clips).options
+    config = _model_config(options, cache, layers, encoder_dim, num_outputs)
+    with torch.device("meta"):
+        return TemporalModel(config).config
 
 
 def task_of(options: TrainOptions, caches: Sequence[FeatureCache]) -> Task[Any]:
@@ -321,7 +342,7 @@ def labels_record(caches: Sequence[FeatureCache], task: Task[Any]) -> dict[str, 
     }
 
 
-def _layers(options: TrainOptions, cache: FeatureCache) -> tuple[str, ...]:
+def _layers(options: TrainOptions, cache: TokenShapes) -> tuple[str, ...]:
     """The mixer takes the shallowest first, in whatever order they were asked for."""
     cached = list(cache.layers)
     asked = counted_layers(options.layers or cached[-1:], cached)
@@ -349,27 +370,26 @@ def _source(
 
 
 def _model_config(
-    options: TrainOptions, caches: Sequence[FeatureCache], layers: tuple[str, ...], encoder_dim: int
+    options: TrainOptions, cache: TokenShapes, layers: tuple[str, ...], encoder_dim: int, num_outputs: int | None
 ) -> ModelConfig:
+    check_sizes(options, encoder_dim=encoder_dim)
     asked = {
         "readout_dim": options.readout_dim,
-        "num_heads": options.readout_heads,
+        "num_heads": readout_heads(options),
         "mlp_hidden": options.readout_hidden,
         "output_size": options.depth_size,
         "num_frames": options.clip_frames if options.protocol == "clip" else None,
+        "num_classes": num_outputs,
     }
     readout = {name: size for name, size in asked.items() if size is not None}
-    task = TASKS[options.task]
-    if not task.needs_targets:
-        readout["num_classes"] = len(common_labels(caches)[1])
-    for name, size in task.default_sizes(int(caches[0].recipe["encoder"]["image_size"])).items():
+    for name, size in TASKS[options.task].default_sizes(int(cache.recipe["encoder"]["image_size"])).items():
         readout.setdefault(name, size)
     core = {"dropout": options.dropout, "drop_path": options.drop_path, "window": options.window}
     return ModelConfig(
         encoder_dim=encoder_dim,
         encoder_layers=layers,
         parts=options.parts,
-        num_prefix=num_prefix_of(caches[0], layers[-1], options.parts),
+        num_prefix=num_prefix_of(cache, layers[-1], options.parts),
         mixer=options.mixer,
         core=options.core,
         core_dim=options.core_dim or encoder_dim,

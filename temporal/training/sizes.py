@@ -17,8 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import counted
 from vfz.temporal.cores import CORES
+from vfz.temporal.layers import check_heads
 from vfz.temporal.readouts import READOUTS
 from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.options import TrainOptions
@@ -107,6 +109,32 @@ def sized_as(options: TrainOptions, record: Mapping[str, Any]) -> Sized:
     return Sized(options=dataclasses.replace(options, **then), size=str(record.get("size", "paper")), given=given)
 
 
+def check_sizes(options: TrainOptions, *, encoder_dim: int) -> None:
+    """Refuse attention heads that do not divide what they attend in; core and readout would not say whose they are.
+
+    Raises:
+        UsageError: names the option.
+    """
+    if options.num_heads and "num_heads" in CORES[options.core].sizes:
+        _check_heads("num-heads", options.num_heads, options.core_dim or encoder_dim)
+    if options.readout_heads and (width := options.readout_dim or readout_default(options.task, "readout_dim")):
+        _check_heads("readout-heads", options.readout_heads, width)
+
+
+def readout_heads(options: TrainOptions) -> int | None:
+    """Heads of the readout: those given, else the paper's, or the most below that divide its width."""
+    default = readout_default(options.task, "num_heads")
+    if options.readout_heads or not (options.readout_dim and default and options.readout_dim % default):
+        return options.readout_heads
+    return _heads(default, options.readout_dim)
+
+
+def readout_default(task: str, name: str) -> int | None:
+    """The paper's size of a task's readout; None where the readout has no such size."""
+    parameter = inspect.signature(READOUTS[task]).parameters.get(name)
+    return None if parameter is None or not isinstance(parameter.default, int) else parameter.default
+
+
 def smaller(found: Sized, *, encoder_dim: int) -> Iterator[tuple[str, str]]:
     """What would make a run smaller: options as they are typed, each with what it does; the most telling first.
 
@@ -158,6 +186,13 @@ def _filled(options: TrainOptions, size: str, encoder_dim: int) -> TrainOptions:
     values["readout_hidden"] = options.readout_hidden or readout["readout_hidden"]
     values["readout_heads"] = options.readout_heads or _heads(readout["readout_heads"], values["readout_dim"])
     return dataclasses.replace(options, **values)
+
+
+def _check_heads(option: str, num_heads: int, width: int) -> None:
+    try:
+        check_heads(width, num_heads)
+    except UsageError as error:
+        raise UsageError(f"--{option} {num_heads}: {error}") from None
 
 
 def _heads(wanted: int | None, width: int | None) -> int | None:

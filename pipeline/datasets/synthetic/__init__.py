@@ -86,6 +86,10 @@ class SyntheticDataset(VideoDataset):
             raise DatasetError(f"there is no synthetic dataset in {self.root} yet; prepare() renders it")
         return self._records(self.root)
 
+    def planned_videos(self) -> list[VideoRecord]:
+        """See `VideoDataset.planned_videos`."""
+        return self._records(self.root)
+
     def _records(self, root: Path) -> list[VideoRecord]:
         return [
             VideoRecord(
