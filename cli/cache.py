@@ -8,6 +8,7 @@ cache that is not what it should be, and where `repair` leaves damage.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ COMMANDS: Commands = {
     "convert": ("vfz.cli.copies", "convert_command", "Another precision or store, or a part; no encoder, no videos."),
     "repair": ("vfz.cli.cache", "repair_command", "Remove what is damaged or left over; extract makes it again."),
 }
+_CLASSES_SHOWN = 10
 _STATUSES = ("ok", "failed", "missing", "pending")
 _COLUMNS = ["layer", "part", "per frame", "codec", "payload", "scales", "size", "error", "ratio by codec"]
 
@@ -94,6 +96,8 @@ def info_command(options: InfoOptions, session: Session) -> None:
     show(info.name, _identity(info))
     table("layers", _COLUMNS, _column_rows(info))
     table("videos", ["split", "once per view"], [(split, _counts(found)) for split, found in info.counts.items()])
+    if info.classes:
+        table(*_classes(info))
     if info.label_sets:
         table("label sets (--labels NAME)", ["name", "kind", "labelled", "splits", "digest"], _label_rows(info))
     if info.lacking:
@@ -107,6 +111,7 @@ def info_command(options: InfoOptions, session: Session) -> None:
 
 def _identity(info: CacheInfo) -> dict[str, object]:
     encoder, frames = info.recipe["encoder"], info.recipe["frames"]
+    others = [(kind, of_kind) for kind, of_kind in info.disk_bytes.items() if kind != "data"]
     random = "RANDOM WEIGHTS: seeded noise, for testing only" if info.random_weights else ""
     return {
         "path": info.path,
@@ -120,7 +125,9 @@ def _identity(info: CacheInfo) -> dict[str, object]:
         f"{'the end' if frames.get('end_seconds') is None else str(frames['end_seconds']) + ' s'}",
         "views": ", ".join(map(str, info.views)),
         "stored as": f"{info.precision}, {info.store}",
-        "size": f"{human_bytes(info.num_bytes)} in {info.num_shards} shards",
+        "size": f"{human_bytes(info.num_bytes)}; data of {info.num_shards} shards "
+        f"{human_bytes(info.disk_bytes.get('data', 0))}",
+        "other files": ", ".join(f"{kind} {human_bytes(of_kind)}" for kind, of_kind in others) or "none",
         "video": f"{info.num_frames} frames of {info.hours:.2f} hours",
     }
 
@@ -146,6 +153,17 @@ def _column_rows(info: CacheInfo) -> list[tuple[object, ...]]:
         )
         for column in info.columns
     ]
+
+
+def _classes(info: CacheInfo) -> tuple[str, list[str], list[tuple[object, ...]]]:
+    """Title, columns and rows of the table of classes: the most frequent ones, by split."""
+    total = sum(map(Counter, info.classes.values()), Counter[str]())
+    rows = [
+        (name, *(found.get(name, 0) for found in info.classes.values()))
+        for name, _ in total.most_common(_CLASSES_SHOWN)
+    ]
+    title = f"classes: the {len(rows)} of {info.num_classes} with most videos" if len(total) > len(rows) else "classes"
+    return title, ["class", *info.classes], rows
 
 
 def _label_rows(info: CacheInfo) -> list[tuple[object, ...]]:

@@ -17,6 +17,7 @@ Shapes: B clips of a batch, T frames of a clip, F frames of all videos, N tokens
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,7 @@ from vfz.pipeline.format.ledger_table import (
     LedgerRows,
     VideoLookup,
     distinct,
+    from_utf8,
     has_all,
     in_split,
     table_digest,
@@ -58,6 +60,10 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.format.calibration import Calibration
     from vfz.pipeline.stores import Checksums
+
+
+_CLASSES_SHOWN = 3
+"""By repr."""
 
 
 class FeatureCache:
@@ -136,11 +142,15 @@ class FeatureCache:
         return True
 
     def __repr__(self) -> str:
-        """In a line: where it is, what it holds of how many videos, how it is stored."""
+        """In a line: where it is, what it holds of how many videos and classes, how it is stored."""
         videos = {split: len(self.ok_videos(split)) for split in self.splits}
+        total = sum(map(Counter, self.class_counts.values()), Counter[str]())
+        largest = [f"{name!r}: {count}" for name, count in total.most_common(_CLASSES_SHOWN)]
+        largest += ["…"] if len(total) > len(largest) else []
+        classes = f"{len(self.class_names)} classes" + (f" ({', '.join(largest)})" if largest else "")
         named = "" if self.label_set is None else f", labels {self.label_set.name!r} ({self.label_set.kind})"
         return (
-            f"<FeatureCache {str(self.path)!r}: videos {videos}, {len(self.class_names)} classes{named}, layers "
+            f"<FeatureCache {str(self.path)!r}: videos {videos}, {classes}{named}, layers "
             f"{list(self.layers)}, {self.precision}, {self.store}>"
         )
 
@@ -153,6 +163,23 @@ class FeatureCache:
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that have videos, in alphabetical order."""
         return tuple(split for split in distinct(self._table, "split") if split != NO_SPLIT)
+
+    @cached_property
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """How many videos can be read, in the first view, by split and class name; the most frequent class first.
+
+        Classes and splits without a video are left out, and so are videos without a label. With a multi-label set a
+        video counts for each of its labels, with one of numbers for none.
+        """
+        several: Mapping[str, Any] = {}
+        if self.label_set is not None and self.label_set.kind == "multilabel":
+            several = self.label_set.labels
+        ok = self._table.filter(self._in_split(None, view=0, fold=None) & has_all(self._table, ()))
+        names, counts = dict(enumerate(self.class_names)), dict[str, Counter[str]]()
+        for split, label, video_id in zip(*(ok[name].to_pylist() for name in ("split", "label", "id")), strict=True):
+            labels = several.get(from_utf8(video_id), ()) if several else () if label is None else (label,)
+            counts.setdefault(from_utf8(split), Counter()).update(names.get(number, str(number)) for number in labels)
+        return {split: dict(found.most_common()) for split, found in sorted(counts.items()) if found and split}
 
     @property
     def label_sets(self) -> tuple[str, ...]:

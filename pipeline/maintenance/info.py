@@ -22,6 +22,7 @@ from vfz.pipeline.format.folder import DEFAULT_FOLDER, caches_in
 from vfz.pipeline.format.header import HEADER, Contents
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.format.ledger_table import from_utf8
+from vfz.pipeline.maintenance.disk import disk_bytes
 from vfz.pipeline.maintenance.label import LabelSetInfo, describe_label_sets
 from vfz.pipeline.recipe import describe_difference
 from vfz.pipeline.stores import Column, ShardData
@@ -45,6 +46,7 @@ def describe_cache(path: str | Path) -> CacheInfo:
     stored = [index.data for index in cache.folder.commits() if index.data is not None]
     calibrations = cache.calibrations
     rows = list(cache.videos)
+    on_disk = disk_bytes(path, {data.name for data in stored})
     return CacheInfo(
         path=str(path),
         name=path.resolve().name,
@@ -65,7 +67,9 @@ def describe_cache(path: str | Path) -> CacheInfo:
         num_frames=sum(row.num_frames for row in rows),
         hours=sum(row.duration_seconds for row in rows if row.view == 0) / 3600,
         num_shards=len({row.shard for row in rows if row.status != "pending"}),
-        num_bytes=cache.num_bytes,
+        num_bytes=sum(on_disk.values()),
+        disk_bytes=on_disk,
+        classes=cache.class_counts,
         label_sets=describe_label_sets(cache),
         python=_example_code(cache),
     )
@@ -88,7 +92,10 @@ class CacheInfo:
         num_lacking: videos (once per view) that are ok and have no tokens of some layer.
         lacking: which layer and why, and how many of them, most frequent first.
         num_frames, hours: of the videos that are ok, in view 0 the latter.
-        num_shards, num_bytes: committed, and their data on disk.
+        num_shards: that are committed.
+        num_bytes: of all files of the cache, as `du --apparent-size` counts files.
+        disk_bytes: the same by kind; see `vfz.pipeline.maintenance.disk`.
+        classes: videos that can be read, in the first view, by split and class name; see `FeatureCache.class_counts`.
         label_sets: by name, the latest of each.
         python: lines that open it and read a clip.
     """
@@ -113,6 +120,8 @@ class CacheInfo:
     hours: float
     num_shards: int
     num_bytes: int
+    disk_bytes: Mapping[str, int]
+    classes: Mapping[str, Mapping[str, int]]
     label_sets: tuple[LabelSetInfo, ...]
     python: str
 

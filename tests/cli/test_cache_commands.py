@@ -10,7 +10,10 @@ from helpers.built_cache import Originals, build, data_path, flip, grow
 from helpers.tiny_cache import add_layer, fill_cache, new_cache, prepare_shard
 
 from vfz.cli.main import main
+from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import commit_shard, committed_paths, read_shard_index
+from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.maintenance.info import describe_cache, list_caches
 
 
@@ -224,11 +227,41 @@ def test_info_adds_up(cache):
     assert info.views == (0, 1)
     assert info.random_weights
     stored = [read_shard_index(path).data for path in committed_paths(cache).values()]
-    assert info.num_bytes == sum(data.num_bytes for data in stored)
+    assert info.disk_bytes["data"] == sum(data.num_bytes for data in stored)
     first = info.columns[0]
     assert (first.layer, first.part, first.num_tokens, first.dim) == ("2", "patch", 4, 160)
     assert first.bytes_per_token == (first.payload_bytes + first.scale_bytes) / (4 * info.num_frames)
     assert 0 < first.precision_error < 0.02
+
+
+@pytest.mark.parametrize("store", ["zarr", "webdataset"])
+def test_info_counts_every_file_of_the_cache_by_kind(vfz, originals, tmp_path, store):
+    path = originals.copy(tmp_path / "copy", store, "int8")
+    (path / "extract.jsonl").write_text("{}\n")
+    (path / "shards" / "00000-00000000000000aa.tar").write_bytes(b"left by a kill")
+    write_catalog(CacheFolder(path))
+    found = json.loads(vfz("cache", "info", path, "--json")[1])
+    sizes = {file: file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    assert found["num_bytes"] == sum(sizes.values()) == sum(found["disk_bytes"].values())
+    indexes = sum(size for file, size in sizes.items() if file.name.endswith(".index.json"))
+    assert found["disk_bytes"]["indexes"] == indexes
+    for kind, folder in (("plans", "plan"), ("golden frames", "golden"), ("calibrations", "calibration")):
+        assert found["disk_bytes"][kind] == sum(size for file, size in sizes.items() if file.parent.name == folder)
+    assert (found["disk_bytes"]["data of no commit"], found["disk_bytes"]["others"]) == (14, 3)
+    assert "indexes" in vfz("cache", "info", path)[1]
+
+
+def test_info_and_repr_tell_class_names_and_counts_by_split(vfz, tmp_path):
+    path = tmp_path / "many"
+    new_cache(path, num_videos=9)
+    fill_cache(path, bad=("v3",))
+    found = json.loads(vfz("cache", "info", path, "--json")[1])
+    assert found["classes"] == {"train": {"left": 3, "right": 2}, "val": {"left": 2, "right": 1}}
+    assert describe_cache(path).classes == FeatureCache(path).class_counts == found["classes"]
+    lines = [line.split() for line in vfz("cache", "info", path)[1].splitlines()]
+    assert ["class", "train", "val"] in lines
+    assert ["left", "3", "2"] in lines
+    assert "2 classes ('left': 5, 'right': 3)" in repr(FeatureCache(path))
 
 
 def test_sizes_by_column_of_a_tar_are_those_of_its_numbers(originals, tmp_path):
