@@ -103,7 +103,7 @@ def _check_same_times(index: ShardIndex, found: PtsOfVideo, first: PtsOfVideo) -
                 remedy="extract",
                 shard=index.shard,
                 number=index.number,
-                video=video,
+                videos=(video,),
                 array=PTS_KEY,
             )
 

@@ -12,7 +12,7 @@ Shapes: F frames of a shard, n of a block.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -116,7 +116,7 @@ class _DataChecker:
         return f"{SHARDS}/{self._data.name}" if file == "." else f"{SHARDS}/{self._data.name}/{file}"
 
     def _add(
-        self, file: str, text: str, *, remedy: Any = "extract", video: str | None = None, array: str | None = None
+        self, file: str, text: str, *, remedy: Any = "extract", videos: Sequence[str] = (), array: str | None = None
     ) -> None:
         self._problems.append(
             Problem(
@@ -125,7 +125,7 @@ class _DataChecker:
                 remedy=remedy,
                 shard=self._index.shard,
                 number=self._index.number,
-                video=video,
+                videos=tuple(videos),
                 array=array,
             )
         )
@@ -164,7 +164,7 @@ class _DataChecker:
         if len(set(bad.values())) == 1 and len(bad) > 1:  # the same of every chunk: it is the array that is wrong
             self._add(_file_of(self._data, spec), next(iter(bad.values())), array=spec.key)
         elif bad:
-            self._add_bad_chunks(spec, bad)
+            self._add_bad_chunks(spec, sorted(bad.items(), key=lambda chunk: chunk[0].start))
 
     def _bad_chunks(self, reader: ShardReader, spec: ArraySpec, frames: range) -> dict[range, str]:
         """The frames of each chunk of a block that cannot be read, and why."""
@@ -177,20 +177,29 @@ class _DataChecker:
                 bad[chunk] = text.replace(f"{self._path}/", "")
         return bad
 
-    def _add_bad_chunks(self, spec: ArraySpec, bad: Mapping[range, str]) -> None:
-        """One problem for each video that is hit."""
-        for video, (start, end) in zip(self._data.videos, pairwise(self._starts), strict=True):
-            hit = [text for frames, text in bad.items() if frames.start < end and start < frames.stop]
-            if hit:
-                more = f", and {len(hit) - 1} more of its chunks" if len(hit) > 1 else ""
-                self._add(_file_of(self._data, spec), f"{hit[0]}{more}", video=video.id, array=spec.key)
+    def _add_bad_chunks(self, spec: ArraySpec, bad: Sequence[tuple[range, str]]) -> None:
+        """One problem for each chunk, or run of chunks one after the other, with the videos that it touches."""
+        first = 0
+        for number, (frames, text) in enumerate(bad, start=1):
+            if number < len(bad) and bad[number][0].start == frames.stop:
+                continue
+            start, num_more = bad[first][0].start, number - 1 - first
+            if num_more:
+                text = f"{bad[first][1]}, and so are {num_more} chunks after it, up to frame {frames.stop - 1}"
+            videos = [
+                video.id
+                for video, (begin, end) in zip(self._data.videos, pairwise(self._starts), strict=True)
+                if begin < frames.stop and start < end
+            ]
+            self._add(_file_of(self._data, spec), text, videos=videos, array=spec.key)
+            first = number
 
     def _add_not_finite(self, spec: ArraySpec, frames: range, values: NDArray[Any]) -> None:
         hit = [frames[number] for number, frame in enumerate(values) if not all_finite(frame)]
         for video, (start, end) in zip(self._data.videos, pairwise(self._starts), strict=True):
             if found := [frame - start for frame in hit if start <= frame < end]:
                 text = f"frame {found[0]} of the video holds numbers that are not finite"
-                self._add(_file_of(self._data, spec), text, video=video.id, array=spec.key)
+                self._add(_file_of(self._data, spec), text, videos=[video.id], array=spec.key)
 
     def _check_times(self, frames: range, pts_seconds_n: NDArray[np.float64]) -> None:
         """Finite, and strictly increasing within each video; blocks of times are whole videos."""
@@ -201,7 +210,7 @@ class _DataChecker:
             self._pts[video.id, video.view] = of_video.tobytes()
             if not np.isfinite(of_video).all() or (np.diff(of_video) <= 0).any():
                 text = "its times are not finite and strictly increasing"
-                self._add(_file_of(self._data, PTS_ARRAY), text, video=video.id, array=PTS_KEY)
+                self._add(_file_of(self._data, PTS_ARRAY), text, videos=[video.id], array=PTS_KEY)
 
     def _check_extra_files(self) -> None:
         if not self._path.is_dir():

@@ -13,6 +13,8 @@ from vfz.pipeline.format.plan import PLAN
 Severity = Literal["damage", "note"]
 """`damage`: something that was written is gone or changed. `note`: left over or out of date; reading is as it was."""
 
+_VIDEOS_SHOWN = 8
+"""In a line; a problem has all of them."""
 Remedy = Literal["restore", "extract", "remove", "rebuild", "none"]
 """What mends it: `restore` a file from a copy; drop the commit and `extract` it again; `remove` the file; `rebuild` the
 catalogue; or `none`, nothing needs to be done. The first is for people, `vfz cache repair` does the next three."""
@@ -27,7 +29,8 @@ class Problem:
         text: what is wrong, and for `restore` what to do.
         severity, remedy: see above.
         shard, number: the commit it belongs to; None where it belongs to none.
-        video, array: which video and which array (`layer_5/patch`) it was found in; None where that is not known.
+        videos: ids of those it touches, in the order they are stored; empty where that is not known.
+        array: which array it was found in (`layer_5/patch`); None where that is not known.
     """
 
     file: str
@@ -36,7 +39,7 @@ class Problem:
     remedy: Remedy = "restore"
     shard: str | None = None
     number: int | None = None
-    video: str | None = None
+    videos: tuple[str, ...] = ()
     array: str | None = None
 
     @property
@@ -50,11 +53,12 @@ class Problem:
         return self.file == HEADER or self.file.startswith((f"{CONTENTS}/", f"{PLAN}/")) or self.shard is not None
 
     def __str__(self) -> str:
-        where = [
-            f"{word} {value}"
-            for word, value in (("shard", self.shard), ("video", self.video), ("array", self.array))
-            if value is not None
-        ]
+        named = ", ".join(self.videos[:_VIDEOS_SHOWN]) + (
+            f" and {len(self.videos) - _VIDEOS_SHOWN} more" if len(self.videos) > _VIDEOS_SHOWN else ""
+        )
+        videos = f"video{'s' if len(self.videos) > 1 else ''} {named}" if named else None
+        shard, array = self.shard and f"shard {self.shard}", self.array and f"array {self.array}"
+        where = [text for text in (shard, videos, array) if text is not None]
         return f"{self.severity}: {self.file} ({', '.join(where)}): {self.text}".replace(" ()", "")
 
 

@@ -22,6 +22,7 @@ from helpers.built_cache import (
     writer_process,
 )
 
+from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.format.catalog import write_catalog
 from vfz.pipeline.format.commits import committed_paths, read_shard_index
@@ -113,8 +114,52 @@ def test_a_flipped_number_names_file_shard_video_and_array(originals, tmp_path, 
     report = verify_cache(path)
     assert {problem.file for problem in report.damage} == {file.relative_to(path).as_posix()}
     assert {(problem.shard, problem.array) for problem in report.damage} == {("00002", "layer_5/patch")}
-    assert data.videos[1].id in {problem.video for problem in report.damage}
+    (problem,) = report.damage
+    assert data.videos[1].id in problem.videos
     assert all("chunk" in problem.text for problem in report.damage)
+
+
+@kinds
+def test_a_damaged_chunk_is_one_line_with_the_videos_it_touches_and_one_error_when_it_is_read(
+    tmp_path, store, precision
+):
+    path = build(tmp_path / "cache", store=store, precision=precision, views=(0,), video_ids=("v0", "v1", "v4", "v5"))
+    index = read_shard_index(committed_paths(path)["00000", 0])
+    reader = STORES[store].reader(path / "shards" / index.data.name, index.data)
+    needle = reader.read("layer_5/patch", np.array([0])).tobytes()
+    reader.close()
+    names = [name for name in index.data.files if store == "webdataset" or name.startswith("layer_5/patch/c/")]
+    file = path / "shards" / index.data.name / names[0]
+    flip(file, file.read_bytes().index(needle))
+    (problem,) = verify_cache(path).damage
+    # In a Zarr shard small frames of several videos share a chunk; in a tar every video has its own.
+    touched = ("v0", "v1", "v4") if store == "zarr" else ("v0",)
+    assert problem.videos == touched
+    named = f"video{'s' * (len(touched) > 1)} {', '.join(touched)}"
+    assert f"(shard 00000, {named}, array layer_5/patch): " in str(problem)
+    cache = FeatureCache(path)
+    for video in touched:
+        expected = rf"video '{video}', shard 00000: layer_5/patch: .*damaged"
+        with pytest.raises(CacheFormatError, match=expected):
+            cache.read(video, layers="5")
+        with pytest.raises(CacheFormatError, match=expected):
+            cache.read_batch([(video, [0])], layers=(5,))
+        cache.read(video, layers="2")
+    cache.close()
+
+
+def test_a_run_of_damaged_chunks_is_one_line(tmp_path):
+    shapes = (("11", "patch", 64, 768),)  # 98 kB a frame: one to a chunk
+    path = build(tmp_path / "cache", shapes=shapes, views=(0,), compression="none", video_ids=("v0", "v1", "v4", "v5"))
+    index = read_shard_index(committed_paths(path)["00000", 0])
+    file = path / "shards" / index.data.name / "layer_11/patch/c/0/0/0"
+    content, stride = bytearray(file.read_bytes()), 64 * 768 * 2 + 4
+    for frame in (1, 2, 3, 4, num_frames_of("v0") + num_frames_of("v1")):
+        content[frame * stride + 5] ^= 1
+    file.write_bytes(content)
+    run, alone = verify_cache(path).damage
+    assert run.text.endswith("does not match, and so are 3 chunks after it, up to frame 4")
+    assert (run.videos, alone.videos) == (("v0", "v1")[: 1 + (num_frames_of("v0") < 5)], ("v4",))
 
 
 @kinds
@@ -160,7 +205,7 @@ def test_each_line_says_where(cache):
     flip(data_path(cache, "00000") / "layer_5/patch/c/0/0/0", 10)
     line = _lines(cache)[0]
     assert line.startswith("damage: shards/00000-")
-    assert "(shard 00000, video v0, array layer_5/patch): chunk 0" in line
+    assert "(shard 00000, videos v0, v1, array layer_5/patch): chunk 0" in line
     assert "\n" not in line
 
 
@@ -193,7 +238,7 @@ def test_times_that_do_not_increase_are_found(tmp_path, monkeypatch, store, prec
     monkeypatch.setattr(base.ShardWriter, "append", lambda self, arrays, pts: append(self, arrays, pts * 0))
     path = build(tmp_path / "cache", store=store, precision=precision, views=(0,))
     found = [problem for problem in verify_cache(path).damage if problem.array == "pts_seconds"]
-    assert {problem.video for problem in found} == {"v0", "v1", "v4", "v5"}
+    assert {video for problem in found for video in problem.videos} == {"v0", "v1", "v4", "v5"}
     assert all("strictly increasing" in problem.text for problem in found)
 
 
@@ -204,7 +249,7 @@ def test_times_that_differ_between_commits_are_found(tmp_path, monkeypatch):
     grow(path)
     found = verify_cache(path).damage
     assert {problem.commit for problem in found} == {("00000", 1), ("00001", 1)}
-    assert {problem.video for problem in found} == {"v0", "v1", "v4", "v5"}
+    assert {video for problem in found for video in problem.videos} == {"v0", "v1", "v4", "v5"}
 
 
 @kinds
@@ -215,7 +260,7 @@ def test_numbers_that_are_not_finite_are_found(tmp_path, monkeypatch, store, pre
     extra = {("v4", "layer_5/patch"): frames}
     path = build(tmp_path / "cache", store=store, precision=precision, views=(0,), extra=extra)
     found = verify_cache(path).damage
-    assert {(problem.video, problem.array.removesuffix("_scale")) for problem in found} == {("v4", "layer_5/patch")}
+    assert {(problem.videos, problem.array.removesuffix("_scale")) for problem in found} == {(("v4",), "layer_5/patch")}
     assert all("frame 2 of the video" in problem.text for problem in found)
 
 
