@@ -6,6 +6,7 @@ The calls are `vfz.temporal.probes.run.probe_all` and `vfz.temporal.comparison.r
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,15 @@ from vfz.cli.options import Commands, Session, command
 from vfz.temporal.probes.options import CompareOptions, ProbeOptions
 
 if TYPE_CHECKING:
-    from vfz.temporal.probes.dense import DenseReport
+    from vfz.temporal.probes.jobs.dense import DenseReport
+    from vfz.temporal.probes.jobs.values import ValuesReport
     from vfz.temporal.probes.record import ProbeReport
 
 MOST_CLASSES_WITHOUT_TOP5 = 10
 """Where there are no more, five answers say little."""
+
+MOST_LABELS_SHOWN = 30
+_FIGURES = {"map": "mAP", "average_precision": "average precision", "r2": "R2", "mse": "MSE", "mae": "MAE"}
 
 COMMANDS: Commands = {
     "compare": ("vfz.cli.probe", "compare_command", "Put probes side by side: tables, tests, one HTML page."),
@@ -45,6 +50,7 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     from vfz.temporal.run_record import cache_for
 
     cache_for(options.cache, options.temporal)  # a slip of the pen is told before torch is imported
+    from vfz.temporal.probes.jobs.values import ValuesReport
     from vfz.temporal.probes.record import ProbeReport
     from vfz.temporal.probes.run import probe_all
 
@@ -56,7 +62,9 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
         return
     found = [report for report in reports if isinstance(report, ProbeReport)]
     for report in reports:
-        if not isinstance(report, ProbeReport):
+        if isinstance(report, ValuesReport):
+            _show_values(report)
+        elif not isinstance(report, ProbeReport):
             _show_dense(report)
     if len(found) == 1:
         _show_one(found[0])
@@ -118,6 +126,44 @@ def _show_one(report: ProbeReport) -> None:
         "themselves, as others publish)",
     }
     show(f"probe {report.probe}", rows)
+
+
+def _show_values(report: ValuesReport) -> None:
+    from vfz.cli.console import percent, show, table
+
+    def shown(value: float | None) -> str:
+        if value is None or not math.isfinite(value):
+            return "none"
+        return percent(value) if report.task == "multilabel" else f"{value:.4g}"
+
+    deviation = "" if report.deviation is None else f" ± {shown(report.deviation)} over {report.num_seeds} seeds"
+    interval = "" if report.low is None else f" [{shown(report.low)}, {shown(report.high)}] ({report.interval}, 95%)"
+    rows = {
+        "result": report.result + (" (stored; --force probes again)" if report.reused else ""),
+        "features": f"{report.features} ({_frames(report.pool)}), layers {', '.join(report.layers)}",
+        _FIGURES[report.headline]: f"{shown(report.value)}{deviation}{interval} of {report.num_eval_clips} videos of "
+        f"{report.eval_split}" + _few(report.num_eval_clips),
+        "always the mean": f"{shown(report.baseline)} (of each label in the training videos)",
+        "mean over": f"{report.metrics['num_labels']:.0f} of {len(report.names)} labels of {report.labels}",
+        "not in the cache": f"{report.num_eval_missing} of {report.num_eval_planned} videos",
+        "chosen": ", ".join(f"{name} {value:.4g}" for name, value in report.chosen.items()),
+        "fitted on": f"{report.num_train} videos" + (f" ({report.shots} shots)" if report.shots else ""),
+        "best head on validation": f"{shown(report.best_head_on_validation)} (chosen on the reported videos "
+        "themselves, as others publish)",
+    }
+    show(f"probe {report.probe}: {report.task}", rows)
+    of_labels = list(zip(report.names, *report.of_labels.values(), strict=True))
+    baselines = next(iter(report.baseline_of_labels.values()))
+    columns = ["label", *(_FIGURES.get(name, name) for name in report.of_labels), "always the mean"]
+    more = f"; {len(of_labels)} in all, in {report.result}/probe.json" if len(of_labels) > MOST_LABELS_SHOWN else ""
+    table(
+        f"labels{more}",
+        columns,
+        [
+            (name, *map(shown, figures), shown(baseline))
+            for (name, *figures), baseline in list(zip(of_labels, baselines, strict=True))[:MOST_LABELS_SHOWN]
+        ],
+    )
 
 
 def _show_dense(report: DenseReport) -> None:

@@ -1,8 +1,9 @@
 """How sure an accuracy is, and whether two probes differ: intervals, McNemar's test, the paired bootstrap.
 
-All of them take outcomes of videos, [V]: right or wrong, or any number a video. A resample of V values draws each of
-the few distinct values a multinomially distributed number of times, so that ten thousand resamples of 0/1 outcomes
-cost ten thousand binomial draws and not ten thousand passes over the videos; the distribution is the same.
+`bootstrap_of` takes any figure of videos; the others take outcomes of videos, [V]: right or wrong, or any number a
+video. A resample of V values draws each of the few distinct values a multinomially distributed number of times, so that
+ten thousand resamples of 0/1 outcomes cost ten thousand binomial draws and not ten thousand passes over the videos; the
+distribution is the same.
 
 Resampling says nothing about a share near 0 or 1 of a few videos: where all five are right, so are they in each
 resample. A share therefore has Wilson's interval, which stays apart from its ends (Wilson, "Probable inference, the law
@@ -12,6 +13,7 @@ of succession, and statistical inference", 1927).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -21,6 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from vfz.pipeline.errors import UsageError
 
 NUM_RESAMPLES = 10_000
+NUM_RESAMPLES_OF_FIGURES = 1_000
+"""Of figures that every resample is measured anew for."""
+_DRAWS_AT_ONCE = 2_000_000
 FEW_VIDEOS = 30
 """Fewer than so many say little, whatever the share."""
 
@@ -94,6 +99,50 @@ def bootstrap_interval(
     means_R = _resampled_means(values_V, num_resamples=num_resamples, seed=seed)
     low, high = _percentiles(means_R, confidence)
     return Interval(mean=float(values_V.mean()), low=low, high=high, confidence=confidence)
+
+
+def bootstrap_of(
+    measure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    num_videos: int,
+    *,
+    value: float,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES_OF_FIGURES,
+    seed: int = 0,
+) -> Interval | None:
+    """The percentile bootstrap interval of a figure of all videos together that is no mean over them (mAP, R2).
+
+    Args:
+        measure: from how often each video was drawn, [R, V], to the figure of each resample, [R]; NaN where it cannot
+            be said, which counts as not drawn.
+        num_videos: V.
+        value: the figure of the videos themselves, the interval's `mean`.
+        confidence: between 0 and 1.
+        num_resamples: draws of V videos with replacement.
+        seed: of the draws.
+
+    Returns:
+        None where the figure cannot be said of the videos or of any resample.
+
+    Raises:
+        UsageError: when `confidence` is no share, or there is no video.
+    """
+    _check_confidence(confidence)
+    if num_videos < 1:
+        raise UsageError("an interval is of at least one video, and there is none")
+    generator = np.random.default_rng(seed)
+    rows = max(1, _DRAWS_AT_ONCE // num_videos)
+    share_V = np.full(num_videos, 1 / num_videos)
+    figures = [
+        measure(generator.multinomial(num_videos, share_V, size=min(rows, num_resamples - start)).astype(np.float64))
+        for start in range(0, num_resamples, rows)
+    ]
+    figures_R = np.concatenate(figures)
+    figures_R = figures_R[np.isfinite(figures_R)]
+    if not len(figures_R) or not math.isfinite(value):
+        return None
+    low, high = _percentiles(figures_R, confidence)
+    return Interval(mean=value, low=low, high=high, confidence=confidence)
 
 
 def share_interval(right_V: ArrayLike, *, confidence: float = 0.95) -> Interval:

@@ -113,8 +113,8 @@ def every_vector(features: Features, videos: Tensor, pool: str) -> Tensor:
 
 
 def labels_of_vectors(labels_V: Tensor, num_vectors: int) -> Tensor:
-    """The class [M] of each of `num_vectors` vectors: every video has as many, one video after the other."""
-    return labels_V.repeat_interleave(num_vectors // len(labels_V))
+    """The class [M], or the numbers [M,K], of each of `num_vectors` vectors: as many of each video, video by video."""
+    return labels_V.repeat_interleave(num_vectors // len(labels_V), dim=0)
 
 
 def to_numpy(

@@ -16,9 +16,11 @@ D channels of the tokens, P width, K classes.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +31,16 @@ from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import clip_tokens
 from vfz.temporal.layers import SpatialBlock
 from vfz.temporal.probes.heads import (
+    CLASSES,
     Curves,
     HeadGrid,
     HeadOptimizer,
     Schedule,
     StackedOptimizer,
     TrainableHeads,
+    head_answers,
     train_heads,
+    value_losses,
 )
 from vfz.temporal.readouts import build_readout
 
@@ -61,6 +66,7 @@ class AttentiveFitter:
     pool: str
     lrs: tuple[float, ...] = LEARNING_RATES
     weight_decays: tuple[float, ...] = WEIGHT_DECAYS
+    label_kind: str = CLASSES
     refits: bool = False
 
     @property
@@ -90,7 +96,7 @@ class DeepFitter(AttentiveFitter):
 
 
 class _TokenGrid(HeadGrid):
-    """Classifiers of a clip's tokens. With the pool `frame` each frame is asked about, and the answers are averaged."""
+    """Heads that see a clip's tokens. With the pool `frame` each frame is asked about, and the answers are averaged."""
 
     pool: str
 
@@ -106,30 +112,49 @@ class _TokenGrid(HeadGrid):
 
     @abstractmethod
     def ask(self, tokens_BTND: Tensor) -> Tensor:
-        """Class probabilities [G,B,K] of each head."""
+        """Answers [G,B,K] of each head."""
 
 
 class AttentiveGrid(_TokenGrid):
-    """Attentive classifiers of depth 1.
+    """Attentive heads of depth 1.
 
     Args:
         stack: gives logits [G,B,K] of tokens [B,T,N,D].
         settings: of each head.
         pool: which frames are seen.
+        label_kind: what is answered; see `HeadGrid`.
     """
 
-    def __init__(self, stack: AttentiveStack, *, settings: Sequence[Mapping[str, float]], pool: str) -> None:
-        self.stack, self.settings, self.pool = stack, settings, pool
+    def __init__(
+        self,
+        stack: AttentiveStack,
+        *,
+        settings: Sequence[Mapping[str, float]],
+        pool: str,
+        label_kind: str = CLASSES,
+    ) -> None:
+        self.stack, self.settings, self.pool, self.label_kind = stack, settings, pool, label_kind
         self.num_parameters = sum(parameter[0].numel() for parameter in stack.parameters())
 
     def ask(self, tokens_BTND: Tensor) -> Tensor:
-        """Class probabilities [G,B,K] of each head."""
-        proba_GBK: Tensor = self.stack(tokens_BTND).softmax(dim=2)
-        return proba_GBK
+        """See `HeadGrid`."""
+        return head_answers(self.label_kind, self.stack(tokens_BTND))
 
     def only(self, head: int) -> AttentiveGrid:
         """See `HeadGrid`."""
-        return AttentiveGrid(self.stack.only(head), settings=self.settings[head : head + 1], pool=self.pool)
+        return self._like(self.stack.only(head), self.settings[head : head + 1])
+
+    @torch.no_grad()
+    def rescaled(self, mean_K: Tensor, deviation_K: Tensor) -> AttentiveGrid:
+        """See `HeadGrid`."""
+        stack = copy.deepcopy(self.stack)
+        weight_GKP, bias_GK = stack.weights["classifier_weight"], stack.weights["classifier_bias"]
+        weight_GKP.mul_(deviation_K.to(weight_GKP)[:, None])
+        bias_GK.mul_(deviation_K.to(bias_GK)).add_(mean_K.to(bias_GK))
+        return self._like(stack, self.settings)
+
+    def _like(self, stack: AttentiveStack, settings: Sequence[Mapping[str, float]]) -> AttentiveGrid:
+        return AttentiveGrid(stack, settings=settings, pool=self.pool, label_kind=self.label_kind)
 
 
 class AttentiveStack(nn.Module):
@@ -237,19 +262,40 @@ class AttentiveStack(nn.Module):
 
 
 class DeepGrid(_TokenGrid):
-    """Attentive classifiers of depth 4, each a module that gives logits [B,K]; other arguments as `AttentiveGrid`."""
+    """Attentive heads of depth 4, each a module that gives logits [B,K]; other arguments as `AttentiveGrid`."""
 
-    def __init__(self, heads: nn.ModuleList, *, settings: Sequence[Mapping[str, float]], pool: str) -> None:
-        self.heads, self.settings, self.pool = heads, settings, pool
+    def __init__(
+        self,
+        heads: nn.ModuleList,
+        *,
+        settings: Sequence[Mapping[str, float]],
+        pool: str,
+        label_kind: str = CLASSES,
+    ) -> None:
+        self.heads, self.settings, self.pool, self.label_kind = heads, settings, pool, label_kind
         self.num_parameters = sum(parameter.numel() for parameter in heads[0].parameters())
 
     def ask(self, tokens_BTND: Tensor) -> Tensor:
-        """Class probabilities [G,B,K] of each head."""
-        return torch.stack([head(tokens_BTND).softmax(dim=1) for head in self.heads])
+        """See `HeadGrid`."""
+        return torch.stack([head_answers(self.label_kind, head(tokens_BTND)) for head in self.heads])
 
     def only(self, head: int) -> DeepGrid:
         """See `HeadGrid`."""
-        return DeepGrid(nn.ModuleList([self.heads[head]]), settings=self.settings[head : head + 1], pool=self.pool)
+        return self._like(nn.ModuleList([self.heads[head]]), self.settings[head : head + 1])
+
+    @torch.no_grad()
+    def rescaled(self, mean_K: Tensor, deviation_K: Tensor) -> DeepGrid:
+        """See `HeadGrid`."""
+        heads = copy.deepcopy(self.heads)
+        for head in heads:
+            assert isinstance(head, AttentiveBlocks)  # noqa: S101 - for type checkers
+            last: Any = head.readout.classifier
+            last.weight.mul_(deviation_K.to(last.weight)[:, None])
+            last.bias.mul_(deviation_K.to(last.bias)).add_(mean_K.to(last.bias))
+        return self._like(heads, self.settings)
+
+    def _like(self, heads: nn.ModuleList, settings: Sequence[Mapping[str, float]]) -> DeepGrid:
+        return DeepGrid(heads, settings=settings, pool=self.pool, label_kind=self.label_kind)
 
 
 class AttentiveBlocks(nn.Module):
@@ -283,18 +329,16 @@ class _StackInTraining:
             num_classes=fitter.num_classes,
             num_frames=num_frames if fitter.pool == "all" else 1,
         ).to(features.device)
-        self._grid = AttentiveGrid(self._stack, settings=fitter.settings, pool=fitter.pool)
+        self._grid = AttentiveGrid(
+            self._stack, settings=fitter.settings, pool=fitter.pool, label_kind=fitter.label_kind
+        )
         self._optimizer = StackedOptimizer(self._stack.parameters(), fitter.settings, kind="adamw", num_steps=num_steps)
 
     def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:  # noqa: ARG002
         tokens_BTND = clip_tokens(layers_BTND, self._grid.pool)
         if self._grid.pool == "frame":
-            tokens_BTND, labels_B = _frames_apart(tokens_BTND), labels_B.repeat_interleave(tokens_BTND.shape[1])
-        logits_GBK = self._stack(tokens_BTND)
-        losses_GB = F.cross_entropy(
-            logits_GBK.flatten(0, 1), labels_B.repeat(len(logits_GBK)), reduction="none"
-        ).unflatten(0, logits_GBK.shape[:2])
-        losses_G: Tensor = losses_GB.mean(dim=1)
+            tokens_BTND, labels_B = _frames_apart(tokens_BTND), labels_B.repeat_interleave(tokens_BTND.shape[1], dim=0)
+        losses_G = _losses(self._grid.label_kind, self._stack(tokens_BTND), labels_B)
         self._optimizer.zero_grad()
         losses_G.sum().backward()
         self._optimizer.step()
@@ -307,7 +351,7 @@ class _StackInTraining:
 class _DeepInTraining:
     def __init__(self, fitter: DeepFitter, features: Features, *, num_steps: int) -> None:
         num_frames, _, dim = features.frame_shapes()[0]
-        self._pool = fitter.pool
+        self._pool, self._label_kind = fitter.pool, fitter.label_kind
         heads = []
         for _ in fitter.settings:
             torch.manual_seed(fitter.schedule.seed)  # all heads begin with the same weights
@@ -322,18 +366,28 @@ class _DeepInTraining:
     def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:  # noqa: ARG002
         tokens_BTND = clip_tokens(layers_BTND, self._pool)
         if self._pool == "frame":
-            tokens_BTND, labels_B = _frames_apart(tokens_BTND), labels_B.repeat_interleave(tokens_BTND.shape[1])
+            tokens_BTND, labels_B = _frames_apart(tokens_BTND), labels_B.repeat_interleave(tokens_BTND.shape[1], dim=0)
         self._optimizer.zero_grad()
         losses = []
         for head in self._heads:  # backward at once: the activations of one head at a time
-            loss = F.cross_entropy(head(tokens_BTND), labels_B)
+            loss = _losses(self._label_kind, head(tokens_BTND)[None], labels_B)[0]
             loss.backward()
             losses.append(loss.detach())
         self._optimizer.step()
         return torch.stack(losses)
 
     def grid(self) -> HeadGrid:
-        return DeepGrid(self._heads, settings=self._settings, pool=self._pool)
+        return DeepGrid(self._heads, settings=self._settings, pool=self._pool, label_kind=self._label_kind)
+
+
+def _losses(label_kind: str, logits_GBK: Tensor, labels_B: Tensor) -> Tensor:
+    """The mean loss [G] of each head over clips of classes [B] or numbers [B,K]."""
+    if label_kind != CLASSES:
+        return value_losses(label_kind, logits_GBK, labels_B)
+    labels = labels_B.repeat(len(logits_GBK))
+    losses_GB = F.cross_entropy(logits_GBK.flatten(0, 1), labels, reduction="none").unflatten(0, logits_GBK.shape[:2])
+    losses_G: Tensor = losses_GB.mean(dim=1)
+    return losses_G
 
 
 def _frames_apart(tokens_BTND: Tensor) -> Tensor:

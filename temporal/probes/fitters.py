@@ -17,7 +17,8 @@ from vfz.pipeline.registry import Registry
 from vfz.temporal.data.features import HELD_BYTES, ArrayFeatures, Features, hold
 from vfz.temporal.data.pooling import POOLS, VECTOR_POOLS, check_pool, clip_tokens, clip_vectors
 from vfz.temporal.probes import attentive, knn, linear
-from vfz.temporal.probes.heads import Schedule
+from vfz.temporal.probes.heads import CLASSES, REGRESSION, Schedule
+from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.selection import Fitter
 
 SOLVERS = ("auto", "exact", "sgd")
@@ -38,6 +39,7 @@ class ProbeSpec:
         depth, weight_decays: of the attentive probe.
         lrs: of both.
         neighbours, temperature: of the kNN probe.
+        label_kind: what is to be answered: `classes`, `multilabel` or `regression`.
     """
 
     pool: str
@@ -52,7 +54,27 @@ class ProbeSpec:
     weight_decays: tuple[float, ...] | None = None
     neighbours: tuple[int, ...] | None = None
     temperature: float = knn.TEMPERATURE
+    label_kind: str = CLASSES
     progress: Progress = dataclasses.field(default_factory=SilentProgress)
+
+    @classmethod
+    def of(
+        cls, options: ProbeOptions, *, pool: str, seed: int, progress: Progress, label_kind: str = CLASSES
+    ) -> ProbeSpec:
+        """What the options of `vfz probe` ask for."""
+        return cls(
+            pool=pool,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            seed=seed,
+            solver=options.solver,
+            depth=options.depth,
+            lrs=options.lrs,
+            weight_decays=options.weight_decays,
+            neighbours=options.neighbours,
+            label_kind=label_kind,
+            progress=progress,
+        )
 
     @property
     def schedule(self) -> Schedule:
@@ -67,8 +89,8 @@ class ProbeKind:
     Attributes:
         pools: ways of pooling it has, the default first.
         sees_vectors: whether it sees one vector a frame; otherwise all tokens.
-        make: the fitter of a specification, given the features, the number of classes and the least number of videos
-            that it will be fitted on.
+        make: the fitter of a specification, given the features, the number of classes (labels, targets) and the least
+            number of videos that it will be fitted on.
     """
 
     pools: tuple[str, ...]
@@ -115,13 +137,15 @@ def _make_linear(spec: ProbeSpec, features: Features, num_classes: int, num_vide
             pool=spec.pool,
             inverse_penalties=tuple(sorted(spec.inverse_penalties or linear.INVERSE_PENALTIES)),
             standardize=spec.standardize is not False,
+            label_kind=spec.label_kind,
         )
     return linear.SgdFitter(
         num_classes=num_classes,
         schedule=spec.schedule,
         pool=spec.pool,
         lrs=spec.lrs or linear.LEARNING_RATES,
-        standardize=spec.standardize is True,
+        standardize=spec.label_kind == REGRESSION if spec.standardize is None else spec.standardize,
+        label_kind=spec.label_kind,
     )
 
 
@@ -135,6 +159,7 @@ def _make_attentive(spec: ProbeSpec, features: Features, num_classes: int, num_v
         pool=spec.pool,
         lrs=spec.lrs or attentive.LEARNING_RATES,
         weight_decays=spec.weight_decays or attentive.WEIGHT_DECAYS,
+        label_kind=spec.label_kind,
     )
 
 
@@ -151,6 +176,7 @@ def _make_knn(spec: ProbeSpec, features: Features, num_classes: int, num_videos:
         pool=spec.pool,
         neighbours=tuple(k for k in asked if k <= num_voters),
         temperature=spec.temperature,
+        label_kind=spec.label_kind,
     )
 
 

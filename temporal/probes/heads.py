@@ -1,4 +1,7 @@
-"""Many classifiers at once: what a grid of settings is fitted to, trained by and asked.
+"""Many heads at once: what a grid of settings is fitted to, trained by and asked.
+
+Heads answer classes, several labels, or numbers: K of them, of one of the `label_kind`s of the cache's label sets. The
+truth is a class a video, [V], or K numbers, [V,K], NaN where one is not known, which counts in nothing.
 
 A sweep over H settings is H heads that see the same batches. Where heads are alike their parameters are stacked, [H,
 ...], so that one batched product serves all of them; `HeadOptimizer` gives each its own learning rate and weight
@@ -7,7 +10,7 @@ decay. A head that diverges spoils no other: sums over heads are taken of losses
 `train_heads` trains them by gradient descent, in batches of videos, with one clip of each video an epoch. The order of
 videos and the choice among a video's clips depend on the seed and the epoch alone.
 
-Shapes: H heads, B videos, V videos of a split, K classes; tokens as in `vfz.temporal.data.features`.
+Shapes: H heads, B videos, V videos of a split, K classes, labels or targets; tokens as in `vfz.temporal.data.features`.
 """
 
 from __future__ import annotations
@@ -23,33 +26,45 @@ from torch import Tensor, nn
 
 from vfz.pipeline.progress import Progress
 from vfz.temporal.data.features import Features
+from vfz.temporal.tasks import TASK_OF_LABELS, TASKS
+from vfz.temporal.tasks.values import ValuesTask
+
+CLASSES, MULTILABEL, REGRESSION = TASK_OF_LABELS
+_LEAST_PROBABILITY = 1e-12
 
 
 class HeadGrid(ABC):
-    """H fitted classifiers.
+    """H fitted heads.
 
     Attributes:
         settings: of each, by name.
         num_parameters: of one of them.
+        label_kind: what they answer: `classes`, `multilabel` or `regression`.
     """
+
+    label_kind: str = CLASSES
 
     settings: Sequence[Mapping[str, Any]]
     num_parameters: int
 
     @abstractmethod
     def proba(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int]) -> Tensor:
-        """Class probabilities [H,B,K] of a clip of each video, on the device of the tokens."""
+        """Answers [H,B,K] about a clip of each video, on the device of the tokens: probabilities, or numbers."""
 
     @abstractmethod
     def only(self, head: int) -> HeadGrid:
         """One of the heads, as a grid of one."""
+
+    def rescaled(self, mean_K: Tensor, deviation_K: Tensor) -> HeadGrid:
+        """Heads that answer numbers, with each answer times a deviation plus a mean."""
+        raise NotImplementedError(f"{type(self).__name__} answers {self.label_kind} only")
 
 
 class TrainableHeads(Protocol):
     """H heads in training."""
 
     def train_step(self, layers_BTND: Sequence[Tensor], num_prefix: Sequence[int], labels_B: Tensor) -> Tensor:
-        """One update of every head; its mean loss [H] before the update."""
+        """One update of every head, by the classes [B] or numbers [B,K]; its mean loss [H] before the update."""
 
     def grid(self) -> HeadGrid:
         """The heads as they are now, in evaluation."""
@@ -81,18 +96,20 @@ class Curves:
     """The training curves of all heads, [epochs][H].
 
     Attributes:
-        train_loss: mean cross-entropy over the epoch's batches, as they were met.
-        held_out_top1: share of the watched videos that are right after the epoch; empty where none were watched.
+        train_loss: mean loss over the epoch's batches, as they were met.
+        held_out: the headline figure over the watched videos after the epoch; empty where none were watched.
+        headline: its name.
     """
 
     train_loss: list[list[float]] = field(default_factory=list)
-    held_out_top1: list[list[float]] = field(default_factory=list)
+    held_out: list[list[float]] = field(default_factory=list)
+    headline: str = "top1"
 
     def of_head(self, head: int) -> dict[str, list[float]]:
         """One head's curves, by name."""
         return {
             "train_loss": [losses[head] for losses in self.train_loss],
-            "held_out_top1": [shares[head] for shares in self.held_out_top1],
+            f"held_out_{self.headline}": [figures[head] for figures in self.held_out],
         }
 
 
@@ -110,7 +127,7 @@ def train_heads(
     Args:
         heads: what is trained.
         features: where videos are read from.
-        labels_V: the class of every video of `features`.
+        labels_V: the class of every video of `features`, or its numbers [V,K].
         videos: positions of those to train on.
         schedule: how long.
         watched: positions of held-out videos that are asked about after every epoch.
@@ -118,7 +135,8 @@ def train_heads(
     Raises:
         RunError: for features that are not finite.
     """
-    curves = Curves()
+    kind = heads.grid().label_kind
+    curves = Curves(headline=headline_of(kind))
     schedule.progress.start("fitting", total=schedule.epochs * len(videos), unit="videos")
     for epoch in range(schedule.epochs):
         generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
@@ -132,8 +150,12 @@ def train_heads(
             schedule.progress.advance(len(videos_B))
         curves.train_loss.append((total_H / len(videos)).tolist())
         if watched is not None:
-            asked = answer(heads.grid(), features, watched, labels_V, batch_size=schedule.batch_size)
-            curves.held_out_top1.append(asked.top1)
+            grid, size = heads.grid(), schedule.batch_size
+            if kind == CLASSES:
+                curves.held_out.append(answer(grid, features, watched, labels_V, batch_size=size).top1)
+            else:
+                answers_HVK = value_answers(grid, features, watched, batch_size=size)
+                curves.held_out.append(value_headlines(kind, answers_HVK, labels_V[watched]))
     schedule.progress.finish()
     return curves
 
@@ -192,11 +214,56 @@ def answer(grid: HeadGrid, features: Features, videos_V: Tensor, labels_V: Tenso
     return Answers(predicted_HV=predicted, confidence_HV=confidence, label_rank_HV=rank, log_loss_HV=loss)
 
 
+def headline_of(label_kind: str) -> str:
+    """The figure that probes of a kind are chosen by."""
+    return TASKS[TASK_OF_LABELS[label_kind]].headline
+
+
+def head_answers(label_kind: str, logits: Tensor) -> Tensor:
+    """What heads say, [..., K]: class probabilities, the probability of each label, or numbers as they are."""
+    if label_kind == CLASSES:
+        return logits.softmax(dim=-1)
+    return logits.sigmoid() if label_kind == MULTILABEL else logits
+
+
+def value_losses(label_kind: str, logits: Tensor, values_BK: Tensor) -> Tensor:
+    """Of logits [..., B, K] the mean loss [...] over the numbers that are known; 0, with a graph, where none is."""
+    known_BK = ~values_BK.isnan()
+    task: type[ValuesTask] = TASKS[TASK_OF_LABELS[label_kind]]  # type: ignore[assignment]
+    losses = task.losses(logits, values_BK.nan_to_num(0.0).expand_as(logits))
+    return losses.where(known_BK, 0.0).sum(dim=(-2, -1)) / known_BK.sum().clamp_min(1)
+
+
+def value_answers(grid: HeadGrid, features: Features, videos_V: Tensor, *, batch_size: int) -> Tensor:
+    """What every head answers about some videos, [H,V,K] on the CPU; arguments as of `answer`."""
+    asked = [answers.cpu() for _, answers in probabilities(grid, features, videos_V, batch_size=batch_size)]
+    return torch.cat(asked, dim=1)
+
+
+def answer_losses(label_kind: str, answers_HVK: Tensor, values_VK: Tensor) -> list[float]:
+    """The mean loss of what each head answers; infinite where it diverged."""
+    answers_HVK = answers_HVK.double()
+    if label_kind == MULTILABEL:
+        answers_HVK = answers_HVK.logit(eps=_LEAST_PROBABILITY)
+    losses: list[float] = value_losses(label_kind, answers_HVK, values_VK.double()).nan_to_num(math.inf).tolist()
+    return losses
+
+
+def value_headlines(label_kind: str, answers_HVK: Tensor, values_VK: Tensor) -> list[float]:
+    """The headline figure of every head; NaN where it cannot be said, and of heads that diverged."""
+    task: type[ValuesTask] = TASKS[TASK_OF_LABELS[label_kind]]  # type: ignore[assignment]
+    values = values_VK.double().numpy()
+    return [
+        task.figures_of(answers_VK.double().numpy(), values)[task.headline] if answers_VK.isfinite().all() else math.nan
+        for answers_VK in answers_HVK
+    ]
+
+
 @torch.no_grad()
 def probabilities(
     grid: HeadGrid, features: Features, videos_V: Tensor, *, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of positions and class probabilities [H,B,K]: the mean over each video's clips."""
+    """Batches of positions and answers [H,B,K] of `HeadGrid.proba`: the mean over each video's clips."""
     for videos_B in videos_V.split(batch_size):
         clips = [
             grid.proba(features.read_finite(videos_B, torch.full_like(videos_B, clip)), features.num_prefix)

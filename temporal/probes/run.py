@@ -22,11 +22,12 @@ from vfz.pipeline.errors import RunError, UsageError
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool
-from vfz.temporal.data.videos import task_of_labels
+from vfz.temporal.data.videos import label_kind, task_of_labels
 from vfz.temporal.lookup import find_run
-from vfz.temporal.probes.dense import DenseReport, probe_dense
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
-from vfz.temporal.probes.heads import HeadGrid, answer
+from vfz.temporal.probes.heads import CLASSES, HeadGrid, answer
+from vfz.temporal.probes.jobs.dense import DenseReport, probe_dense
+from vfz.temporal.probes.jobs.values import ValuesReport, probe_values
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import ProbeReport, StoredResult, report_of
 from vfz.temporal.probes.saved import save_head
@@ -34,6 +35,7 @@ from vfz.temporal.probes.selection import check_classes, few_videos, fit_and_cho
 from vfz.temporal.probes.sources import Sources
 from vfz.temporal.run_record import cache_for
 from vfz.temporal.statistics import share_interval
+from vfz.temporal.tasks import TASK_OF_LABELS
 
 
 def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeReport:
@@ -48,14 +50,18 @@ def probe(options: ProbeOptions, *, progress: Progress | None = None) -> ProbeRe
         raise UsageError(
             f"--sweep, several --shots and --task {options.task} are for probe_all, which returns a report of each"
         )
+    if options.labels is not None:
+        cache = FeatureCache(cache_for(options.cache, options.temporal), labels=options.labels)
+        if (kind := label_kind(cache)) != CLASSES:
+            raise UsageError(f"label set {options.labels!r} is of kind {kind}; probe_all has reports of it, too")
     report = probe_all(options, progress=progress)[0]
-    assert isinstance(report, ProbeReport)  # noqa: S101 - of task classify
+    assert isinstance(report, ProbeReport)  # noqa: S101 - of classes
     return report
 
 
 def probe_all(
     options: ProbeOptions, *, progress: Progress | None = None
-) -> tuple[ProbeReport, ...] | tuple[DenseReport, ...]:
+) -> tuple[ProbeReport, ...] | tuple[ValuesReport, ...] | tuple[DenseReport, ...]:
     """As `probe`, for every task, layer of a sweep and number of shots; each split of a layer is read once."""
     progress = progress or SilentProgress()
     device = choose_device(options.device)
@@ -63,14 +69,18 @@ def probe_all(
         options = dataclasses.replace(options, temporal=find_run(options.temporal))
     cache = FeatureCache(cache_for(options.cache, options.temporal), labels=options.labels)
     options = dataclasses.replace(options, task=task_of_labels(options.task, cache))
+    if (labels := cache.label_set) and options.task == TASK_OF_LABELS[labels.kind]:
+        progress.note(f"label set {labels.name!r} is of kind {labels.kind}: task {options.task}")
     opened: dict[tuple[str, ...] | None, Sources] = {}
     reports: list[Any] = []
     for one in configurations(options, tuple(cache.layers)):
         if one.layers not in opened:
             opened.clear()  # one layer's features at a time
             opened[one.layers] = Sources(one, cache, device=device, progress=progress)
-        if one.task == "classify":
+        if one.task == TASK_OF_LABELS[CLASSES]:
             reports.append(_Job(one, opened[one.layers], progress).report())
+        elif one.task in TASK_OF_LABELS.values():
+            reports.append(probe_values(one, opened[one.layers], progress=progress))
         else:
             reports.append(probe_dense(one, opened[one.layers], progress=progress))
     return tuple(reports)
@@ -130,7 +140,7 @@ class _Job:
             check_classes(train.labels_V, num_classes)
             train = train.subset(few_videos(train.labels_V, options.shots[0], seed=seed))
         labels_V, eval_labels_V = _labels(train), _labels(evaluated)
-        spec = self._spec(seed)
+        spec = ProbeSpec.of(options, pool=self._pool, seed=seed, progress=self._progress)
         choice = fit_and_choose(
             lambda num_videos: self._kind.make(spec, train, num_classes, num_videos),
             train,
@@ -163,21 +173,6 @@ class _Job:
             "confidence": [round(value, 6) for value in answers.confidence_HV[choice.best].tolist()],
             "label_rank": answers.label_rank_HV[choice.best].tolist(),
         }
-
-    def _spec(self, seed: int) -> ProbeSpec:
-        options = self._options
-        return ProbeSpec(
-            pool=self._pool,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            seed=seed,
-            solver=options.solver,
-            depth=options.depth,
-            lrs=options.lrs,
-            weight_decays=options.weight_decays,
-            neighbours=options.neighbours,
-            progress=self._progress,
-        )
 
     def _summary(self, runs: Sequence[dict[str, Any]], evaluated: Features, *, seconds: float) -> ProbeReport:
         options, sources = self._options, self._sources

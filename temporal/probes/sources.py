@@ -25,11 +25,19 @@ from vfz.temporal.data.features import CacheFeatures, Features, rows_in_views
 from vfz.temporal.data.pooling import frame_tokens
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import default_targets_path
-from vfz.temporal.data.videos import check_layers, choose_eval_split, num_present_classes, num_unlabelled
+from vfz.temporal.data.videos import (
+    check_layers,
+    choose_eval_split,
+    is_labelled,
+    num_present_classes,
+    num_unlabelled,
+)
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.probes.fitters import ProbeKind
+from vfz.temporal.probes.heads import CLASSES
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.run_record import RunInfo, check_same_tokens
+from vfz.temporal.tasks import TASK_OF_LABELS
 from vfz.temporal.training.runs import load_model
 
 DEFAULT_CLIP_FRAMES = 16
@@ -52,10 +60,11 @@ class Sources:
     """
 
     def __init__(self, options: ProbeOptions, cache: FeatureCache, *, device: torch.device, progress: Progress) -> None:
-        if options.task == "classify" and not cache.class_names:
+        if options.task == TASK_OF_LABELS[CLASSES] and not cache.class_names:
             raise UsageError(f"{cache.path} has no class labels; a probe needs them")
         self.cache, self._options, self._device, self._progress = cache, options, device, progress
-        self._labelled = options.task == "classify"
+        self._labelled = options.task in TASK_OF_LABELS.values()
+        self._is_labelled = is_labelled(cache)
         self.run: RunInfo | None = None
         self.run_digest: str | None = None
         self._model: TemporalModel | None = None
@@ -153,7 +162,7 @@ class Sources:
         }  # fmt: skip
 
     def missing(self, split: str) -> list[MissingVideo]:
-        """The videos of a split, as planned (classify: with a label), that lack these tokens in one of the views."""
+        """The videos of a split, as planned (with a label, where it is needed), that lack these tokens in a view."""
         present = {rows[0].id for rows in self.rows(split)}
         return [
             MissingVideo(id=id_, status=status if status != "ok" else "lacking", reason=reason)
@@ -168,7 +177,7 @@ class Sources:
         )
 
     def num_planned(self, split: str) -> int:
-        """Videos of a split (classify: with a label), whether they can be read or not."""
+        """Videos of a split (with a label, where one is needed), whether they can be read or not."""
         return len(self._planned(split))
 
     def num_present_classes(self) -> int:
@@ -183,7 +192,10 @@ class Sources:
                 progress.note(f"{counted(count, 'video')} of {split} without a label: left out")
 
     def labels_digest(self) -> str:
-        """SHA-256 over the class names and the classes of all videos of both splits, sorted; or over the targets."""
+        """SHA-256 over the class names and the classes of all videos of both splits, sorted; or over the targets.
+
+        Of a label set of other kinds its own digest, and the videos of both splits.
+        """
         if not self._labelled:
             path = self._options.targets or default_targets_path(self.cache)
             return sha256_file(path) if path.is_file() else ""  # whoever opens it says that it is not there
@@ -191,14 +203,18 @@ class Sources:
             [split, *sorted([id_, -1 if label is None else label] for id_, label, _, _ in self._planned(split))]
             for split in (self._options.train_split, self.eval_split)
         ]
-        return sha256_hex(canonical_json([list(self.cache.class_names), rows]))
+        labels = self.cache.label_set
+        of_set = [] if labels is None or labels.kind == CLASSES else [labels.digest]
+        return sha256_hex(canonical_json([list(self.cache.class_names), rows, *of_set]))
 
     def _planned(self, split: str) -> Sequence[tuple[str, int | None, str, str]]:
         table = self.cache.table().select(["id", "view", "split", "label", "status", "reason"]).to_pydict()
         return [
             (from_utf8(id_), label, status, from_utf8(reason))
             for id_, view, of_split, label, status, reason in zip(*table.values(), strict=True)
-            if view == 0 and from_utf8(of_split) == split and (label is not None or not self._labelled)
+            if view == 0
+            and from_utf8(of_split) == split
+            and (not self._labelled or self._is_labelled(from_utf8(id_), label))
         ]
 
     def _clips(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from vfz.pipeline.errors import UsageError
 from vfz.temporal import bootstrap_interval, mcnemar, paired_bootstrap, share_interval
+from vfz.temporal.statistics import bootstrap_of
 
 pytestmark = pytest.mark.quick
 
@@ -114,3 +115,23 @@ def test_the_sign_of_a_paired_test_turns_with_its_arguments():
 def test_outcomes_that_cannot_be_meant_are_refused(call, words):
     with pytest.raises(UsageError, match=words):
         call()
+
+
+def test_the_interval_of_a_figure_that_is_a_mean_is_that_of_the_mean():
+    values = np.random.default_rng(3).normal(size=60)
+    plain = bootstrap_interval(values, num_resamples=20_000)
+    found = bootstrap_of(lambda drawn: drawn @ values / 60, 60, value=values.mean(), num_resamples=20_000)
+    assert (found.mean, found.method) == (values.mean(), "bootstrap")
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+
+
+def test_resamples_without_a_figure_are_as_not_drawn_and_a_figure_that_cannot_be_said_has_no_interval():
+    def of_some(drawn):
+        return np.where(drawn[:, 0] > 0, drawn[:, 0], np.nan)
+
+    found = bootstrap_of(of_some, 5, value=1.0)
+    assert found.low == 1
+    assert bootstrap_of(lambda drawn: np.full(len(drawn), np.nan), 5, value=1.0) is None
+    assert bootstrap_of(of_some, 5, value=math.nan) is None
+    with pytest.raises(UsageError, match="at least one video"):
+        bootstrap_of(of_some, 0, value=1.0)

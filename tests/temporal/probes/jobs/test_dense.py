@@ -15,11 +15,11 @@ from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.run import probe, probe_all
 from vfz.temporal.readouts import READOUTS
-from vfz.temporal.tasks import TASKS
+from vfz.temporal.tasks import TASK_OF_LABELS, TASKS
 from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 
-DENSE = sorted(set(TASKS.names()) - {"classify"})
+DENSE = sorted(set(TASKS.names()) - set(TASK_OF_LABELS.values()))
 
 
 @pytest.fixture
