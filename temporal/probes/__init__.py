@@ -2,7 +2,7 @@
 
     estimators                `fit_linear`, `fit_attentive`, `fit_knn`, each a `FittedProbe`: for notebooks
     saved                     `load_probe`: the head that `vfz probe` keeps, a `SavedProbe`
-    run, jobs                 `vfz probe`: probes of classes; of several labels and numbers, readouts of boxes and the like
+    run, jobs                 `vfz probe`: probes of classes; of labels and numbers, and readouts of boxes and the like
     linear, attentive, knn    the three kinds of probe, by name in `PROBES` (fitters)
     heads, selection          a grid of settings as heads of one pass; the choice among them on held-out videos
     sources, record           features as the options say; probe.json, and a result that is found again

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from vfz.pipeline.progress import Progress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool
+from vfz.temporal.kept import finite
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.heads import HeadGrid, value_answers, value_headlines
 from vfz.temporal.probes.options import ProbeOptions
-from vfz.temporal.probes.record import StoredResult, finite
+from vfz.temporal.probes.record import StoredResult
 from vfz.temporal.probes.saved import save_head
 from vfz.temporal.probes.selection import few_of_all, fit_and_choose_values
 from vfz.temporal.probes.sources import Sources
