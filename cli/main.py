@@ -28,6 +28,7 @@ COMMANDS: Commands = {
     "extract": ("vfz.cli.extract", "extract_command", "Run a frozen encoder over videos and cache the tokens."),
     "train-temporal": ("vfz.cli.train", "train_temporal_command", "Train a recurrent temporal module from a cache."),
     "evaluate": ("vfz.cli.train", "evaluate_command", "Evaluate a trained temporal module on a split of a cache."),
+    "predict": ("vfz.cli.predict", "predict_command", "Ask a trained module, or a probe, about videos."),
     "probe": ("vfz.cli.probe", "probe_command", "Fit a linear, attentive or kNN probe on cached tokens."),
     "cache": ("vfz.cli.cache", "cache_group", "List, describe, verify, convert and repair caches."),
     "run": ("vfz.cli.workflow", "run_command", "All stages of a workflow, those that are done left out."),

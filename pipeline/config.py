@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tomllib
 import types
 import typing
@@ -169,9 +170,14 @@ class OptionField:
             return None
         if self.many:
             given = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-            items = [part for item in given for part in (item.split(",") if isinstance(item, str) else [item])]
-            return tuple(self._parse_one(item.strip() if isinstance(item, str) else item) for item in items)
+            return tuple(self._parse_one(item) for some in given for item in self._apart(some))
         return self._parse_one(value)
+
+    def _apart(self, value: Any) -> list[Any]:
+        """Values that stand in one text with commas between; a file's name may have commas, and is told by the file."""
+        if not isinstance(value, str) or (self.kind is Path and "," in value and os.path.lexists(value)):
+            return [value]
+        return [part.strip() for part in value.split(",")]
 
     def _parse_one(self, value: Any) -> Any:
         parsed = self._convert(value)
@@ -327,7 +333,7 @@ def _is_table(value: Any) -> bool:
     )
 
 
-COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "probe", "cache", "demo", "run"})
+COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "predict", "probe", "cache", "demo", "run"})
 REPEATED = frozenset({"train-temporal", "probe"})
 """Commands of which a file may have several tables, and in `[defaults.<command>]` what they share."""
 TABLES = COMMANDS | {"paper", "defaults"}

@@ -12,7 +12,7 @@
   `forecast_training`, `RunForecast`.
 - Weights released with the paper: `load_checkpoint`.
 - Probe: `probe`, `ProbeOptions`, `fit_linear`, `fit_attentive`, `fit_knn`, `compare_probes`, `CompareOptions`.
-- Use what a probe has kept: `load_probe`.
+- Use what was trained: `predict`, `PredictOptions`, and `load_probe` for what a probe has kept.
 - Statistics: `share_interval`, `bootstrap_interval`, `mcnemar`, `paired_bootstrap`.
 
 A name is imported when it is first used, so that this import costs milliseconds and no torch. `__init__.pyi` lists the

@@ -11,6 +11,10 @@ from .mixers import build_mixer as build_mixer
 from .model import ModelConfig as ModelConfig
 from .model import TemporalModel as TemporalModel
 
+# Ask what was trained about videos
+from .prediction.options import PredictOptions as PredictOptions
+from .prediction.predict import predict as predict
+
 # Probe
 from .probes.estimators import fit_attentive as fit_attentive
 from .probes.estimators import fit_knn as fit_knn
@@ -45,6 +49,7 @@ __all__ = [
     "CompareOptions",
     "EvaluateOptions",
     "ModelConfig",
+    "PredictOptions",
     "ProbeOptions",
     "RunForecast",
     "TemporalModel",
@@ -65,6 +70,7 @@ __all__ = [
     "load_probe",
     "mcnemar",
     "paired_bootstrap",
+    "predict",
     "probe",
     "share_interval",
     "to_numpy",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -25,7 +25,7 @@ from vfz.pipeline.datasets.base import (
 )
 from vfz.pipeline.datasets.text import file_text, folder_text
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.errors import DatasetError
+from vfz.pipeline.errors import DatasetError, UsageError
 from vfz.pipeline.files import text_of_name
 
 LAYOUT = "<root>/<split>/<class>/<video>, or <root>/<class>/<video> without splits"
@@ -159,6 +159,48 @@ def _refuse_videos_in(folder: Path, root: Path, left_out: LeftOut) -> list[Path]
         shown = Path(videos[0][0]).relative_to(root)
         raise DatasetError(f"{shown} is not where a video is expected under {root}; the layout is {LAYOUT}")
     return folders
+
+
+def videos_at(paths: Iterable[Path]) -> list[Path]:
+    """The files that are named, whatever their suffix, and all videos in the folders that are.
+
+    Raises:
+        UsageError: when one is not there, or there is no video in any. DatasetError: a folder cannot be read.
+    """
+    found, named = list[Path](), list(paths)
+    for path in named:
+        if path.is_dir():
+            found += videos_under(path)
+        elif os.path.lexists(path):
+            found.append(path)
+        else:
+            raise UsageError(f"no file or folder {path}; name videos, or folders with videos in them")
+    if not found:
+        raise UsageError(f"no video in {', '.join(map(str, named))}; name files, or folders with videos in them")
+    return found
+
+
+def videos_under(folder: Path) -> list[Path]:
+    """All files in a folder and those below it that have the suffix of a video, by name; hidden ones are left out.
+
+    Links to folders are followed, each folder once, so that a loop of links ends.
+
+    Raises:
+        DatasetError: the folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DatasetError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
+
+    found, seen = [], set[str]()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
+        if real not in seen:
+            seen.add(real)
+            shown = [name for name in names if not is_hidden(name)]
+            found += [Path(parent, name) for name in shown if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    return sorted(found)
 
 
 def _read(folder: Path, left_out: LeftOut) -> tuple[list[tuple[str, str]], list[Path]]:

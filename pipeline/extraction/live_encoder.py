@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from vfz.pipeline.encoder.transforms import cropper_of
 from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
 from vfz.pipeline.files import name_of_text
 from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.recipe import recipe_from_dict
+from vfz.pipeline.recipe import EncoderSpec, recipe_from_dict
 
 
 class LiveEncoder:
@@ -50,28 +51,14 @@ class LiveEncoder:
     ) -> None:
         self._recipe = recipe_from_dict(cache.recipe)
         self._old_root, self._root = Path(name_of_text(cache.provenance["root"])), root
-        request, spec = cache.provenance["encoder_request"], self._recipe.encoder
-        recorded = Path(request["weights"]) if request["weights"] else None
-        load = partial(
-            load_encoder,
-            request["name"],
-            layers=tuple(layers),
-            image_size=spec.image_size,
-            weights=weights or recorded,
-            random_weights=request["random_weights"] and weights is None,
-            seed=request["seed"],
+        self.encoder = encoder_of(
+            self._recipe.encoder,
+            cache.provenance["encoder_request"],
+            layers=layers,
             device=device,
-            autocast=spec.autocast,
-            batch_size=request["batch_size"],
-            crop_fraction=spec.crop_fraction,
-            interpolation=spec.interpolation,
+            weights=weights,
+            made=str(cache.path),
         )
-        self.encoder = _with_weights(spec.weights_sha256, request.get("weights_key"), load, other_file=bool(weights))
-        if self.encoder.weights_sha256 != spec.weights_sha256:
-            raise CacheMismatchError(
-                f"the weights of {request['name']} loaded now are not those that {cache.path} was made with "
-                f"({self.encoder.weights_sha256[:12]}…, cache {spec.weights_sha256[:12]}…); give the right --weights"
-            )
 
     def source_of(self, row: LedgerRow) -> VideoSource:
         """Where a video lies now.
@@ -118,6 +105,54 @@ class LiveEncoder:
     def encode(self, frames_BCHW: torch.Tensor) -> dict[str, LayerTokens]:
         """Tokens of frames [B,3,S,S], per layer, float32."""
         return self.encoder.encode(frames_BCHW)
+
+
+def encoder_of(
+    spec: EncoderSpec,
+    request: Mapping[str, Any] | None,
+    *,
+    layers: Sequence[str],
+    device: torch.device,
+    weights: Path | None,
+    made: str,
+) -> FrozenEncoder:
+    """The encoder of a recipe, with the weights that the recipe was recorded with.
+
+    Args:
+        spec: the encoder's part of the recipe.
+        request: what was asked for when it was first built, as a cache's provenance has it; None where that is not
+            known: then it is the model of that name with the weights of timm's hub.
+        layers: which to compute.
+        device: where.
+        weights: its weights file; None: the source used then.
+        made: what was made with it, for messages.
+
+    Raises:
+        CacheMismatchError: when the weights found are not those. EncoderError: when there are none.
+    """
+    asked = dict(request or {"name": spec.name, "weights": None, "batch_size": 32, "seed": 0})
+    recorded = Path(asked["weights"]) if asked["weights"] else None
+    load = partial(
+        load_encoder,
+        asked["name"],
+        layers=tuple(layers),
+        image_size=spec.image_size,
+        weights=weights or recorded,
+        random_weights=spec.random_weights and weights is None,
+        seed=asked["seed"],
+        device=device,
+        autocast=spec.autocast,
+        batch_size=asked["batch_size"],
+        crop_fraction=spec.crop_fraction,
+        interpolation=spec.interpolation,
+    )
+    encoder = _with_weights(spec.weights_sha256, asked.get("weights_key"), load, other_file=bool(weights))
+    if encoder.weights_sha256 != spec.weights_sha256:
+        raise CacheMismatchError(
+            f"the weights of {asked['name']} loaded now are not those that {made} was made with "
+            f"({encoder.weights_sha256[:12]}…, then {spec.weights_sha256[:12]}…); give the right --weights"
+        )
+    return encoder
 
 
 def _with_weights(

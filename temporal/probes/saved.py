@@ -110,6 +110,7 @@ class SavedProbe:
     Attributes:
         path: of the result.
         record: its `probe.json`.
+        task: `classify`.
         classes_: [K] names of the classes, in the order of `predict_proba`'s columns.
         probe: linear, attentive or knn.
         pool, layers, parts: which tokens it sees.
@@ -122,6 +123,7 @@ class SavedProbe:
     def __init__(self, folder: Path, record: Mapping[str, Any], *, device: torch.device) -> None:
         features, clips = record["features"], record["features"]["clips"]
         self.path, self.record, self.device = folder, record, device
+        self.task = record["report"].get("task", "classify")
         self.classes_ = np.array(record["class_names"], dtype=str)
         self.probe, self.pool = record["report"]["probe"], features["pool"]
         self.layers, self.parts = tuple(features["layers"]), features["parts"]
@@ -159,6 +161,14 @@ class SavedProbe:
         proba_VK = torch.cat(parts) if parts else torch.zeros(0, len(self.classes_))
         return proba_VK if isinstance(features, Tensor) else proba_VK.numpy()
 
+    @torch.no_grad()
+    def answers(self, layers_BTND: list[Tensor]) -> Tensor:
+        """Class probabilities [B,K] of clips, given the tokens of each layer as the cache has them."""
+        num_prefix = tuple(self._num_prefix(layer) for layer in self.layers)
+        if self.model is not None:
+            layers_BTND, num_prefix = run_outputs(self.model, layers_BTND, num_prefix, **self._kept())
+        return self._grid.proba(layers_BTND, num_prefix)[0]
+
     def predict(self, features: Data, *, split: str | None = None) -> NDArray[np.str_]:
         """The name of the likeliest class [V] of each video; arguments and errors as `predict_proba`."""
         predicted: NDArray[np.str_] = self.classes_[np.asarray(self.predict_proba(features, split=split)).argmax(1)]
@@ -195,19 +205,19 @@ class SavedProbe:
                 "[videos, frames, tokens, channels] or [videos, clips, frames, tokens, channels]"
             )
         shape = tokens.shape[:1] + (1,) * (5 - tokens.ndim) + tokens.shape[1:]
-        num_prefix = 0 if tokens.ndim == 2 else self._num_prefix()
+        num_prefix = 0 if tokens.ndim == 2 else self._num_prefix(self.layers[-1])
         return ArrayFeatures(tokens.reshape(shape), None, num_prefix=num_prefix, device=self.device)
 
     def through_run(self, tokens: Features) -> Features:
         """The outputs of the temporal run for clips of tokens, as the probe was fitted on them; else the tokens."""
         if self.model is None:
             return tokens
-        return RunOutputs(
-            tokens,
-            self.model,
-            frames_only=PROBES[self.probe].sees_vectors,
-            dtype=kept_dtype(self.record["cache"]["precision"]),
-        )
+        return RunOutputs(tokens, self.model, **self._kept())
+
+    def _kept(self) -> dict[str, Any]:
+        """What the probe was fitted on of a run's outputs."""
+        frames_only = PROBES[self.probe].sees_vectors
+        return {"frames_only": frames_only, "dtype": kept_dtype(self.record["cache"]["precision"])}
 
     def _cached(self, cache: FeatureCache, split: str | None) -> Features:
         if cache.fingerprint != self.record["digests"]["cache"]:
@@ -229,11 +239,9 @@ class SavedProbe:
             device=self.device,
         )
 
-    def _num_prefix(self) -> int:
-        """Prefix tokens among the N of an array [V,T,N,D]."""
-        if self.model is not None:
-            return self.model.config.num_prefix
-        shapes = self.record["features"]["token_shapes"][self.layers[-1]]
+    def _num_prefix(self, layer: str) -> int:
+        """Prefix tokens among the N of a layer."""
+        shapes = self.record["features"]["token_shapes"][layer]
         return 0 if self.parts == "patch" else int(shapes.get("prefix", (0, 0))[0])
 
     def _load_run(self, recorded: Path) -> TemporalModel:
@@ -277,8 +285,7 @@ class RunOutputs(Features):
     """
 
     def __init__(self, tokens: Features, model: TemporalModel, *, frames_only: bool, dtype: str) -> None:
-        self._tokens, self._model, self._frames_only = tokens, model, frames_only
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._tokens, self._model, self._frames_only, self._dtype = tokens, model, frames_only, dtype
         self.ids, self.labels_V, self.device = tokens.ids, tokens.labels_V, tokens.device
         self.num_clips = tokens.num_clips
         num_prefix = tokens.num_prefix[-1]
@@ -287,10 +294,25 @@ class RunOutputs(Features):
     @torch.no_grad()
     def read(self, videos_B: Tensor, clips_B: Tensor) -> list[Tensor]:
         """See `Features`."""
-        features_BTNE = self._model.features(self._tokens.read_finite(videos_B, clips_B))
-        if self._frames_only:
-            features_BTNE = frame_tokens([features_BTNE], [self._tokens.num_prefix[-1]])
-        return [features_BTNE.to(self._dtype).float()]
+        layers_BTND = self._tokens.read_finite(videos_B, clips_B)
+        kept, _ = run_outputs(
+            self._model, layers_BTND, self._tokens.num_prefix, frames_only=self._frames_only, dtype=self._dtype
+        )
+        return kept
+
+
+def run_outputs(
+    model: TemporalModel, layers_BTND: list[Tensor], num_prefix: tuple[int, ...], *, frames_only: bool, dtype: str
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """What a module makes of clips, as probes of it are fitted on it, and how many of those are prefix tokens.
+
+    Arguments as of `RunOutputs`.
+    """
+    features_BTNE = model.features(layers_BTND)
+    if frames_only:
+        features_BTNE = frame_tokens([features_BTNE], [num_prefix[-1]])
+    kept_BTNE = features_BTNE.to(getattr(torch, dtype)).float()
+    return [kept_BTNE], (min(num_prefix[-1], 1) if frames_only else num_prefix[-1],)
 
 
 def _parts_of(grid: HeadGrid) -> tuple[str, dict[str, Tensor], dict[str, Any]] | None:

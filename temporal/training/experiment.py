@@ -318,6 +318,7 @@ def cache_record(caches: Sequence[FeatureCache]) -> dict[str, Any]:
         "fingerprint": caches[0].fingerprint,
         "ledger_digest": digests[0] if len(digests) == 1 else sha256_hex(canonical_json(digests)),
         "recipe": caches[0].recipe,
+        "encoder_request": caches[0].provenance.get("encoder_request"),
         "weights_license": caches[0].provenance.get("weights_license"),
     }
 

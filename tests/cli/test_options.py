@@ -12,6 +12,7 @@ from vfz.pipeline.config import COMMANDS, Options, option, read_toml
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOptions, RepairOptions, VerifyOptions
+from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.probes.options import CompareOptions, DemoOptions, ProbeOptions
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
 from vfz.temporal.workflow import RunOptions
@@ -133,7 +134,7 @@ def test_every_command_may_have_a_table_in_a_config_file():
 PATHS = [
     (kind, field)
     for kind in (ExtractOptions, TrainOptions, EvaluateOptions, ProbeOptions, CompareOptions, DemoOptions, LsOptions,
-                 InfoOptions, VerifyOptions, RepairOptions, ConvertOptions, RunOptions)
+                 PredictOptions, InfoOptions, VerifyOptions, RepairOptions, ConvertOptions, RunOptions)
     for field in kind.option_fields()
     if field.kind is Path
 ]  # fmt: skip
@@ -166,3 +167,10 @@ def test_a_file_with_a_byte_order_mark_is_read_and_one_in_utf16_is_told(run, tmp
         run("--config", str(tmp_path / "c.toml"))
     with pytest.raises(UsageError, match=r"the config file 's3:/bucket/c\.toml' is an address"):
         run("--config", "s3://bucket/c.toml")
+
+
+def test_a_file_with_a_comma_in_its_name_is_one_path_and_others_are_taken_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a, b.mp4").write_text("")
+    options = PredictOptions(run="r", videos=["a, b.mp4", "c.mp4, d.mp4"])
+    assert options.videos == (Path("a, b.mp4"), Path("c.mp4"), Path("d.mp4"))

@@ -34,6 +34,7 @@ from vfz.pipeline.maintenance.options import (
 from vfz.pipeline.stores import STORES
 from vfz.temporal.cores import CORES
 from vfz.temporal.mixers import MIXERS
+from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.probes import PROBES
 from vfz.temporal.probes.options import CompareOptions, DemoOptions, ProbeOptions
 from vfz.temporal.tasks import TASKS
@@ -51,6 +52,7 @@ COMMANDS: dict[str, type[Options]] = {
     "extract": ExtractOptions,
     "train-temporal": TrainOptions,
     "evaluate": EvaluateOptions,
+    "predict": PredictOptions,
     "probe": ProbeOptions,
     "probe compare": CompareOptions,
     "run": RunOptions,

@@ -16,6 +16,7 @@ from contracts.dataset_contract import DatasetContract, ReadingContract
 
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import VIDEO_SUFFIXES
+from vfz.pipeline.datasets.folder import videos_at
 from vfz.pipeline.decoding.containers import FORMATS
 from vfz.pipeline.errors import DatasetError, UsageError
 
@@ -253,3 +254,21 @@ def test_names_are_utf8_whatever_the_locale(tmp_path, kind):
         found.append(json.loads(ran.stdout))
     name = {"folder": "train/Café/日本", "csv": "train/Café/日本.mp4"}[kind]
     assert found == [[["Café"], [[name, "train", 0, True]]]] * 2
+
+
+def test_videos_that_are_named_and_all_those_in_folders_are_found(tmp_path):
+    touch(*(tmp_path / name for name in ("x/b.mp4", "x/deep/a.WEBM", "x/notes.txt", "x/.hidden/c.mp4", "odd", "y.mp4")))
+    (tmp_path / "x/deep/loop").symlink_to(tmp_path / "x")
+    (tmp_path / "x/other").symlink_to(tmp_path / "elsewhere")
+    touch(tmp_path / "elsewhere/d.mp4")
+    found = videos_at([tmp_path / "odd", tmp_path / "x"])
+    names = ["odd", "x/b.mp4", "x/deep/a.WEBM", "x/other/d.mp4"]
+    assert found == [tmp_path / name for name in names]
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    assert videos_at([tmp_path / "gone.mp4"]) == [tmp_path / "gone.mp4"]
+    for wrong, words in ((tmp_path / "z.mp4", "no file or folder .*z.mp4"), (tmp_path / "x/.hidden/c", "no file")):
+        with pytest.raises(UsageError, match=words):
+            videos_at([wrong])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"no video in .*empty"):
+        videos_at([tmp_path / "empty"])

@@ -1,0 +1,132 @@
+"""Answers as rows, written as they come: CSV for tables, JSON lines for programs.
+
+A row is one video; in CSV a row of poses is one frame. Every row ends in `error`, which is empty where there is an
+answer. Text is written as it is, quoted by the csv module; what shows it on a terminal escapes it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_DIGITS = 8
+"""Of numbers in CSV and JSON, behind the point."""
+TRANSLATION_NAMES = ("x_metres", "y_metres", "z_metres")
+ROTATION_NAMES = tuple(f"r{row}{column}" for row in "123" for column in "123")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """How the camera stands in one frame, as the camera of the frame before sees it."""
+
+    clip: int
+    pts_seconds: float
+    translation_metres: tuple[float, ...]
+    rotation: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was said of one video.
+
+    Attributes:
+        video: its path, or its id in the cache.
+        scores: classify, multilabel: the probability of each class or label; regression: the value of each target; by
+            name, in their order. Means over the video's clips.
+        poses: pose: of every frame but the first of every clip.
+        error: why there is no answer; empty where there is one.
+    """
+
+    video: str
+    scores: Mapping[str, float]
+    poses: tuple[Pose, ...] = ()
+    error: str = ""
+
+    def likeliest(self, count: int = 1) -> list[tuple[str, float]]:
+        """The names with the greatest scores, and these; the first of equals first."""
+        return sorted(self.scores.items(), key=lambda item: -item[1])[:count]
+
+
+class Rows:
+    """Predictions as rows of one format.
+
+    Args:
+        task: of the predictor.
+        names: of its classes, labels or targets.
+        top_k: classify: so many of the likeliest classes.
+        probabilities: classify: of all classes.
+    """
+
+    def __init__(self, task: str, names: Sequence[str], *, top_k: int = 1, probabilities: bool = False) -> None:
+        self._task, self._names = task, tuple(names)
+        self._top_k, self._all = min(top_k, len(self._names)), probabilities
+
+    def header(self) -> list[str]:
+        """The names of the columns of CSV."""
+        if self._task == "pose":
+            return ["video", "clip", "pts_seconds", *TRANSLATION_NAMES, *ROTATION_NAMES, "error"]
+        if self._task != "classify":
+            mark = "p" if self._task == "multilabel" else "value"
+            return ["video", *(f"{mark}({name})" for name in self._names), "error"]
+        best = [f"{what}{'' if place == 1 else f'_{place}'}" for place in range(1, self._top_k + 1)
+                for what in ("class", "probability")]  # fmt: skip
+        return ["video", *best, *(f"p({name})" for name in self._names if self._all), "error"]
+
+    def cells(self, prediction: Prediction) -> Iterator[list[Any]]:
+        """The rows of CSV that a prediction is."""
+        if prediction.error:
+            yield [prediction.video, *[""] * (len(self.header()) - 2), prediction.error]
+        elif self._task == "pose":
+            for pose in prediction.poses:
+                numbers = [*pose.translation_metres, *pose.rotation]
+                yield [prediction.video, pose.clip, *map(_short, [pose.pts_seconds, *numbers]), ""]
+        else:
+            best = [cell for name, score in self._best(prediction) for cell in (name, _short(score))]
+            scores = prediction.scores.values() if self._all or self._task != "classify" else ()
+            yield [prediction.video, *best, *map(_short, scores), ""]
+
+    def values(self, prediction: Prediction) -> dict[str, Any]:
+        """What a line of JSON says of a prediction."""
+        if prediction.error:
+            return {"video": prediction.video, "error": prediction.error}
+        scores = {name: _short(score) for name, score in prediction.scores.items()}
+        answer: dict[str, Any]
+        if self._task == "pose":
+            answer = {"poses": [_of_pose(pose) for pose in prediction.poses]}
+        elif self._task != "classify":
+            answer = {"probabilities" if self._task == "multilabel" else "values": scores}
+        else:
+            best = [{"class": name, "probability": _short(score)} for name, score in self._best(prediction)]
+            answer = {**best[0], **({"top": best} if self._top_k > 1 else {})}
+            answer |= {"probabilities": scores} if self._all else {}
+        return {"video": prediction.video, **answer, "error": None}
+
+    def csv_line(self, cells: Sequence[Any]) -> str:
+        """One row of CSV, with its end of line."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(cells)
+        return text.getvalue()
+
+    def text(self, prediction: Prediction, suffix: str) -> str:
+        """All that is written of a prediction into a file of that ending."""
+        if suffix == ".jsonl":
+            return json.dumps(self.values(prediction), ensure_ascii=False) + "\n"
+        return "".join(self.csv_line(cells) for cells in self.cells(prediction))
+
+    def _best(self, prediction: Prediction) -> list[tuple[str, float]]:
+        return prediction.likeliest(self._top_k) if self._task == "classify" else []
+
+
+def _short(value: float) -> float:
+    return round(float(value), _DIGITS)
+
+
+def _of_pose(pose: Pose) -> dict[str, Any]:
+    rotation = [[_short(one) for one in pose.rotation[start : start + 3]] for start in (0, 3, 6)]
+    translation = [_short(one) for one in pose.translation_metres]
+    return {"clip": pose.clip, "pts_seconds": _short(pose.pts_seconds), "translation_metres": translation,
+            "rotation": rotation}  # fmt: skip
