@@ -1,4 +1,4 @@
-"""`vfz cache`: list, describe, verify, convert and repair caches that are there; labels are in `labels.py`.
+"""`vfz cache`: list, describe, verify, convert and repair caches that are there; `labels.py` has the rest.
 
 Each command parses its options, calls one function of `vfz.pipeline.maintenance` and shows what it returns: tables, or
 one JSON object. The functions that make a command's tables stand below it. The exit code is 1 where `verify` finds a
@@ -28,6 +28,7 @@ COMMANDS: Commands = {
     "ls": ("vfz.cli.cache", "ls_command", "One line for every cache in a folder."),
     "info": ("vfz.cli.cache", "info_command", "What a cache is, what it holds, and how to open it."),
     "label": ("vfz.cli.labels", "label_command", "Other labels or splits for its videos, without encoding them again."),
+    "drop": ("vfz.cli.labels", "drop_command", "Take videos out of what readers see; extract leaves them out."),
     "verify": ("vfz.cli.cache", "verify_command", "Compare every byte of a cache with what was written."),
     "convert": ("vfz.cli.copies", "convert_command", "Another precision or store, or a part; no encoder, no videos."),
     "repair": ("vfz.cli.cache", "repair_command", "Remove what is damaged or left over; extract makes it again."),

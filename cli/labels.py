@@ -1,4 +1,4 @@
-"""`vfz cache label`: what the videos of a cache are called, shown after it was changed.
+"""`vfz cache label` and `drop`: what the videos of a cache are called, and which of them are read.
 
 Each command parses its options, calls one function of `vfz.pipeline.maintenance` and shows what it returns.
 """
@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vfz.cli.options import Session, command
-from vfz.pipeline.maintenance.options import LabelOptions
+from vfz.pipeline.maintenance.options import DropOptions, LabelOptions
 from vfz.pipeline.progress import counted
 
 if TYPE_CHECKING:
@@ -66,6 +66,39 @@ def _label_rows(report: LabelReport) -> dict[str, object]:
     rows["digest"] = report.digest[:12]
     rows["use it"] = f"--labels {report.name} of train-temporal, probe and evaluate; FeatureCache(…, labels=…)"
     return rows
+
+
+@command(
+    DropOptions,
+    name="cache.drop",
+    argument="cache",
+    example="vfz cache drop --video train/walk/0007,train/run/0012 --why 'faces'\n"
+    "vfz cache drop caches/mine --videos broken.txt\n"
+    "vfz cache drop caches/mine --video train/walk/0007 --undo",
+)
+def drop_command(options: DropOptions, session: Session) -> None:
+    """Take videos out of what readers see: they count as missing, with who dropped them, when and why.
+
+    Their tokens stay on the disk. `vfz extract` leaves them out, with --retry-failed, too; it makes one again where
+    --replace finds another file. --undo brings them back.
+    """
+    from vfz.cli.console import print_json, show
+    from vfz.pipeline.maintenance.drop import drop_videos
+
+    report = drop_videos(options)
+    if session.json:
+        print_json(dataclasses.asdict(report))
+        return
+    would = "would be " if options.dry_run else ""
+    rows: dict[str, object] = {"cache": report.cache}
+    done = f"{would}{'brought back' if options.undo else 'dropped'}"
+    rows[done] = f"{counted(len(report.videos), 'video')} ({_some(report.videos[:8], len(report.videos))})"
+    if report.unchanged:
+        as_before = "not dropped" if options.undo else "dropped before"
+        rows[as_before] = f"{len(report.unchanged)} ({_some(report.unchanged[:8], len(report.unchanged))})"
+    rows |= {"reason": report.reason} if report.reason else {}
+    rows["videos left"] = f"{report.num_ok} ok of {report.num_videos}"
+    show("drop", rows)
 
 
 def _some(names: tuple[str, ...], count: int) -> str:

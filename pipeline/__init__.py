@@ -11,7 +11,7 @@
 - Make one: `extract`, `ExtractOptions`, `ExtractReport`, `dry_run`.
 - Find and describe caches: `find_cache`, `list_caches`, `describe_cache`.
 - Look after them: `verify_cache`, `verify_encoder`, `repair_cache`, `convert`, `ConvertOptions`, `compare_caches`.
-- Other labels for their videos: `label_cache`, `LabelOptions`, `LabelSet`.
+- Other labels for their videos: `label_cache`, `LabelOptions`, `LabelSet`; without some: `drop_videos`, `DropOptions`.
 - The parts: `open_dataset`, `VideoDataset`, `VideoRecord`, `load_encoder`, `FrozenEncoder`, `Recipe`.
 - What all share: `Progress`, `VfzError`.
 

@@ -25,11 +25,13 @@ from .extraction.options import ExtractOptions as ExtractOptions
 from .format.folder import find_cache as find_cache
 from .format.labels import LabelSet as LabelSet
 from .maintenance.convert import convert as convert
+from .maintenance.drop import drop_videos as drop_videos
 from .maintenance.info import compare_caches as compare_caches
 from .maintenance.info import describe_cache as describe_cache
 from .maintenance.info import list_caches as list_caches
 from .maintenance.label import label_cache as label_cache
 from .maintenance.options import ConvertOptions as ConvertOptions
+from .maintenance.options import DropOptions as DropOptions
 from .maintenance.options import LabelOptions as LabelOptions
 from .maintenance.repair import repair_cache as repair_cache
 from .maintenance.verify import verify_cache as verify_cache
@@ -41,6 +43,7 @@ from .recipe import Recipe as Recipe
 
 __all__ = [
     "ConvertOptions",
+    "DropOptions",
     "ExtractOptions",
     "ExtractReport",
     "FeatureCache",
@@ -57,6 +60,7 @@ __all__ = [
     "compare_caches",
     "convert",
     "describe_cache",
+    "drop_videos",
     "dry_run",
     "extract",
     "find_cache",

@@ -71,6 +71,7 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
         views=options.views or 1 + max((row.view for row in rows.values()), default=0),
         shard_videos=options.shard_videos or shard_size(prepared.recipe.frames, prepared.records, destination),
         retry_failed=options.retry_failed,
+        replace_changed=options.replace,
         preview=True,
     )
 

@@ -73,6 +73,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
             views=views,
             shard_videos=options.shard_videos or shard_size(prepared.recipe.frames, prepared.records, destination),
             retry_failed=options.retry_failed,
+            replace_changed=options.replace,
         )
 
     tasks = remaining()

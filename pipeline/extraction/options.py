@@ -115,6 +115,11 @@ class ExtractOptions(Options):
     )
     cache: Path | None = option(None, help="Continue exactly this cache; refused where its recipe is another one.")
     retry_failed: bool = option(default=False, help="Try videos that failed before once more.")
+    replace: bool = option(
+        default=False,
+        help="Encode videos again whose files are others now than those the cache was made from; what it has of the "
+        "old ones is no longer read.",
+    )
     max_failures: int | None = option(
         None, help="Stop with exit code 3 past this many failed videos; default: 1%, at least 10.", minimum=0
     )

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -32,6 +32,7 @@ from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import CacheMismatchError, UsageError
 from vfz.pipeline.files import name_of_text
 from vfz.pipeline.format.commits import ShardIndex
+from vfz.pipeline.format.drops import Drop, write_drop
 from vfz.pipeline.format.header import Contents
 from vfz.pipeline.format.ledger import LedgerRow, VideoKey
 from vfz.pipeline.format.plan import PlannedVideo, ShardSize
@@ -62,6 +63,7 @@ def remaining_tasks(
     views: int,
     shard_videos: ShardSize,
     retry_failed: bool,
+    replace_changed: bool = False,
     preview: bool = False,
 ) -> list[ShardTask]:
     """The commits still to be made; plans what no plan names yet.
@@ -76,11 +78,13 @@ def remaining_tasks(
         shard_videos: videos per new shard, or what says how many. As a number it must be that of the shards which are
             planned and not begun.
         retry_failed: try failed videos once more.
-        preview: write no plan.
+        replace_changed: make finished videos again whose file is another one now; nobody reads the old ones from then
+            on.
+        preview: write no plan and no drop.
 
     Raises:
         UsageError: when shards of another size are planned already.
-        CacheMismatchError: when a finished video's file is another one now.
+        CacheMismatchError: when a finished video's file is another one now, and is not to be replaced.
         CacheFormatError: when a plan or an index is damaged.
         StorageError: when the disk is full.
     """
@@ -89,12 +93,18 @@ def remaining_tasks(
         commits.setdefault(shard, []).append(path)
     if isinstance(shard_videos, int):
         _check_size_of_planned(cache, shard_videos, commits)
-    again = _to_try_again(records, rows, cache, retry_failed=retry_failed)
-    again |= _left_by_closed_shards(cache, rows, commits)
-    plans = cache.extend_plans(
-        records, shard_size_videos=shard_videos, views=range(views), again=again, preview=preview
+    dropped = {video_id for video_id, drop in cache.drops().items() if drop.kind == "dropped"}
+    again, changed = _to_try_again(
+        records, rows, cache, dropped=dropped, retry_failed=retry_failed, replace_changed=replace_changed
     )
+    if changed and not preview:
+        _drop_replaced(cache, changed)
+    again |= _left_by_closed_shards(cache, rows, commits)
+    dropped -= {row.id for row in changed}
+    wanted = [record for record in records if record.id not in dropped]  # not in another view either
+    plans = cache.extend_plans(wanted, shard_size_videos=shard_videos, views=range(views), again=again, preview=preview)
     sources = {record.id: record.source for record in records}
+    drops = cache.drops()
     tasks = []
     for plan in plans:
         for shard, videos in plan.shards.items():
@@ -110,8 +120,30 @@ def remaining_tasks(
                 attempts={video.key: rows[video.key].attempts for video in videos if video.key in rows},
             )
             of_shard = [cache.read_commit(path) for path in commits.get(shard, ())]
-            tasks += _additions(first, of_shard, retry_failed=retry_failed) if of_shard else [first]
+            is_read = [not (drop := drops.get(video.id)) or drop.videos[video.id] < plan.number for video in videos]
+            if not of_shard:
+                tasks.append(first)
+            elif any(is_read):
+                read = replace(first, videos=tuple(compress(videos, is_read)))
+                tasks += _additions(read, of_shard, retry_failed=retry_failed)
     return tasks
+
+
+def _drop_replaced(cache: CacheFolder, changed: Collection[LedgerRow]) -> None:
+    """Records that nobody is to read these rows any more; before the next plan, so that a kill leaves no mix."""
+    plan_of = {shard: plan.number for plan in cache.plans() for shard in plan.shards}
+    known = cache.drops()
+    last: dict[str, int] = {}
+    for row in changed:
+        last[row.id] = max(last.get(row.id, 0), plan_of[row.shard])
+    new = {
+        key: plan
+        for key, plan in last.items()
+        if key not in known or known[key].kind == "dropped" or known[key].videos[key] < plan
+    }
+    if new:
+        why = "its file is another one now; the same vfz extract makes it again"
+        write_drop(cache.path, Drop.now("replaced", new, why=why))
 
 
 def _left_by_closed_shards(
@@ -205,31 +237,41 @@ def _to_try_again(
     rows: Mapping[VideoKey, LedgerRow],
     cache: CacheFolder,
     *,
+    dropped: Collection[str],
     retry_failed: bool,
-) -> dict[VideoKey, str]:
+    replace_changed: bool,
+) -> tuple[dict[VideoKey, str], list[LedgerRow]]:
     """Videos that get another attempt: missing ones that are there now, and failed ones that changed or are asked for.
 
-    Each with the shard that says so.
+    Each with the shard that says so. Those that someone dropped stay out, unless another file is to replace them.
+
+    Returns:
+        Them, and the rows of those that are replaced.
 
     Raises:
-        CacheMismatchError: when a finished video's file is another one now.
+        CacheMismatchError: when a finished video's file is another one now, and is not to be replaced.
     """
     by_id: dict[str, list[LedgerRow]] = {}
     for row in rows.values():
         if row.status != "pending":
             by_id.setdefault(row.id, []).append(row)
     tried = [TriedVideo(record.source, by_id[record.id]) for record in records if record.id in by_id]
-    again = {}
+    again, changed = {}, []
     for (source, of_video), is_same in compare_sources(cache, tried):
         for row, same in zip(of_video, is_same, strict=True):
-            if row.status == "ok" and not same:
+            if row.status == "ok" and not same and not replace_changed:
                 raise CacheMismatchError(
-                    f"video {row.id!r}: {source} is not the file that {cache.path} was made from; "
-                    "give the new one another id, or make another cache with --name"
+                    f"video {row.id!r}: {source} is not the file that {cache.path} was made from; --replace encodes it "
+                    "again; or give the new one another id, or make another cache with --name"
                 )
-            if row.status == "missing" or (row.status == "failed" and (retry_failed or not same)):
+            if not same and (row.status == "ok" or row.id in dropped) and replace_changed:
+                changed.append(row)
                 again[row.key] = row.shard
-    return again
+            elif row.id not in dropped and (
+                row.status == "missing" or (row.status == "failed" and (retry_failed or not same))
+            ):
+                again[row.key] = row.shard
+    return again, changed
 
 
 def compare_sources(cache: CacheFolder, tried: Sequence[TriedVideo]) -> list[ComparedVideo]:

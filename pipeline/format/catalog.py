@@ -37,6 +37,7 @@ from vfz.pipeline.format.commits import (
     lacking_in,
     read_shard_index,
 )
+from vfz.pipeline.format.drops import Drop, drop_paths
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, contents_paths
 from vfz.pipeline.format.ledger import STATUSES, LedgerRow, VideoKey
@@ -48,6 +49,8 @@ TABLE = "index.parquet"
 SIDE = "index.json"
 CATALOG_FILES = (TABLE, SIDE)
 SIDE_KEYS = frozenset({"fingerprint", "table", "indexes", "num_plans", "num_contents", "shard_bytes"})
+NUM_DROPS = "num_drops"
+"""A key of the side file where there are drops: an earlier vfz, which knows none, then makes the table again."""
 _Commits = Mapping[str, Sequence[CommitRows]]
 
 
@@ -60,7 +63,7 @@ class Catalog:
         table: as `vfz.pipeline.format.ledger_table.ledger_table` makes it.
         index_files: those the table was made from, by name.
         shard_bytes: size of each shard's committed data.
-        num_plans, num_contents: how many files of either kind it was made from.
+        num_plans, num_contents, num_drops: how many files of each kind it was made from.
     """
 
     contents: Contents
@@ -69,6 +72,7 @@ class Catalog:
     shard_bytes: Mapping[str, int]
     num_plans: int
     num_contents: int
+    num_drops: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -150,6 +154,7 @@ def save_catalog(cache: CacheFolder, catalog: Catalog) -> None:
         "num_plans": catalog.num_plans,
         "num_contents": catalog.num_contents,
         "shard_bytes": dict(catalog.shard_bytes),
+        **({NUM_DROPS: catalog.num_drops} if catalog.num_drops else {}),
     }
     write_file_atomic(cache.path / TABLE, table)
     write_file_atomic(cache.path / SIDE, checked_json_bytes(side))
@@ -173,8 +178,10 @@ def build_catalog(cache: CacheFolder) -> Catalog:
         check_index(path, index, cache.header.fingerprint, contents)
         commits.setdefault(shard, []).append(CommitRows(index.number, index.plan, index.rows, index.column_keys))
         shard_bytes[shard] = shard_bytes.get(shard, 0) + (index.data.num_bytes if index.data else 0)
+    num_drops = len(drop_paths(cache.path))
+    drops = cache.drops()
     plans = cache.plans()
-    rows, lacking = _merge(cache.path, plans, commits, [column.key for column in contents.columns])
+    rows, lacking = _merge(cache.path, plans, commits, [column.key for column in contents.columns], drops)
     return Catalog(
         contents=contents,
         table=ledger_table(list(rows.values()), lacking),
@@ -182,6 +189,7 @@ def build_catalog(cache: CacheFolder) -> Catalog:
         shard_bytes=shard_bytes,
         num_plans=len(plans),
         num_contents=num_contents,
+        num_drops=num_drops,
     )
 
 
@@ -216,11 +224,15 @@ def check_index(path: Path, index: ShardIndex, fingerprint: str, contents: Conte
 
 
 def _merge(
-    folder: Path, plans: Sequence[Plan], commits: _Commits, column_keys: Sequence[str]
+    folder: Path,
+    plans: Sequence[Plan],
+    commits: _Commits,
+    column_keys: Sequence[str],
+    drops: Mapping[str, Drop],
 ) -> tuple[dict[VideoKey, LedgerRow], dict[VideoKey, Lacking]]:
     """The row of every planned video, as committed first or pending, and what it lacks.
 
-    The latest plan wins, unless it has no tokens of a video and an earlier one has.
+    The latest plan wins, unless it has no tokens of a video and an earlier one has that no drop hides.
     """
     rows: dict[VideoKey, LedgerRow] = {}
     lacking: dict[VideoKey, Lacking] = {}
@@ -238,13 +250,16 @@ def _merge(
                     found = {video.key: video.pending_row(shard, attempts=before.get(video.key, 0)) for video in videos}
                     for row in found.values():
                         check_row(row)
+            hidden = {key: drop for key in found if (drop := drops.get(key[0])) and drop.hides(found[key], plan.number)}
+            found |= {key: drop.hidden(found[key]) for key, drop in hidden.items()}
             # Another attempt that has not succeeded hides no tokens that are there.
             is_ok = {key for key in found if key in rows and rows[key].status == "ok"}
             found = {key: row for key, row in found.items() if row.status == "ok" or key not in is_ok}
             rows.update(found)
             for key in found:
                 lacking.pop(key, None)
-            lacking.update({key: what for key, what in lacking_in(of_shard, column_keys).items() if key in found})
+            lacks = lacking_in(of_shard, column_keys)
+            lacking.update({key: what for key, what in lacks.items() if key in found and key not in hidden})
     if unplanned := commits.keys() - planned:
         raise CacheFormatError(f"{folder}: no plan names the shards {sorted(unplanned)}; restore plan/")
     return rows, lacking
@@ -262,9 +277,10 @@ def _read(cache: CacheFolder) -> Catalog | None:
         return None
     files = side["indexes"]
     num_plans = sum(1 for _ in (cache.path / PLAN).glob("*.json"))
-    counts = [side["num_plans"], side["num_contents"]]
+    num_drops = len(drop_paths(cache.path))
+    counts = [side["num_plans"], side["num_contents"], side[NUM_DROPS]]
     same_recipe = side["fingerprint"] == cache.header.fingerprint
-    if not same_recipe or files.keys() != paths.keys() or counts != [num_plans, num_contents]:
+    if not same_recipe or files.keys() != paths.keys() or counts != [num_plans, num_contents, num_drops]:
         return None
     if side["table"] != _about(data) or not all(file.is_now(paths[name]) for name, file in files.items()):
         return None
@@ -273,17 +289,22 @@ def _read(cache: CacheFolder) -> Catalog | None:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError):
         return None
-    known = {"index_files": files, "shard_bytes": side["shard_bytes"], "num_plans": num_plans}
+    known = {"index_files": files, "shard_bytes": side["shard_bytes"], "num_plans": num_plans, "num_drops": num_drops}
     return Catalog(contents=contents, table=table, num_contents=num_contents, **known) if _is_ledger(table) else None
 
 
 def read_side(folder: Path) -> dict[str, Any]:
-    """What `index.json` says, with an `IndexFile` by name under `indexes`.
+    """What `index.json` says, with an `IndexFile` by name under `indexes`; `num_drops` is 0 where it is not said.
 
     Raises:
         CacheFormatError: when it is not there, damaged or of another form.
     """
-    side = read_checked_json(folder / SIDE, SIDE_KEYS)
+    try:
+        side = read_checked_json(folder / SIDE, SIDE_KEYS) | {NUM_DROPS: 0}
+    except CacheFormatError:
+        if not drop_paths(folder):
+            raise
+        side = read_checked_json(folder / SIDE, SIDE_KEYS | {NUM_DROPS})
     with content_errors(folder / SIDE):
         side["indexes"] = {name: IndexFile(*values) for name, values in side["indexes"].items()}
         kinds = {tuple(map(type, file)) for file in side["indexes"].values()}

@@ -18,6 +18,7 @@ from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import make_folder, write_checked_json_once
 from vfz.pipeline.format.calibration import read_named_calibration
 from vfz.pipeline.format.commits import ShardIndex, check_recipe, commit_shard, committed_paths, read_shard_index
+from vfz.pipeline.format.drops import Drop, current_drops
 from vfz.pipeline.format.golden import GoldenFrames, read_golden, write_golden_tokens
 from vfz.pipeline.format.header import (
     CONTENTS,
@@ -121,6 +122,14 @@ class CacheFolder:
         """
         self._plans = read_plans(self.path / PLAN, known=self._plans)
         return self._plans
+
+    def drops(self) -> dict[str, Drop]:
+        """The drop that counts for each video, by id; see `drops.current_drops`.
+
+        Raises:
+            CacheFormatError: when a file is missing or damaged.
+        """
+        return current_drops(self.path)
 
     def label_sets(self) -> tuple[str, ...]:
         """Names of the label sets, in alphabetical order. Cheap: none is opened."""

@@ -33,6 +33,7 @@ from vfz.pipeline.errors import EncoderError, UsageError
 from vfz.pipeline.files import writer_lock
 from vfz.pipeline.format.catalog import Catalog, write_catalog
 from vfz.pipeline.format.commits import new_data_path
+from vfz.pipeline.format.drops import copy_drops
 from vfz.pipeline.format.folder import cache_name, find_cache
 from vfz.pipeline.format.header import fingerprint_of
 from vfz.pipeline.format.labels import copy_label_sets
@@ -84,6 +85,7 @@ def convert(options: ConvertOptions, *, progress: Progress | None = None) -> Con
     _check_usage(folder, source, options)
     target = open_target(source, folder, recipe, options, selection)
     copy_label_sets(source.path, folder)
+    copy_drops(source.path, folder)
     started = time.perf_counter()
     converter = ShardConverter(source=source, target=target, progress=progress)
     done = target.folder.commit_paths()

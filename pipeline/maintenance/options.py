@@ -75,6 +75,25 @@ class LabelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DropOptions(Options):
+    """Which videos `vfz cache drop` takes out of a cache."""
+
+    cache: Path | None = option(None, help=CACHE_HELP)
+    video: tuple[str, ...] | None = option(
+        None, help="Their ids, or the ends of their paths, comma separated; an id with a comma goes into a file."
+    )
+    videos: Path | None = option(None, help="A text file with one of them a line.")
+    why: str | None = option(None, help="The reason, kept with the record.")
+    undo: bool = option(default=False, help="Bring dropped videos back, as they were.")
+    dry_run: bool = option(default=False, help="Say which videos are meant, and write nothing.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.video and self.videos is None:
+            raise UsageError("--video ID or --videos FILE says which videos; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
     """What `vfz cache verify` compares."""
 

@@ -25,6 +25,7 @@ from vfz.pipeline.datasets import DATASETS
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import (
     ConvertOptions,
+    DropOptions,
     InfoOptions,
     LabelOptions,
     LsOptions,
@@ -60,6 +61,7 @@ COMMANDS: dict[str, type[Options]] = {
     "cache ls": LsOptions,
     "cache info": InfoOptions,
     "cache label": LabelOptions,
+    "cache drop": DropOptions,
     "cache verify": VerifyOptions,
     "cache repair": RepairOptions,
     "cache convert": ConvertOptions,

@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import read_checked_json_digest, sha256_file
-from vfz.pipeline.format.catalog import CATALOG_FILES, SIDE, TABLE, build_catalog, read_side
+from vfz.pipeline.format.catalog import CATALOG_FILES, NUM_DROPS, SIDE, TABLE, build_catalog, read_side
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths
+from vfz.pipeline.format.drops import DROPS
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import CONTENTS
 from vfz.pipeline.format.plan import PLAN
@@ -135,9 +136,9 @@ def _is_stale(state: CacheState, side: Mapping[str, Any]) -> bool:
     paths = {path.name: path for path in committed_paths(state.path).values()}
     counts = [
         sum(name.startswith(f"{folder}/") for name in state.named if (state.path / name).exists())
-        for folder in (PLAN, CONTENTS)
+        for folder in (PLAN, CONTENTS, DROPS)
     ]
-    if paths.keys() != side["indexes"].keys() or counts != [side["num_plans"], side["num_contents"]]:
+    if paths.keys() != side["indexes"].keys() or counts != [side["num_plans"], side["num_contents"], side[NUM_DROPS]]:
         return True
     unreadable = {f"{shard}.{number}.index.json" for shard, number in state.unreadable}
     return any(

@@ -16,12 +16,13 @@ from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import sha256_file
 from vfz.pipeline.format.calibration import CALIBRATION, file_name_of, read_calibration
 from vfz.pipeline.format.commits import SHARDS, CommitKey, ShardIndex, committed_paths, read_shard_index
+from vfz.pipeline.format.drops import DROPS, read_drop
 from vfz.pipeline.format.header import CONTENTS, GOLDEN, HEADER, CacheHeader, Contents, read_contents_file, read_header
 from vfz.pipeline.format.labels import LABELS, label_set_paths, read_label_file
 from vfz.pipeline.format.plan import PLAN, Plan, read_plan
 from vfz.pipeline.maintenance.verify.report import Problem, Remedy
 
-FOLDERS = (CONTENTS, CALIBRATION, GOLDEN, LABELS, PLAN, SHARDS)
+FOLDERS = (CONTENTS, CALIBRATION, DROPS, GOLDEN, LABELS, PLAN, SHARDS)
 LINK = "it is a symbolic link, which is not followed; what it points to is no part of the cache"
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.json")
 _ADVICE = re.compile("; restore (it|both|.*/)( from .*| or .*)?$")
@@ -115,6 +116,8 @@ class _StateReader:
         if contents is not None:
             self._named += [f"{CALIBRATION}/{file_name_of(key)}" for key in contents.calibrations]
             self._named += [f"{GOLDEN}/{name}" for name in contents.golden]
+        for name in self._numbered(DROPS, 1):
+            self._try(name, read_drop)
         self._labels()
         state = CacheState(
             path=self._path,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vfz.pipeline.format.commits import CommitKey
+from vfz.pipeline.format.drops import DROPS
 from vfz.pipeline.format.header import CONTENTS, HEADER
 from vfz.pipeline.format.plan import PLAN
 
@@ -49,8 +50,12 @@ class Problem:
 
     @property
     def says_what_the_cache_is(self) -> bool:
-        """Whether it is in `vfz.json`, contents, plans or indexes, without which nothing else can be judged."""
-        return self.file == HEADER or self.file.startswith((f"{CONTENTS}/", f"{PLAN}/")) or self.shard is not None
+        """Whether it is in `vfz.json`, contents, plans, drops or indexes, without which nothing else can be judged."""
+        return (
+            self.file == HEADER
+            or self.file.startswith((f"{CONTENTS}/", f"{DROPS}/", f"{PLAN}/"))
+            or self.shard is not None
+        )
 
     def __str__(self) -> str:
         named = ", ".join(self.videos[:_VIDEOS_SHOWN]) + (
