@@ -31,6 +31,7 @@ COMMANDS: Commands = {
     "drop": ("vfz.cli.labels", "drop_command", "Take videos out of what readers see; extract leaves them out."),
     "verify": ("vfz.cli.cache", "verify_command", "Compare every byte of a cache with what was written."),
     "convert": ("vfz.cli.copies", "convert_command", "Another precision or store, or a part; no encoder, no videos."),
+    "export": ("vfz.cli.copies", "export_command", "Pooled features as Parquet or NPZ, for pandas, DuckDB, R, NumPy."),
     "repair": ("vfz.cli.cache", "repair_command", "Remove what is damaged or left over; extract makes it again."),
 }
 _CLASSES_SHOWN = 10

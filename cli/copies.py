@@ -1,4 +1,4 @@
-"""`vfz cache convert`: what is made of a cache without its encoder or videos.
+"""`vfz cache convert` and `vfz cache export`: what is made of a cache without its encoder or videos.
 
 Each command parses its options, calls one function and shows what it returns: a table, or one JSON object.
 """
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from vfz.cli.options import Session, command
 from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.pipeline.progress import human_bytes
+from vfz.temporal.data.options import ExportOptions
 
 if TYPE_CHECKING:
     from vfz.pipeline.maintenance.convert import ConvertReport
+    from vfz.temporal.data.export import ExportReport
 
 
 @command(
@@ -67,3 +69,37 @@ def _show_conversion(report: ConvertReport) -> None:
     else:
         rows["this run"] = "nothing to do: everything was converted before"
     show("convert", rows)
+
+
+@command(
+    ExportOptions,
+    name="cache.export",
+    argument="cache",
+    example="vfz cache export --out features.parquet\n"
+    "vfz cache export caches/mine --pool frame --splits test --out frames.npz",
+)
+def export_command(options: ExportOptions, session: Session) -> None:
+    """Write pooled features with ids, labels, splits and times to a file that pandas, DuckDB, R and NumPy read.
+
+    A row is a video (--pool mean or cls) or a frame (frame or last). The file is there when all of it is written.
+    """
+    from vfz.cli.console import print_json, progress, show
+    from vfz.temporal.data.export import export_features
+
+    with progress() as shown:
+        report = export_features(options, progress=shown)
+    if session.json:
+        print_json(dataclasses.asdict(report))
+        return
+    show("export", _export_rows(report))
+
+
+def _export_rows(report: ExportReport) -> dict[str, object]:
+    read = {"parquet": f"pandas.read_parquet({report.path!r})", "npz": f"numpy.load({report.path!r})"}
+    return {
+        "file": report.path,
+        "size": human_bytes(report.num_bytes),
+        "rows": f"{report.num_rows} of {report.num_videos} videos, {report.width} numbers each",
+        "of": f"{report.pool}, layer {', '.join(report.layers)}",
+        "open it": read[report.format],
+    }

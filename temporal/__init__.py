@@ -6,7 +6,8 @@
     model, run = load_model(report.run)
     probe(ProbeOptions(probe="attentive", temporal=report.run))
 
-- Your own model on cached tokens: `ClipDataset`; pooled features as arrays, for scikit-learn and the like: `to_numpy`.
+- Your own model on cached tokens: `ClipDataset`; pooled features as arrays, for scikit-learn and the like: `to_numpy`;
+  as a file for pandas, DuckDB or R: `export_features`, `ExportOptions`, `ExportReport`.
 - The parts of ours: `build_core`, `build_mixer`, `build_readout`, `build_task`, `TemporalModel`, `ModelConfig`.
 - Train and evaluate: `train_temporal`, `TrainOptions`, `evaluate`, `EvaluateOptions`, `load_model`; what a run takes:
   `forecast_training`, `RunForecast`.

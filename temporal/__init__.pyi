@@ -6,6 +6,9 @@ from .cores import build_core as build_core
 
 # Cached tokens for a model of your own
 from .data.dataset import ClipDataset as ClipDataset
+from .data.export import ExportReport as ExportReport
+from .data.export import export_features as export_features
+from .data.options import ExportOptions as ExportOptions
 from .data.pooling import to_numpy as to_numpy
 from .mixers import build_mixer as build_mixer
 from .model import ModelConfig as ModelConfig
@@ -48,6 +51,8 @@ __all__ = [
     "ClipDataset",
     "CompareOptions",
     "EvaluateOptions",
+    "ExportOptions",
+    "ExportReport",
     "ModelConfig",
     "PredictOptions",
     "ProbeOptions",
@@ -61,6 +66,7 @@ __all__ = [
     "build_task",
     "compare_probes",
     "evaluate",
+    "export_features",
     "fit_attentive",
     "fit_knn",
     "fit_linear",

@@ -5,5 +5,6 @@ tokens, online      the tokens of clips: out of caches, or from the encoder itse
 targets             what is known about every frame of a clip, besides its class
 loader, dataset     clips in batches for `vfz train-temporal`, and one by one for a model of your own
 features, pooling   the token maps that a probe is fitted on, and what it sees of them
+export, options     pooled features as a file for other programs; defaults of clips
 derived             a temporal module's outputs, computed once and kept
 """

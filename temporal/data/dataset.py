@@ -24,11 +24,11 @@ from vfz.pipeline.cache.request import Columns, Layers, as_names, is_whole, show
 from vfz.pipeline.cache.tokens import ORDER_IN_ALL, TokenClip, expand_column
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.recipe import QUANTISED
+from vfz.temporal.data.options import TOKEN_PARTS
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.videos import parts_of
 
 POSITIONS = ("random", "centre")
-PARTS_CHOICES = ("patch", "prefix", "all")
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -79,10 +79,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         stored: bool = False,
     ) -> None:
-        if position not in POSITIONS or parts not in PARTS_CHOICES:
+        if position not in POSITIONS or parts not in TOKEN_PARTS:
             raise UsageError(
                 f"position is {shown(position)} and parts {shown(parts)}; allowed: {', '.join(POSITIONS)}; "
-                f"{', '.join(PARTS_CHOICES)}"
+                f"{', '.join(TOKEN_PARTS)}"
             )
         if not all(is_whole(number) and number >= 1 for number in (num_frames, stride)):
             raise UsageError(f"clips of {shown(num_frames)} frames {shown(stride)} apart; 1 or more of each is needed")

@@ -14,7 +14,8 @@ F frames that are seen (1 or T), M = V * C * F.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.cache.request import Layers, as_names
+from vfz.pipeline.cache.request import Layers, as_names, shown
 from vfz.pipeline.errors import UnknownNameError, UsageError
+from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.features import ArrayFeatures, Features
-from vfz.temporal.data.tokens import CachedTokens, ClipRequest, num_prefix_of
-from vfz.temporal.data.videos import check_layers, clip_videos
+from vfz.temporal.data.options import TOKEN_PARTS
+from vfz.temporal.data.tokens import num_prefix_of
+from vfz.temporal.data.videos import check_layers, clip_videos, parts_of
 
+_BLOCK_BYTES = 32 * 1024 * 1024
+"""Of float32 tokens that are pooled at a time; at least one frame."""
 POOLS = ("all", "mean", "last", "frame")
 VECTOR_POOLS = ("mean", "last", "frame")
 
@@ -117,45 +122,116 @@ def labels_of_vectors(labels_V: Tensor, num_vectors: int) -> Tensor:
     return labels_V.repeat_interleave(num_vectors // len(labels_V), dim=0)
 
 
+class PooledVideos:
+    """Pooled features of videos of a cache, read some frames at a time, so that a long video takes no more memory.
+
+    Args:
+        cache: opened.
+        layers: which of its layers; default: the last one.
+        parts: `all`, `patch` or `prefix` tokens.
+        pool: what is seen of a video: `mean`, the average vector of its frames; `cls`, that of their CLS tokens alone;
+            `last`, the vector of its last frame; `frame`, that of each.
+
+    Attributes:
+        layers, parts: as they are read.
+        width: E.
+
+    Raises:
+        UnknownNameError: no such pool. UsageError: no such layer, part or CLS token.
+    """
+
+    def __init__(self, cache: FeatureCache, *, layers: Layers | None, parts: str, pool: str) -> None:
+        check_pool(pool, (*VECTOR_POOLS, "cls"))
+        if parts not in TOKEN_PARTS:
+            raise UsageError(f"parts is {shown(parts)}; allowed: {', '.join(TOKEN_PARTS)}")
+        chosen = counted_layers(as_names(("-1",) if layers is None else layers, "layers"), tuple(cache.layers))
+        check_layers(cache, chosen, "all")
+        if pool == "cls" and (lacking := [layer for layer in chosen if "prefix" not in cache.layers[layer]]):
+            raise UsageError(
+                f"pool cls: layer {lacking[0]} of {cache.path} has no CLS token; take pool mean or frame"
+                + (", or a layer that has one" if any("prefix" in found for found in cache.layers.values()) else "")
+            )
+        self.layers, self.parts = chosen, "prefix" if pool == "cls" else parts
+        check_layers(cache, chosen, self.parts)
+        self._cache, self._pool = cache, pool
+        self._num_prefix = [num_prefix_of(cache, layer, self.parts) for layer in chosen]
+        shapes = [cache.layers[layer] for layer in chosen]
+        named = [[part for part in shape if self.parts in ("all", part)] for shape in shapes]
+        dims = [next(iter(shape.values()))[1] for shape in shapes]
+        cls = [dim for dim, prefix in zip(dims, self._num_prefix, strict=True) if prefix]
+        self.width = sum(cls) + (dims[-1] if "patch" in named[-1] else 0) if cls else sum(dims)
+        frame_bytes = sum(4 * num * dim for shape in shapes for num, dim in shape.values())
+        self._num_at_once = max(1, _BLOCK_BYTES // frame_bytes)
+
+    def of(self, video: LedgerRow) -> Iterator[PooledRows]:
+        """The rows of one video: one, or with `frame` one for each frame, some at a time."""
+        total_E, times = np.zeros(self.width), []
+        first = video.num_frames - 1 if self._pool == "last" else 0
+        for start in range(first, video.num_frames, self._num_at_once):
+            frames = np.arange(start, min(start + self._num_at_once, video.num_frames))
+            clip = self._cache.read(video.id, frames, self.layers, parts_of(self.parts), video.view)
+            layers_BTND = [clip.expand(layer, self.parts).unsqueeze(0) for layer in self.layers]
+            vectors_TE = frame_vectors(layers_BTND, self._num_prefix)[0].numpy()
+            if self._pool in ("frame", "last"):
+                yield PooledRows(video=video, frames=frames, pts_seconds=clip.pts_seconds, vectors_ME=vectors_TE)
+            total_E += vectors_TE.sum(axis=0, dtype=np.float64)
+            times.append(clip.pts_seconds)
+        if self._pool in ("mean", "cls"):
+            vector_ME = (total_E / video.num_frames).astype(np.float32)[None]
+            all_frames = np.arange(video.num_frames)
+            yield PooledRows(video=video, frames=all_frames, pts_seconds=np.concatenate(times), vectors_ME=vector_ME)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PooledRows:
+    """Some rows of a video.
+
+    Attributes:
+        video: its row in the ledger.
+        frames, pts_seconds: the frames that were looked at and their times; [M] where each is a row of its own.
+        vectors_ME: float32.
+    """
+
+    video: LedgerRow
+    frames: NDArray[np.int64]
+    pts_seconds: NDArray[np.float64]
+    vectors_ME: NDArray[np.float32]
+
+
 def to_numpy(
     cache: FeatureCache | str | Path,
     split: str,
     *,
     pool: str = "mean",
     layers: Layers | None = None,
+    parts: str = "all",
     view: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
-    """Pooled features of a split as arrays, for scikit-learn, pandas and the like; one video is read at a time.
+    """Pooled features of a split as arrays, for scikit-learn, pandas and the like; `export_features` writes a file.
 
     Args:
-        cache: its folder, or a cache that is open.
+        cache: its folder or name, or a cache that is open.
         split: which.
-        pool: what a row of X is: `mean`, the average vector of all frames of a video; `last`, that of its last frame;
-            `frame`, that of each frame, one video after the other.
-        layers: which of the cache's; default: the last one.
+        pool: what a row of X is: `mean`, the average vector of all frames of a video; `cls`, that of their CLS tokens
+            alone; `last`, the vector of its last frame; `frame`, that of each frame, one video after the other.
+        layers: which of the cache's, side by side; default: the last one.
+        parts: `all`, `patch` or `prefix` tokens.
         view: which crop.
 
     Returns:
         X [M, E] float32, y [M] (-1 where a video has no label) and the video's id of each row.
 
     Raises:
-        UnknownNameError: no such pool, split or layer. UsageError: the split has no such videos. CacheError: as
-        `FeatureCache`.
+        UnknownNameError: no such pool, split or layer. UsageError: the split has no such videos, or no CLS token is
+        there. CacheError: as `FeatureCache`.
     """
-    check_pool(pool, VECTOR_POOLS)
     opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
-    chosen = counted_layers(as_names(("-1",) if layers is None else layers, "layers"), tuple(opened.layers))
-    check_layers(opened, chosen, "all")
-    rows = [one.rows[0] for one in clip_videos(opened, split, layers=chosen, views=(view,), labelled=False)]
-    tokens = CachedTokens(opened, layers=chosen, parts="all")
-    num_prefix = [num_prefix_of(opened, layer, "all") for layer in chosen]
+    pooled = PooledVideos(opened, layers=layers, parts=parts, pool=pool)
+    videos = clip_videos(opened, split, layers=pooled.layers, parts=pooled.parts, views=(view,), labelled=False)
     vectors, labels, ids = [], [], []
-    for row in rows:
-        frames = np.arange(row.num_frames) if pool != "last" else np.array([row.num_frames - 1])
-        request = ClipRequest(video=row, frames=frames, mask=np.ones(len(frames), dtype=bool))
-        clip = tokens.read_clips([request], torch.device("cpu"))
-        of_video = clip_vectors(clip.layers_BTND, num_prefix, pool)[0].numpy()
-        vectors.append(of_video)
-        labels += [-1 if row.label is None else row.label] * len(of_video)
-        ids += [row.id] * len(of_video)
+    for video in videos:
+        for found in pooled.of(video.rows[0]):
+            vectors.append(found.vectors_ME)
+            labels += [-1 if video.label is None else video.label] * len(found.vectors_ME)
+            ids += [video.id] * len(found.vectors_ME)
     return np.concatenate(vectors), np.array(labels, dtype=np.int64), ids

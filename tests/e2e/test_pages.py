@@ -34,6 +34,7 @@ from vfz.pipeline.maintenance.options import (
 )
 from vfz.pipeline.stores import STORES
 from vfz.temporal.cores import CORES
+from vfz.temporal.data.options import ExportOptions
 from vfz.temporal.mixers import MIXERS
 from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.probes import PROBES
@@ -65,6 +66,7 @@ COMMANDS: dict[str, type[Options]] = {
     "cache verify": VerifyOptions,
     "cache repair": RepairOptions,
     "cache convert": ConvertOptions,
+    "cache export": ExportOptions,
 }
 MOST_LINES_OF_THE_README = 200
 
