@@ -37,7 +37,7 @@ def build_task(name: str, *, protocol: str = "streaming", **kwargs: Any) -> Task
         name: one of `TASKS.names()`.
         protocol: `streaming` or `clip`, as its readout's.
         **kwargs: what the task takes besides (`classify`: `num_classes`, `label_smoothing`; `multilabel`:
-            `num_classes`; `regression`: `num_classes`, `target_means`, `target_deviations`).
+            `num_classes`, `target_means`; `regression`: `target_deviations`, too).
 
     Raises:
         UnknownNameError: when no task or no protocol has that name. UsageError: when the task has no such protocol.

@@ -32,17 +32,16 @@ class RegressionTask(ValuesTask):
     Args:
         protocol: see `Task`.
         num_classes: K.
-        target_means: of the K targets in the training split, where they are not 0.
-        target_deviations: of them, where they are not 1; see `moments`.
+        target_means: see `ValuesTask`.
+        target_deviations: of the K targets in the training split, where they are not 1; see `moments`.
 
     Attributes:
-        mean_K, deviation_K: those, kept with the task's state.
+        deviation_K: those, kept with the task's state.
     """
 
     name = "regression"
     headline = "r2"
     means: ClassVar[Mapping[str, str]] = {"r2": "r2", "mse": "mse", "mae": "mae"}
-    mean_K: Tensor
     deviation_K: Tensor
 
     def __init__(
@@ -53,8 +52,7 @@ class RegressionTask(ValuesTask):
         target_means: Sequence[float] | None = None,
         target_deviations: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(protocol=protocol, num_classes=num_classes)
-        self.register_buffer("mean_K", torch.tensor(target_means or [0.0] * num_classes, dtype=torch.float32))
+        super().__init__(protocol=protocol, num_classes=num_classes, target_means=target_means)
         self.register_buffer("deviation_K", torch.tensor(target_deviations or [1.0] * num_classes, dtype=torch.float32))
 
     def prepare(self, values_VK: NDArray[Any]) -> None:
@@ -64,7 +62,7 @@ class RegressionTask(ValuesTask):
 
     def settings(self) -> dict[str, list[float]]:
         """See `ValuesTask`."""
-        return {"target_means": self.mean_K.tolist(), "target_deviations": self.deviation_K.tolist()}
+        return super().settings() | {"target_deviations": self.deviation_K.tolist()}
 
     @staticmethod
     def losses(outputs: Tensor, truth: Tensor) -> Tensor:

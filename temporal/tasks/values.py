@@ -30,11 +30,24 @@ Floats = NDArray[np.float64]
 class ValuesTask(LabelTask):
     """Base of both.
 
+    Args:
+        protocol: see `Task`.
+        num_classes: K.
+        target_means: of the K numbers in the training split; 0 where it is not said.
+
     Attributes:
         means: of each metric that `compute` gives, which figure of single labels it is the mean of.
+        mean_K: of the numbers in the training split, kept with the task's state.
     """
 
     means: ClassVar[Mapping[str, str]]
+    mean_K: Tensor
+
+    def __init__(
+        self, *, protocol: str = "streaming", num_classes: int, target_means: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(protocol=protocol, num_classes=num_classes)
+        self.register_buffer("mean_K", torch.tensor(target_means or [0.0] * num_classes, dtype=torch.float32))
 
     def loss(self, outputs: Tensor, batch: TargetBatch) -> Tensor:
         """The mean over all numbers that are known."""
@@ -57,7 +70,8 @@ class ValuesTask(LabelTask):
     def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float]:
         """The task's `figures_of` what was kept of whole videos, and `num_clips`, which are videos."""
         answers_VK, values_VK = (kept[name].numpy() for name in ("answers", "targets"))
-        return self.figures_of(answers_VK, values_VK) | {"num_clips": float(len(values_VK))}
+        num_known = np.isfinite(values_VK).any(axis=1).sum()
+        return self.figures_of(answers_VK, values_VK) | {"num_clips": float(num_known)}
 
     def constant_predictor(self, batches: Iterable[TargetBatch]) -> Callable[[TargetBatch], Tensor]:
         """Of each label the mean of what is known of it in the training set."""
@@ -105,10 +119,11 @@ class ValuesTask(LabelTask):
 
     def prepare(self, values_VK: NDArray[Any]) -> None:
         """Takes what it needs to know of the training videos' numbers, NaN where one is not known."""
+        self.mean_K.copy_(torch.from_numpy(constant_answers(values_VK)))
 
     def settings(self) -> dict[str, list[float]]:
         """What `build_task` needs, besides the number of labels, to make the task as it was prepared."""
-        return {}
+        return {"target_means": self.mean_K.tolist()}
 
     @classmethod
     def figures_of(cls, answers_VK: Floats, values_VK: Floats) -> dict[str, float]:

@@ -29,15 +29,18 @@ from vfz.temporal.data.videos import (
     EVAL_SPLITS,
     ClipVideo,
     clip_videos,
+    common_labels,
     first_eval_split,
     num_present_classes,
     num_unlabelled,
 )
 from vfz.temporal.kept import ClassFigures, KeptVideos
+from vfz.temporal.label_figures import LabelFigures
 from vfz.temporal.model import ModelConfig
 from vfz.temporal.statistics import FEW_VIDEOS
 from vfz.temporal.tasks import TASKS, Task
 from vfz.temporal.tasks.classify import ClassifyTask
+from vfz.temporal.tasks.values import ValuesTask
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.step import ClipLoss, one_answer, one_clip
 
@@ -61,7 +64,7 @@ class Evaluation:
         num_unlabelled: those that are and have no label, where the task needs one; they count in nothing, either.
         shares: how the names of metrics begin that are shares of 1.
         videos: what was answered for each; None unless it was asked for.
-        classes: what those answers say of the classes; None for other tasks.
+        classes: what those answers say of the classes, or of several labels or numbers; None for other tasks.
     """
 
     headline: str
@@ -73,7 +76,7 @@ class Evaluation:
     num_unlabelled: int = 0
     shares: tuple[str, ...] = ()
     videos: KeptVideos | None = None
-    classes: ClassFigures | None = None
+    classes: ClassFigures | LabelFigures | None = None
 
     @property
     def value(self) -> float:
@@ -102,7 +105,9 @@ class Evaluation:
         """For people: every metric, then what it was measured on."""
         counts = {name: value for name, value in self.metrics.items() if name.startswith(COUNT_PREFIX)}
         shown = {name: self._shown(name, value) for name, value in self.metrics.items() if name not in counts}
-        if self.classes is not None:
+        if isinstance(self.classes, LabelFigures):
+            shown |= self._label_lines(self.classes, shown[self.headline])
+        elif self.classes is not None:
             shown |= self._class_lines(self.classes, shown[self.headline])
             if len(self.classes.names) <= MOST_CLASSES_WITHOUT_TOP5:
                 shown.pop("top5", None)
@@ -128,6 +133,17 @@ class Evaluation:
             lines["worst classes"] = ", ".join(
                 f"{row['name']} {row['num_right']} of {row['num_videos']}" for row in worst
             )
+        return lines
+
+    def _label_lines(self, labels: LabelFigures, value: str) -> dict[str, str]:
+        lines, interval = {}, labels.interval
+        if interval is not None:
+            low, high = (self._shown(self.headline, end) for end in (interval.low, interval.high))
+            lines[self.headline] = f"{value} [{low}, {high}] ({interval.method}, 95%)"
+        lines["always the mean"] = f"{self._shown(self.headline, labels.baseline)} (of each label in training)"
+        if worst := labels.worst():
+            found = [f"{name} {self._shown(self.headline, figure)}" for name, figure in worst]
+            lines["least of the labels"] = ", ".join(found)
         return lines
 
     def _shown(self, name: str, value: float) -> str:
@@ -164,7 +180,11 @@ def evaluate_clips(
         progress.advance(len(set(batch.indices_B.tolist())) * ranks.world_size)
     progress.finish()
     metrics, values = sums.compute(ranks)
-    classes = None
+    classes: ClassFigures | LabelFigures | None = None
+    if keep and isinstance(loss.task, ValuesTask):
+        classes = LabelFigures(
+            names=clips.class_names, task=loss.task, answers_VK=values["answers"], values_VK=values["targets"]
+        )
     if keep and isinstance(loss.task, ClassifyTask):
         labels, predicted = values["label"].astype(np.int64), values["probabilities"].argmax(axis=1)
         chosen = values["probabilities"].max(axis=1)
@@ -201,7 +221,7 @@ class EvalClips:
         videos: which they are.
         rule: which frames of them make a clip.
         split: its name.
-        class_names: of the caches, in label order.
+        class_names: of the caches, in label order; or names of their labels or targets.
         num_present_classes: classes that some video of the caches has, in whatever split.
         num_missing: videos of the split that are not evaluated, since they are not in the cache.
         num_unlabelled: those that are not, since they have no label and it is needed.
@@ -288,7 +308,7 @@ def eval_clips_of(
         videos=tuple(videos),
         rule=rule,
         split=chosen,
-        class_names=tuple(caches[0].class_names),
+        class_names=common_labels(caches)[1] if labelled else (),
         num_present_classes=num_present_classes(caches) if config.task == ClassifyTask.name else 0,
         num_missing=planned - len(videos) - unlabelled,
         num_unlabelled=unlabelled,

@@ -26,6 +26,7 @@ from vfz.pipeline.progress import Progress
 from vfz.temporal.data.features import Features
 from vfz.temporal.data.pooling import check_pool
 from vfz.temporal.kept import finite
+from vfz.temporal.label_figures import LabelFigures
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.heads import HeadGrid, value_answers, value_headlines
 from vfz.temporal.probes.options import ProbeOptions
@@ -33,9 +34,8 @@ from vfz.temporal.probes.record import StoredResult
 from vfz.temporal.probes.saved import save_head
 from vfz.temporal.probes.selection import few_of_all, fit_and_choose_values
 from vfz.temporal.probes.sources import Sources
-from vfz.temporal.statistics import Interval, bootstrap_of
-from vfz.temporal.tasks import TASKS
-from vfz.temporal.tasks.values import Floats, ValuesTask, constant_answers
+from vfz.temporal.tasks import TASKS, build_task
+from vfz.temporal.tasks.values import ValuesTask, constant_answers
 
 KEPT_DIGITS = 9
 """Of answers in `probe.json`: those of float32."""
@@ -203,10 +203,12 @@ class _ValuesJob:
         options, sources, headline, first = self._options, self._sources, self._task.headline, runs[0]
         truth_VK = truth.astype(np.float64)
         answers_VK = np.array(first["answers"])
-        constant_VK = np.broadcast_to(np.array(first["constant"]), truth_VK.shape)
+        task = build_task(options.task, num_classes=len(self._labels.names), target_means=first["constant"])
+        assert isinstance(task, ValuesTask)  # noqa: S101 - for type checkers
+        figures = LabelFigures(names=self._labels.names, task=task, answers_VK=answers_VK, values_VK=truth_VK)
         values = [run["metrics"][headline] for run in runs]
         bests = [run["heads"][run["best_head"]][f"eval_{headline}"] for run in runs]
-        interval = self._interval(answers_VK, truth_VK, values[0])
+        interval = figures.interval
         num_videos, num_planned = len(truth_VK), sources.num_planned(sources.eval_split)
         return ValuesReport(
             result=str(self.stored.folder),
@@ -223,11 +225,11 @@ class _ValuesJob:
             interval=interval.method if interval else "none",
             deviation=statistics.stdev(values) if len(values) > 1 else None,
             num_seeds=len(runs),
-            baseline=self._task.figures_of(constant_VK, truth_VK)[headline],
+            baseline=figures.baseline,
             metrics=first["metrics"],
             names=self._labels.names,
-            of_labels=self._of_labels(answers_VK, truth_VK),
-            baseline_of_labels=self._of_labels(constant_VK, truth_VK),
+            of_labels={name: finite(of_K.tolist()) for name, of_K in figures.of_labels.items()},
+            baseline_of_labels={name: finite(of_K.tolist()) for name, of_K in figures.baseline_of_labels.items()},
             num_eval_clips=num_videos,
             num_eval_missing=num_planned - num_videos,
             num_eval_planned=num_planned,
@@ -238,15 +240,4 @@ class _ValuesJob:
             chosen=first["chosen"],
             num_parameters=first["num_parameters"],
             seconds=seconds,
-        )
-
-    def _of_labels(self, answers_VK: Floats, truth_VK: Floats) -> dict[str, list[float | None]]:
-        found: dict[str, list[float | None]] = finite(
-            {name: figures_K.tolist() for name, figures_K in self._task.of_labels(answers_VK, truth_VK).items()}
-        )
-        return found
-
-    def _interval(self, answers_VK: Floats, truth_VK: Floats, value: float) -> Interval | None:
-        return bootstrap_of(
-            lambda weights_RV: self._task.headlines(answers_VK, truth_VK, weights_RV), len(truth_VK), value=value
         )
