@@ -6,11 +6,15 @@ The calls are `vfz.temporal.run_workflow.run_workflow` and `vfz.temporal.demo.ru
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from vfz.cli.options import Session, command
 from vfz.pipeline.progress import human_bytes
 from vfz.temporal.probes.options import DemoOptions
-from vfz.temporal.workflow import RunOptions
+from vfz.temporal.workflow import RunOptions, read_workflow
+
+if TYPE_CHECKING:
+    from vfz.temporal.run_workflow import FinishedStage
 
 
 @command(
@@ -21,12 +25,15 @@ from vfz.temporal.workflow import RunOptions
     "VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2.toml --only gmmix",
 )
 def run_command(options: RunOptions, session: Session) -> None:
-    """Run a workflow: extract, train and probe, leaving out what is done.
+    """Run a workflow: extract, convert, train, evaluate and probe, leaving out what is done.
 
-    A workflow is a TOML file with the tables [extract], [[train-temporal]] and [[probe]]; workflows/README.md tells
-    more. Stopped, it goes on where it was when it is run again.
+    A workflow is a TOML file with the tables [extract], [[convert]], [[train-temporal]], [[evaluate]] and [[probe]];
+    workflows/README.md tells more. All stages are checked against each other before the first begins. Stopped, it goes
+    on where it was when it is run again.
     """
     from vfz.cli.console import print_json, progress, show, table
+
+    read_workflow(options.workflow)  # a slip of the pen is told before torch is imported
     from vfz.temporal.run_workflow import run_workflow
 
     with progress() as shown:
@@ -40,8 +47,12 @@ def run_command(options: RunOptions, session: Session) -> None:
             ["stage", "state", "where"],
             [(stage.stage, stage.state, stage.detail) for stage in report.plan],
         )
-    for stage, result in report.results.items():
-        show(stage, {name: value for name, value in result.items() if isinstance(value, str | int | float)})
+    else:
+        table(
+            f"{report.workflow}: what came of it",
+            ["stage", "result", "metric", "value", "95% interval", "seconds", "where"],
+            [_finished(stage) for stage in report.stages],
+        )
     if report.published:
         published = f"{_figure(report.published.value)} ({report.published.source})"
         show(
@@ -58,6 +69,13 @@ def run_command(options: RunOptions, session: Session) -> None:
                 for one in report.figures
             ],
         )  # fmt: skip
+
+
+def _finished(stage: FinishedStage) -> tuple[str, ...]:
+    """A row of the last table."""
+    value = "" if stage.value is None else f"{stage.value:.4g}"
+    interval = "" if stage.low is None or stage.high is None else f"{stage.low:.4g} to {stage.high:.4g}"
+    return stage.stage, stage.result, stage.metric or "", value, interval, f"{stage.seconds:.1f}", stage.where
 
 
 def _figure(value: float | None) -> str:

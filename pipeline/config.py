@@ -334,10 +334,10 @@ def _is_table(value: Any) -> bool:
 
 
 COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "predict", "probe", "cache", "demo", "run"})
-REPEATED = frozenset({"train-temporal", "probe"})
+REPEATED = frozenset({"convert", "train-temporal", "evaluate", "probe", "predict"})
 """Commands of which a file may have several tables, and in `[defaults.<command>]` what they share."""
-TABLES = COMMANDS | {"paper", "defaults"}
-"""Names a table of a config file may have; `paper` says what was published of the result that a workflow makes."""
+TABLES = COMMANDS | {"convert", "paper", "defaults"}
+"""Names a table of a config file may have; `convert` is a workflow's stage, `paper` says what was published."""
 
 
 def check_folder_name(name: str | None) -> None:

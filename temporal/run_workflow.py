@@ -1,37 +1,44 @@
 """`vfz run WORKFLOW`: the stages of a workflow in order, those that are done left out.
 
     extract          done when the same options made a cache that is there, whole and of the same fingerprint
+    convert          done when the same options made a cache of the same videos of the extracted one, and it is there
     train-temporal   done when its run folder holds a finished run of the same options on the same videos; an
                      unfinished one is continued
+    evaluate         always asked for: an evaluation of the same videos replaces itself
     probe            always asked for: a probe with the same settings on the same videos gives its stored result
 
+Before the first of them begins, all are checked against each other (`check_workflow`).
+
 What the extraction made is kept in `<out>/<workflow>.workflow.json`, so that a done one needs neither videos nor
-encoder. New videos under the root are therefore not seen; `--again` looks for them. Nothing that is there is ever
-overwritten: a run folder of other options, or one trained on videos that have changed since, is refused by name.
+encoder, and what a conversion made in a file beside it. New videos under the root are therefore not seen; `--again`
+looks for them. Nothing that is there is ever overwritten: a run folder of other options, or one trained on videos that
+have changed since, is refused by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.errors import CacheError, RunError, UnknownNameError
+from vfz.pipeline.errors import CacheError, RunError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
+from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.mixers import MIXERS
-from vfz.temporal.probes.options import ProbeOptions
-from vfz.temporal.probes.run import probe
+from vfz.temporal.check_workflow import check_workflow
+from vfz.temporal.probes.run import probe_all
 from vfz.temporal.run_record import read_run
-from vfz.temporal.training.experiment import made_otherwise
+from vfz.temporal.training.evaluate import evaluate
+from vfz.temporal.training.experiment import made_otherwise, options_made_otherwise
 from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
-from vfz.temporal.workflow import Published, RunOptions, Workflow, read_workflow, run_folder
+from vfz.temporal.workflow import Published, RunOptions, Stage, Workflow, read_workflow, run_folder, run_of
 
 State = Literal["done", "continue", "to do"]
 FORMAT_VERSION = 1
@@ -65,6 +72,29 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinishedStage:
+    """One stage after it was run, or left out.
+
+    Attributes:
+        stage: the command and what it makes.
+        result: `made`, `continued` or `was there`.
+        metric: the one that people quote, and its value; None where the stage has none.
+        low, high: its interval of 95%; None where it has none.
+        seconds: that this call took for it.
+        where: the result lies.
+    """
+
+    stage: str
+    result: str
+    metric: str | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seconds: float
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """What was published of one training, and what was measured.
 
@@ -86,8 +116,9 @@ class WorkflowReport:
     Attributes:
         workflow: its name.
         plan: what was done and to do at the start.
+        stages: how each ended; empty after a dry run.
         cache: the extracted cache; None after a dry run that found none.
-        results: every run's and probe's record, by stage; empty after a dry run.
+        results: the records of all stages but the extraction, by stage; empty after a dry run.
         published: what a paper reports of it.
         measured: the metric it reports, of the last run that has it; None where none has.
         figures: what a paper reports of single trainings, and what was measured.
@@ -95,6 +126,7 @@ class WorkflowReport:
 
     workflow: str
     plan: tuple[PlannedStage, ...]
+    stages: tuple[FinishedStage, ...]
     cache: str | None
     results: dict[str, dict[str, Any]]
     published: Published | None
@@ -107,65 +139,171 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
 
     Raises:
         UsageError: a mistake in the workflow. RunError: a run folder that is there was made otherwise. Otherwise as
-        `extract`, `train_temporal` and `probe`, whose finished work is kept.
+        the commands of its stages, whose finished work is kept.
     """
     progress = progress or SilentProgress()
     workflow = read_workflow(options.workflow)
-    _check_mixers(workflow)
     if options.only:
         workflow = workflow.only(options.only)
-    cache = None if options.again else _extracted(workflow)
-    plan = tuple(_plan(workflow, cache))
-    results: dict[str, dict[str, Any]] = {}
+    extracted = None if options.again else _extracted(workflow)
+    for line in check_workflow(workflow, extracted, on_this_machine=not options.dry_run):
+        progress.note(line)
+    plan = tuple(_planned(workflow, extracted))
+    runner = _Runner(workflow, extracted, again=options.again, progress=progress)
     if not options.dry_run:
-        cache = cache or _extract(workflow, progress)
-        for training in _on(cache, workflow.trainings):
-            progress.note(_training_stage(training))
-            results[_training_stage(training)] = _train(training, cache, progress)
-        for asked in _on(cache, workflow.probes):
-            progress.note(_probe_stage(asked))
-            report = probe(dataclasses.replace(asked, force=options.again or asked.force), progress=progress)
-            results[_probe_stage(asked)] = dataclasses.asdict(report)
+        for stage in workflow.stages:
+            with stage.telling():
+                runner.run(stage)
+    cache = runner.caches.get(None)
     return WorkflowReport(
         workflow=workflow.name,
         plan=plan,
+        stages=tuple(runner.finished),
         cache=str(cache.path) if cache else None,
-        results=results,
+        results=runner.results,
         published=workflow.published,
-        measured=_measured(workflow.published, results),
-        figures=tuple(_figures(workflow, results)),
+        measured=_measured(workflow.published, runner.results),
+        figures=tuple(_figures(workflow, runner.results)),
     )
 
 
-def _check_mixers(workflow: Workflow) -> None:
-    """Refuse a mixer that there is none of before the first of several trainings, not after it.
+class _Runner:
+    """Runs stages, one after the other.
 
-    Raises:
-        UnknownNameError: with the nearest names.
+    Attributes:
+        caches: those there are, by the conversion's name; None: the extracted one.
+        results: the record of each stage but the extraction.
+        finished: how each ended.
     """
-    for training in workflow.trainings:
-        if training.mixer not in MIXERS:
-            raise UnknownNameError(f"mixer of {training.name} in {workflow.path}", training.mixer, MIXERS.names())
 
+    def __init__(self, workflow: Workflow, extracted: FeatureCache | None, *, again: bool, progress: Progress) -> None:
+        self._workflow, self._again, self._progress = workflow, again, progress
+        self.caches: dict[str | None, FeatureCache] = {} if extracted is None else {None: extracted}
+        self.results: dict[str, dict[str, Any]] = {}
+        self.finished: list[FinishedStage] = []
 
-def _plan(workflow: Workflow, cache: FeatureCache | None) -> Iterator[PlannedStage]:
-    done: State = "done" if cache else "to do"
-    yield PlannedStage(
-        stage=f"extract {workflow.extract.dataset}",
-        state=done,
-        detail=str(cache.path if cache else workflow.extract.out),
-    )
-    for training in workflow.trainings:
-        state = _state(training, cache) if cache else "to do"
-        yield PlannedStage(stage=_training_stage(training), state=state, detail=str(run_folder(training)))
-    for asked in workflow.probes:
-        yield PlannedStage(
-            stage=_probe_stage(asked), state="to do", detail="a stored result is used where there is one"
+    def run(self, stage: Stage) -> None:
+        """A stage, or what it made before."""
+        does = {
+            "extract": self._extract,
+            "convert": self._convert,
+            "train-temporal": self._train,
+            "evaluate": self._evaluate,
+            "probe": self._probe,
+        }
+        if stage.command != "extract":
+            self._progress.note(stage.title)
+        started = time.perf_counter()
+        result, record, where = does[stage.command](stage, _InKeys(self._progress, stage))
+        if record:
+            self.results[stage.title] = record
+        self.finished.append(
+            FinishedStage(
+                stage=stage.title,
+                result=result,
+                **headline_of(record),
+                seconds=time.perf_counter() - started,
+                where=where,
+            )
         )
 
+    def _extract(self, _stage: Stage, progress: Progress) -> tuple[str, dict[str, Any], str]:
+        if None in self.caches:
+            return "was there", {}, str(self.caches[None].path)
+        report = extract(self._workflow.extract, progress=progress)
+        cache = FeatureCache(report.cache)
+        _write_record(_record_path(self._workflow), _record(self._workflow, report.cache, cache.fingerprint))
+        self.caches[None] = cache
+        return "made" if report.num_tried else "was there", {}, report.cache
 
-def _state(training: TrainOptions, cache: FeatureCache) -> State:
-    """Whether a run is done.
+    def _convert(self, stage: Stage, progress: Progress) -> tuple[str, dict[str, Any], str]:
+        source = self.caches[None]
+        found = _converted(self._workflow, stage, source)
+        if found is not None:
+            self.caches[stage.options.name] = found
+            return "was there", {}, str(found.path)
+        report = convert(dataclasses.replace(stage.options, cache=source.path), progress=progress)
+        _write_record(_record_path(self._workflow, stage), _conversion_record(stage, source, report.cache))
+        self.caches[stage.options.name] = FeatureCache(report.cache)
+        return "made" if report.new_commits else "was there", dataclasses.asdict(report), report.cache
+
+    def _train(self, stage: Stage, progress: Progress) -> tuple[str, dict[str, Any], str]:
+        cache = self.caches[stage.cache]
+        training = dataclasses.replace(stage.options, cache=(cache.path,))
+        state = _state(training, cache)
+        if state != "done":
+            train_temporal(dataclasses.replace(training, resume=state == "continue"), progress=progress)
+        folder = run_folder(training)
+        result = {"done": "was there", "continue": "continued", "to do": "made"}[state]
+        return result, dict(read_run(folder).values["result"]), str(folder)
+
+    def _evaluate(self, stage: Stage, progress: Progress) -> tuple[str, dict[str, Any], str]:
+        cache = self.caches[stage.cache]
+        report = evaluate(dataclasses.replace(stage.options, cache=(cache.path,)), progress=progress)
+        return "made", report.to_dict(), report.kept or report.run
+
+    def _probe(self, stage: Stage, progress: Progress) -> tuple[str, dict[str, Any], str]:
+        asked = dataclasses.replace(
+            stage.options, cache=self.caches[stage.cache].path, force=self._again or stage.options.force
+        )
+        reports = probe_all(asked, progress=progress)
+        records = [dataclasses.asdict(report) for report in reports]
+        for number, record in enumerate(records[:-1]):
+            self.results[f"{stage.title}, {number + 1} of {len(records)}"] = record
+        is_there = all(record.get("reused") for record in records)
+        return "was there" if is_there else "made", records[-1], str(records[-1]["result"])
+
+
+class _InKeys:
+    """A progress that names a stage's options by their keys."""
+
+    def __init__(self, progress: Progress, stage: Stage) -> None:
+        self.start, self.advance, self.finish = progress.start, progress.advance, progress.finish
+        self._progress, self._stage = progress, stage
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self._progress.note(self._stage.in_keys(text))
+
+
+def headline_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The metric that people quote of a stage's record, its value and interval, as far as it has them."""
+    metrics = {**record, **record.get("metrics", {})}
+    name = metrics.get("headline") or ("top1" if "top1" in metrics else None)
+    if name is None or not isinstance(metrics.get(name), int | float):
+        return {}
+    low, high = metrics.get(f"{name}_low", metrics.get("low")), metrics.get(f"{name}_high", metrics.get("high"))
+    return {"metric": name, "value": metrics[name], "low": low, "high": high}
+
+
+def _planned(workflow: Workflow, cache: FeatureCache | None) -> Iterator[PlannedStage]:
+    """Every stage before anything is run.
+
+    Raises:
+        RunError: a run folder holds a run of other options, or on other videos.
+    """
+    caches: dict[str | None, FeatureCache | None] = {None: cache}
+    for stage in workflow.stages:
+        state: State = "to do"
+        options = stage.options
+        if stage.command == "extract":
+            state, detail = "done" if cache else "to do", str(cache.path if cache else options.out)
+        elif stage.command == "convert":
+            found = caches[options.name] = _converted(workflow, stage, cache) if cache else None
+            state, detail = "done" if found else "to do", str(found.path if found else options.out)
+        elif stage.command == "train-temporal":
+            with stage.telling():
+                state = _state(options, caches[stage.cache])
+            detail = str(run_folder(options))
+        elif stage.command == "probe":
+            detail = "a stored result is used where there is one"
+        else:
+            detail = str(run_of(stage) or options.out)
+        yield PlannedStage(stage=stage.title, state=state, detail=detail)
+
+
+def _state(training: TrainOptions, cache: FeatureCache | None) -> State:
+    """Whether a run is done; where its cache is still to be made, only whether it may be.
 
     Raises:
         RunError: when its folder holds a run of other options, or on other videos.
@@ -174,42 +312,40 @@ def _state(training: TrainOptions, cache: FeatureCache) -> State:
     if not (folder / "run.json").exists():
         return "to do"
     run = read_run(folder)
-    differing = made_otherwise(run.values, training, [cache])
+    if cache is None:
+        task = run.values["options"]["task"] if training.labels else training.task  # a label set may choose it
+        differing = options_made_otherwise(run.values, dataclasses.replace(training, task=task))
+    else:
+        differing = made_otherwise(run.values, training, [FeatureCache(cache.path, labels=training.labels)])
     if differing:
         raise RunError(
             f"{folder} is there and is not the workflow's, for these differ: {', '.join(differing)}; give the run "
             "another name in the workflow, or remove the folder"
         )
+    if cache is None:
+        return "to do"
     return "done" if run.finished else "continue"
-
-
-def _train(training: TrainOptions, cache: FeatureCache, progress: Progress) -> dict[str, Any]:
-    state = _state(training, cache)
-    if state != "done":
-        train_temporal(dataclasses.replace(training, resume=state == "continue"), progress=progress)
-    result: dict[str, Any] = read_run(run_folder(training)).values["result"]
-    return result
 
 
 def _extracted(workflow: Workflow) -> FeatureCache | None:
     """The cache that the workflow's extraction made; None where it is not there, not whole, or made otherwise."""
+    return _recorded(_record_path(workflow), lambda found: _record(workflow, found["cache"], found["fingerprint"]))
+
+
+def _converted(workflow: Workflow, stage: Stage, source: FeatureCache) -> FeatureCache | None:
+    """The cache that a conversion of these videos made; None where it is not there, or was made otherwise."""
+    return _recorded(_record_path(workflow, stage), lambda found: _conversion_record(stage, source, found["cache"]))
+
+
+def _recorded(path: Path, expected: Any) -> FeatureCache | None:
     try:
-        record = json.loads(_record_path(workflow).read_text(encoding="utf-8"))
-        if record != _record(workflow, record["cache"], record["fingerprint"]):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record != expected(record):
             return None
         cache = FeatureCache(record["cache"])
     except (OSError, ValueError, KeyError, TypeError, CacheError):
         return None
     return cache if cache.fingerprint == record["fingerprint"] else None
-
-
-def _extract(workflow: Workflow, progress: Progress) -> FeatureCache:
-    report = extract(workflow.extract, progress=progress)
-    cache = FeatureCache(report.cache)
-    make_folder(_record_path(workflow).parent)
-    record = _record(workflow, report.cache, cache.fingerprint)
-    write_file_atomic(_record_path(workflow), (json.dumps(record, indent=2) + "\n").encode())
-    return cache
 
 
 def _record(workflow: Workflow, cache: str, fingerprint: str) -> dict[str, Any]:
@@ -220,37 +356,36 @@ def _record(workflow: Workflow, cache: str, fingerprint: str) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, "options_digest": digest, "cache": cache, "fingerprint": fingerprint}
 
 
-def _record_path(workflow: Workflow) -> Path:
-    return workflow.extract.out / f"{workflow.name}.workflow.json"
+def _conversion_record(stage: Stage, source: FeatureCache, cache: str) -> dict[str, Any]:
+    options = {name: str(value) for name, value in dataclasses.asdict(stage.options).items()}
+    digest = sha256_hex(canonical_json([options, source.fingerprint, source.ledger_digest]))
+    return {
+        "format_version": FORMAT_VERSION,
+        "options_digest": digest,
+        "cache": cache,
+        "fingerprint": FeatureCache(cache).fingerprint,
+    }
 
 
-def _on(cache: FeatureCache, stages: tuple[Any, ...]) -> Iterator[Any]:
-    return (_with_cache(stage, cache) for stage in stages)
+def _record_path(workflow: Workflow, conversion: Stage | None = None) -> Path:
+    number = "" if conversion is None else f".convert-{workflow.of('convert').index(conversion) + 1}"
+    return workflow.extract.out / f"{workflow.name}{number}.workflow.json"
 
 
-def _with_cache(stage: Any, cache: FeatureCache) -> Any:
-    return dataclasses.replace(stage, cache=(cache.path,) if isinstance(stage, TrainOptions) else cache.path)
-
-
-def _training_stage(training: TrainOptions) -> str:
-    return f"train-temporal {training.name}"
-
-
-def _probe_stage(asked: ProbeOptions) -> str:
-    of = asked.temporal.name if asked.temporal else "tokens"
-    return f"probe {asked.name or f'{asked.probe} of {of}'}"
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    make_folder(path.parent)
+    write_file_atomic(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _figures(workflow: Workflow, results: dict[str, dict[str, Any]]) -> Iterator[Figure]:
-    for training in workflow.trainings:
-        folder = run_folder(training)
+    for training in workflow.of("train-temporal"):
+        folder = run_folder(training.options)
         if folder not in workflow.figures:
             continue
         published = workflow.figures[folder]
-        stages = [_training_stage(training)]
-        stages += [_probe_stage(asked) for asked in workflow.probes if asked.temporal == folder]
-        of_it = {stage: results[stage] for stage in stages if stage in results}
-        yield Figure(training=str(training.name), published=published, measured=_measured(published, of_it))
+        titles = [training.title, *(stage.title for stage in workflow.of("probe") if run_of(stage) == folder)]
+        of_it = {title: results[title] for title in titles if title in results}
+        yield Figure(training=str(training.options.name), published=published, measured=_measured(published, of_it))
 
 
 def _measured(published: Published | None, results: dict[str, dict[str, Any]]) -> float | None:

@@ -31,7 +31,7 @@ class ExpectedCache:
         recipe: with the encoder's image size, as in a cache.
         class_names: in label order; None where the dataset is not there to be asked.
         splits: how many videos each has, None where only the names are known; None as a whole where those are not.
-        targets_path: where `targets.npz` would be looked for; None where the dataset is not there to be asked.
+        targets_path: where `targets.npz` is looked for; None where the dataset is not there, or is still to be made.
     """
 
     path: Path
@@ -71,7 +71,7 @@ def expect(options: ExtractOptions, *, dataset: VideoDataset | None) -> Expected
         recipe={"encoder": {"image_size": image_size}},
         class_names=None if dataset is None else tuple(dataset.class_names),
         splits=None if dataset is None else _splits(options, dataset),
-        targets_path=None if dataset is None else dataset.root / "targets.npz",
+        targets_path=_targets_path(dataset),
     )
 
 
@@ -96,6 +96,12 @@ def find_videos(options: ExtractOptions) -> VideoDataset:
 def needs_a_root(options: ExtractOptions) -> bool:
     """Whether somebody must say where the videos lie, and these options do not."""
     return options.root is None and options.dataset in DATASETS and DATASETS[options.dataset].needs_root
+
+
+def _targets_path(dataset: VideoDataset | None) -> Path | None:
+    if dataset is None or not (dataset.needs_root or dataset.root.exists()):
+        return None
+    return dataset.root / "targets.npz"
 
 
 def _splits(options: ExtractOptions, dataset: VideoDataset) -> dict[str, int | None] | None:

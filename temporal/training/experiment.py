@@ -298,8 +298,7 @@ def leg_ends(record: dict[str, Any]) -> tuple[int, ...]:
 
 def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequence[FeatureCache]) -> list[str]:
     """Which options and which tokens of the run that `record` is of are not these; empty where all are the same."""
-    then, now = record["options"], option_values(sized_as(options, record).options, without=_MAY_DIFFER)
-    found = [f"{key} (run {then.get(key)}, now {now.get(key)})" for key in now | then if then.get(key) != now.get(key)]
+    found = options_made_otherwise(record, replace(options, task=task_of_labels(options.task, caches[0])))
     ours = cache_record(caches)
     if record.get("labels", {}).get("digest") != labels_digest(caches):
         found.append("the labels")
@@ -308,6 +307,12 @@ def made_otherwise(record: dict[str, Any], options: TrainOptions, caches: Sequen
     elif record["cache"]["ledger_digest"] != ours["ledger_digest"]:
         found.append("the cache's videos")
     return found
+
+
+def options_made_otherwise(record: dict[str, Any], options: TrainOptions) -> list[str]:
+    """Which options of the run that `record` is of are not these; the task as the labels say."""
+    then, now = record["options"], option_values(sized_as(options, record).options, without=_MAY_DIFFER)
+    return [f"{key} (run {then.get(key)}, now {now.get(key)})" for key in now | then if then.get(key) != now.get(key)]
 
 
 def cache_record(caches: Sequence[FeatureCache]) -> dict[str, Any]:

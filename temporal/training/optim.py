@@ -17,6 +17,17 @@ from torch import nn
 from vfz.pipeline.errors import UnknownNameError, UsageError
 
 
+def check_optimizer(name: str) -> None:
+    """Refuse a name that timm has no optimizer of.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    known = [str(known) for known in list_optimizers()]
+    if name.lower() not in known:
+        raise UnknownNameError("optimizer", name, known)
+
+
 def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
     """An optimizer over `model`; parameters named by `model.no_weight_decay()` are not decayed.
 
@@ -29,9 +40,7 @@ def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float, name: s
     Raises:
         UnknownNameError: when timm has no optimizer of that name. UsageError: when it needs second derivatives.
     """
-    known = [str(known) for known in list_optimizers()]
-    if name.lower() not in known:
-        raise UnknownNameError("optimizer", name, known)
+    check_optimizer(name)
     optimizer: torch.optim.Optimizer = create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay)
     if getattr(optimizer, "is_second_order", False):
         raise UsageError(f"--optimizer {name} needs second derivatives, which training does not compute; take another")
