@@ -1,4 +1,8 @@
-"""The options of `vfz cache export`: names, defaults, help and checks."""
+"""The options of `vfz cache export`: names, defaults, help and checks. Before them, the defaults of clips.
+
+`TrainOptions`, `ClipDataset`, the `fit_` functions and exports take their defaults from here, so that a notebook reads
+what a command reads.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,15 @@ from pathlib import Path
 from vfz.pipeline.config import Options, option
 from vfz.pipeline.errors import UsageError
 
+TRAIN_SPLIT = "train"
+LAST_LAYER = ("-1",)
+"""The layers where none are named."""
+TOKEN_PARTS = ("all", "patch", "prefix")
+"""The first is the default."""
+CLIP_FRAMES = 16
+CLIP_STRIDE = 1
 FORMATS = ("parquet", "npz")
 EXPORT_POOLS = ("mean", "cls", "frame", "last")
-TOKEN_PARTS = ("all", "patch", "prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +39,7 @@ class ExportOptions(Options):
     layers: tuple[str, ...] | None = option(
         None, help="Layers, side by side in a row, comma separated; default: -1, the last one."
     )
-    parts: str = option("all", help="Which tokens: `all`, `patch` or `prefix` (CLS).", choices=TOKEN_PARTS)
+    parts: str = option(TOKEN_PARTS[0], help="Which tokens: `all`, `patch` or `prefix` (CLS).", choices=TOKEN_PARTS)
     splits: tuple[str, ...] | None = option(None, help="Only videos of these splits, comma separated; default: all.")
     views: tuple[int, ...] = option((0,), help="Crops of each video, a row each.", minimum=0)
     labels: str | None = option(None, help="A label set of the cache; default: the labels of the extraction.")

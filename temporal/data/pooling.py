@@ -29,7 +29,7 @@ from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.features import ArrayFeatures, Features
-from vfz.temporal.data.options import TOKEN_PARTS
+from vfz.temporal.data.options import LAST_LAYER, TOKEN_PARTS
 from vfz.temporal.data.tokens import num_prefix_of
 from vfz.temporal.data.videos import check_layers, clip_videos, parts_of
 
@@ -144,7 +144,7 @@ class PooledVideos:
         check_pool(pool, (*VECTOR_POOLS, "cls"))
         if parts not in TOKEN_PARTS:
             raise UsageError(f"parts is {shown(parts)}; allowed: {', '.join(TOKEN_PARTS)}")
-        chosen = counted_layers(as_names(("-1",) if layers is None else layers, "layers"), tuple(cache.layers))
+        chosen = counted_layers(as_names(LAST_LAYER if layers is None else layers, "layers"), tuple(cache.layers))
         check_layers(cache, chosen, "all")
         if pool == "cls" and (lacking := [layer for layer in chosen if "prefix" not in cache.layers[layer]]):
             raise UsageError(

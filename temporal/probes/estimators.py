@@ -28,6 +28,7 @@ from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.features import ArrayFeatures, CacheFeatures, Features, as_labels, rows_in_views
+from vfz.temporal.data.options import CLIP_FRAMES, CLIP_STRIDE, TOKEN_PARTS, TRAIN_SPLIT
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.videos import check_layers, choose_eval_split
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
@@ -210,11 +211,11 @@ class FitSettings:
         progress: told of what is done.
     """
 
-    split: str = "train"
+    split: str = TRAIN_SPLIT
     layers: Sequence[str | int] | None = None
-    parts: str = "all"
-    clip_frames: int = 16
-    clip_stride: int = 1
+    parts: str = TOKEN_PARTS[0]
+    clip_frames: int = CLIP_FRAMES
+    clip_stride: int = CLIP_STRIDE
     segments: int = 1
     views: int = 1
     num_prefix: int = 0

@@ -22,6 +22,7 @@ from vfz.pipeline.progress import Progress, counted
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.derived import DerivedFeatures, derived_features
 from vfz.temporal.data.features import CacheFeatures, Features, rows_in_views
+from vfz.temporal.data.options import CLIP_FRAMES, CLIP_STRIDE, LAST_LAYER
 from vfz.temporal.data.pooling import frame_tokens
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.targets import default_targets_path
@@ -39,8 +40,6 @@ from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.run_record import RunInfo, check_same_tokens
 from vfz.temporal.tasks import TASK_OF_LABELS
 from vfz.temporal.training.runs import load_model
-
-DEFAULT_CLIP_FRAMES = 16
 
 
 class Sources:
@@ -68,8 +67,8 @@ class Sources:
         self.run: RunInfo | None = None
         self.run_digest: str | None = None
         self._model: TemporalModel | None = None
-        layers, parts = counted_layers(options.layers or ("-1",), tuple(cache.layers)), options.parts or "all"
-        of_run = {"num_frames": DEFAULT_CLIP_FRAMES, "stride": 1, "step_seconds": None}
+        layers, parts = counted_layers(options.layers or LAST_LAYER, tuple(cache.layers)), options.parts or "all"
+        of_run = {"num_frames": CLIP_FRAMES, "stride": CLIP_STRIDE, "step_seconds": None}
         if options.temporal is not None:
             self._model, self.run, self.run_digest = open_run(options.temporal, cache, device)
             if options.layers is not None or options.parts is not None:

@@ -19,6 +19,7 @@ from vfz.pipeline.files import canonical_json, sha256_hex
 from vfz.pipeline.format.folder import find_caches
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
+from vfz.temporal.data.options import LAST_LAYER
 from vfz.temporal.data.sampling import Augmentation, ClipRule
 from vfz.temporal.data.targets import ClipTargets, FrameTargets, LabelTargets
 from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
@@ -351,7 +352,7 @@ def labels_record(caches: Sequence[FeatureCache], task: Task[Any]) -> dict[str, 
 def _layers(options: TrainOptions, cache: TokenShapes) -> tuple[str, ...]:
     """The mixer takes the shallowest first, in whatever order they were asked for."""
     cached = list(cache.layers)
-    asked = counted_layers(options.layers or cached[-1:], cached)
+    asked = counted_layers(options.layers or LAST_LAYER, cached)
     layers = tuple(sorted(asked, key=lambda name: cached.index(name) if name in cached else -1))
     if options.mixer == "last" and len(layers) > 1:
         raise UsageError(

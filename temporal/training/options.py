@@ -12,6 +12,7 @@ from vfz.pipeline.config import Options, check_folder_name, option
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import DEVICE_HELP
 from vfz.temporal.cores import CORES
+from vfz.temporal.data.options import CLIP_FRAMES, CLIP_STRIDE, TOKEN_PARTS, TRAIN_SPLIT
 from vfz.temporal.tasks import TASKS
 
 CACHE_HELP = "The cache; may be left out when caches/ holds just one."
@@ -22,7 +23,7 @@ LABELS_HELP = (
     "regression. Default: the labels of the extraction."
 )
 PARTS_HELP = "Which tokens: `all` (prefix in front of patch), `patch` or `prefix`."
-PARTS = ("all", "patch", "prefix")
+PARTS = TOKEN_PARTS
 SIZES = ("tiny", "small", "paper")
 SIZES_HELP = (
     "Core and readout where their sizes are not given: tiny (2 layers of 64 channels), small (3 of 256) or paper (4 as "
@@ -64,7 +65,7 @@ class TrainOptions(Options):
     )
     layers: tuple[str, ...] | None = option(None, help="Cached encoder layers to use; default: -1, the last one.")
     mixer: str = option("last", help="How several encoder layers become one: last, mean or xattn.")
-    parts: str = option("all", help=PARTS_HELP, choices=PARTS)
+    parts: str = option(PARTS[0], help=PARTS_HELP, choices=PARTS)
     protocol: str = option(
         "streaming",
         help="streaming: answers from the current frame's output alone; clip: attends to all frames.",
@@ -82,8 +83,10 @@ class TrainOptions(Options):
     depth_size: int | None = option(
         None, help="Side of the depth maps, a multiple of 8; default: the encoder's image size.", minimum=8
     )
-    clip_frames: int = option(16, help="Frames per clip; shorter videos repeat their last frame, masked.", minimum=1)
-    clip_stride: int = option(1, help="Cached frames from one frame of a clip to the next.", minimum=1)
+    clip_frames: int = option(
+        CLIP_FRAMES, help="Frames per clip; shorter videos repeat their last frame, masked.", minimum=1
+    )
+    clip_stride: int = option(CLIP_STRIDE, help="Cached frames from one frame of a clip to the next.", minimum=1)
     clip_seconds: float | None = option(None, help="Seconds from one to the next, instead of a stride.", above=0)
     stride_factors: tuple[int, ...] = option(
         (1,), help="Training clips are drawn at one of these multiples of the stride, where the video is long enough.",
@@ -92,7 +95,7 @@ class TrainOptions(Options):
     token_dropout: float = option(
         0.0, help="Share of the patch tokens left out of each training clip.", minimum=0, maximum=0.9
     )
-    train_split: str = option("train", help="The split to train on.")
+    train_split: str = option(TRAIN_SPLIT, help="The split to train on.")
     eval_split: str | None = option(None, help="The split to evaluate on; default: val, else test.")
     eval_every: int = option(1, help="Epochs from one evaluation to the next; 0: at the end only.", minimum=0)
     segments: int = option(1, help="Clips of each evaluated video, spread over it.", minimum=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 
 import numpy as np
@@ -12,7 +13,11 @@ from torch.utils.data import DataLoader
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UnknownNameError, UsageError
-from vfz.temporal import ClipDataset
+from vfz.pipeline.format.labels import LabelSet, write_label_set
+from vfz.temporal import ClipDataset, TrainOptions
+from vfz.temporal.probes.estimators import FitSettings
+from vfz.temporal.training.distributed import join_ranks
+from vfz.temporal.training.experiment import build_experiment
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +43,11 @@ def _frames(item):
 
 def test_an_item_is_a_clip_of_its_video(folder):
     cache = FeatureCache(folder)
-    dataset = ClipDataset(folder, num_frames=4, stride=2)
+    dataset = ClipDataset(folder, num_frames=4, stride=2, parts="patch")
     assert [row.id for row in dataset.videos] == [row.id for row in cache.ok_videos("train")]
     for index, row in enumerate(cache.ok_videos("train")):
         item = dataset[index]
-        assert item.keys() == {"tokens", "label", "id", "pts_seconds"}
+        assert item.keys() == {"tokens", "frame_mask", "label", "id", "pts_seconds"}
         assert (item["id"], item["label"]) == (row.id, row.label)
         assert item["tokens"].dtype == torch.float32
         expected = cache.read(row.id, _frames(item)).tokens(11)
@@ -53,8 +58,71 @@ def test_an_item_is_a_clip_of_its_video(folder):
         dataset[len(dataset)]
 
 
-def test_a_short_video_repeats_its_last_frame(folder):
-    assert _frames(ClipDataset(folder, num_frames=6)[0]) == [0, 1, 2, 2, 2, 2]
+def test_a_short_video_repeats_its_last_frame_and_the_mask_says_so(folder):
+    item = ClipDataset(folder, num_frames=6)[0]
+    assert _frames(item) == [0, 1, 2, 2, 2, 2]
+    assert item["frame_mask"].tolist() == [True, True, True, False, False, False]
+
+
+CHANGES = (
+    {},
+    {"clip_stride": 2, "seed": 3},
+    {"clip_frames": 5, "parts": "prefix", "layers": ("2",)},
+    {"clip_seconds": 0.5},
+)
+NAMES = {"clip_frames": "num_frames", "clip_stride": "stride", "clip_seconds": "step_seconds"}
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_batches_are_those_that_training_sees_with_its_defaults_and_with_others(folder, tmp_path, changes):
+    """Tokens, labels, masks and times, bit for bit and in the same order."""
+    options = TrainOptions(cache=(folder,), out=tmp_path, device="cpu", eval_split="val", **changes)
+    with join_ranks("cpu") as ranks:
+        experiment = build_experiment(options, ranks)
+    dataset = ClipDataset(folder, **{NAMES.get(name, name): value for name, value in changes.items()})
+    loader = DataLoader(dataset, batch_size=options.batch_size, sampler=dataset.order)
+    seen = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        trained = [batch for parts in experiment.steps(epoch) for batch in parts]
+        for ours, theirs in zip(loader, trained, strict=True):
+            assert ours["id"] == list(theirs.video_ids)
+            assert torch.equal(ours["tokens"], theirs.layers_BTND[0])
+            assert torch.equal(ours["frame_mask"], theirs.frame_mask_BT)
+            assert torch.equal(ours["pts_seconds"], theirs.pts_seconds_BT)
+            assert torch.equal(ours["label"], theirs.labels_B)
+            assert not ours["frame_mask"].all(), "some videos are shorter than a clip"
+            seen.append(ours["id"])
+    assert seen[0] != seen[1]
+
+
+def test_defaults_are_the_options_of_training():
+    """Of every parameter that both have."""
+    ours = {name: one.default for name, one in inspect.signature(ClipDataset).parameters.items()}
+    theirs = TrainOptions()
+    assert (ours["split"], ours["num_frames"], ours["stride"]) == (
+        theirs.train_split, theirs.clip_frames, theirs.clip_stride,
+    )  # fmt: skip
+    assert (ours["step_seconds"], ours["layers"], ours["parts"]) == (theirs.clip_seconds, theirs.layers, theirs.parts)
+    assert ((ours["view"],), ours["seed"]) == (theirs.views, theirs.seed)
+    probe = FitSettings()
+    assert (probe.split, probe.clip_frames, probe.clip_stride, probe.parts, probe.layers) == (
+        theirs.train_split, theirs.clip_frames, theirs.clip_stride, theirs.parts, theirs.layers,
+    )  # fmt: skip
+
+
+def test_videos_without_a_label_are_left_out_where_that_is_asked_and_targets_are_given(folder):
+    labels = {"v0": (0.5, float("nan")), "v1": (1.0, 2.0)}
+    write_label_set(folder, LabelSet(name="speed", kind="regression", names=("x", "y"), labels=labels))
+    cache = FeatureCache(folder, labels="speed")
+    dataset = ClipDataset(cache, num_frames=3, labelled=True)
+    assert [row.id for row in dataset.videos] == ["v0", "v1"]
+    batch = next(iter(DataLoader(dataset, batch_size=2)))
+    np.testing.assert_array_equal(batch["targets"], [[0.5, np.nan], [1, 2]])
+    assert batch["label"].tolist() == [-1, -1]
+    assert len(ClipDataset(cache)) > 2
+    with pytest.raises(UsageError, match="in view 0 and a label; its splits are"):
+        ClipDataset(cache, "val", labelled=True)
 
 
 def test_centred_clips_lie_in_the_middle_in_every_epoch(folder):
@@ -135,6 +203,8 @@ def test_a_pickled_dataset_gives_the_same_items(folder):
         (UsageError, "clips of 2.5 frames", {"num_frames": 2.5}),
         (UsageError, "4 frames 0 apart", {"num_frames": 4, "stride": 0}),
         (UsageError, r"parts \['patch'\]", {"parts": ["patch"]}),
+        (UsageError, "seed -1 is no seed", {"seed": -1}),
+        (UsageError, "clip frames 2 cached frames and 0.5 s apart; give one", {"stride": 2, "step_seconds": 0.5}),
         (UsageError, "layers is empty; name some of the layers 2, 11 of", {"layers": ()}),
         (UsageError, "layers is 1.5", {"layers": 1.5}),
         (UsageError, "view 1 is not in .*; it has the views 0$", {"view": 1}),
@@ -153,11 +223,13 @@ def test_what_cannot_be_is_refused(folder, error, message, options):
 def test_one_layer_is_a_selection_of_one(folder, layers):
     dataset = ClipDataset(folder, num_frames=4, layers=layers)
     assert dataset.layers == ("11",)
-    assert dataset[0]["tokens"].shape == (4, 4, 8)
+    assert dataset[0]["tokens"].shape == (4, 5, 8)
 
 
-def test_all_layers_are_chosen_by_naming_none(folder):
-    assert ClipDataset(folder, num_frames=4, layers=None)[0]["tokens"].keys() == {"2", "11"}
+def test_the_last_layer_is_chosen_by_naming_none_and_all_by_naming_them(folder):
+    assert ClipDataset(folder).layers == ClipDataset(folder, layers=-1).layers == ("11",)
+    every = FeatureCache(folder).layers
+    assert ClipDataset(folder, num_frames=4, layers=tuple(every))[0]["tokens"].keys() == {"2", "11"}
 
 
 def test_a_view_is_chosen(tmp_path):
@@ -167,7 +239,7 @@ def test_a_view_is_chosen(tmp_path):
     assert [row.view for row in ClipDataset(cache, num_frames=3).videos] == [0, 0, 0]
     dataset = ClipDataset(cache, num_frames=3, view=2)
     assert [(row.id, row.view) for row in dataset.videos] == [("v0", 2), ("v1", 2), ("v3", 2)]
-    expected = cache.read("v0", [0, 1, 2], view=2).tokens(11)
+    expected = cache.read("v0", [0, 1, 2], view=2).tokens(11, "all")
     np.testing.assert_array_equal(dataset[0]["tokens"].numpy(), expected)
     with pytest.raises(UsageError, match=r"view 1 is not in .*; it has the views 0, 2"):
         ClipDataset(cache, view=1)
@@ -176,7 +248,5 @@ def test_a_view_is_chosen(tmp_path):
 def test_videos_that_all_lack_the_tokens_are_told_with_the_splits_there_are(tmp_path):
     new_cache(tmp_path / "cache", num_videos=3)
     fill_cache(tmp_path / "cache", bad=("v2",))
-    with pytest.raises(
-        UsageError, match=r"no video of split 'val' of .* has patch tokens of layers 11 in view 0; its s"
-    ):
+    with pytest.raises(UsageError, match=r"no video of split 'val' of .* has tokens of layers 11 in view 0; its s"):
         ClipDataset(tmp_path / "cache", "val")
