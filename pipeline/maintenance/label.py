@@ -196,8 +196,10 @@ def _name_of(source: Path | None) -> str:
 
 def _first_rows(cache: CacheFolder) -> list[LedgerRow]:
     """A row of each video, in whatever view."""
-    found = {row.id: row for row in reversed(LedgerRows(open_catalog(cache).table))}
-    return list(reversed(found.values()))
+    found: dict[str, LedgerRow] = {}
+    for row in LedgerRows(open_catalog(cache).table):
+        found.setdefault(row.id, row)
+    return list(found.values())
 
 
 def _own_labels(cache: CacheFolder, rows: Sequence[LedgerRow], name: str) -> LabelSet:

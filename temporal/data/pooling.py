@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -206,7 +207,8 @@ def to_numpy(
     layers: Layers | None = None,
     parts: str = "all",
     view: int = 0,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
+    labels: str | None = None,
+) -> tuple[NDArray[np.float32], NDArray[Any], list[str]]:
     """Pooled features of a split as arrays, for scikit-learn, pandas and the like; `export_features` writes a file.
 
     Args:
@@ -217,21 +219,27 @@ def to_numpy(
         layers: which of the cache's, side by side; default: the last one.
         parts: `all`, `patch` or `prefix` tokens.
         view: which crop.
+        labels: name of a label set of the cache; of a cache that is open it is said where it is opened.
 
     Returns:
-        X [M, E] float32, y [M] (-1 where a video has no label) and the video's id of each row.
+        X [M, E] float32, y and the video's id of each row. y is a class [M], -1 where a video has none; of label sets
+        of several labels or numbers it is float32 [M, K], NaN where one is not known.
 
     Raises:
         UnknownNameError: no such pool, split or layer. UsageError: the split has no such videos, or no CLS token is
         there. CacheError: as `FeatureCache`.
     """
-    opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+    if labels is not None and isinstance(cache, FeatureCache):
+        raise UsageError(f"the cache is open; name the labels {labels!r} there: FeatureCache(path, labels={labels!r})")
+    opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache, labels=labels)
     pooled = PooledVideos(opened, layers=layers, parts=parts, pool=pool)
     videos = clip_videos(opened, split, layers=pooled.layers, parts=pooled.parts, views=(view,), labelled=False)
-    vectors, labels, ids = [], [], []
+    vectors, classes, ids = [], [], []
     for video in videos:
         for found in pooled.of(video.rows[0]):
             vectors.append(found.vectors_ME)
-            labels += [-1 if video.label is None else video.label] * len(found.vectors_ME)
+            classes += [-1 if video.label is None else video.label] * len(found.vectors_ME)
             ids += [video.id] * len(found.vectors_ME)
-    return np.concatenate(vectors), np.array(labels, dtype=np.int64), ids
+    has_classes = opened.label_set is None or opened.label_set.kind == "classes"
+    y = np.array(classes, dtype=np.int64) if has_classes else opened.targets_of(ids)
+    return np.concatenate(vectors), y, ids

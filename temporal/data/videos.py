@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.cache.request import Layers, as_names
 from vfz.pipeline.errors import CacheMismatchError, UsageError
-from vfz.pipeline.format.labels import NO_SPLIT
+from vfz.pipeline.format.labels import NO_SPLIT, LabelSet
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import describe_difference
 from vfz.temporal.tasks import TASK_OF_LABELS
@@ -140,6 +140,19 @@ def num_unlabelled(
             rows = cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))
             count += sum(not known(row.id, row.label) for row in rows)
     return count
+
+
+def num_without_split(cache: FeatureCache) -> int:
+    """How many videos are in none of the splits, since the cache's label set has splits and does not name them."""
+    if cache.label_set is None or cache.label_set.splits is None:
+        return 0
+    splits, views = (cache.table()[name].to_pylist() for name in ("split", "view"))
+    return sum(split == NO_SPLIT and view == 0 for split, view in zip(splits, views, strict=True))
+
+
+def label_set_record(labels: LabelSet) -> dict[str, Any]:
+    """Which label set a result was made with, for its record."""
+    return {"name": labels.name, "number": labels.number, "kind": labels.kind, "digest": labels.digest}
 
 
 def is_labelled(cache: FeatureCache) -> Callable[[str, int | None], bool]:

@@ -8,7 +8,8 @@ asked for, and never replaced by another one without `--force`.
     settings                every option that decides numbers, by name
     digests                 cache (fingerprint), ledger, labels, run (or null), settings
     cache                   path, name, fingerprint, ledger_digest, encoder, recipe, encoder_request, precision, store,
-                            num_bytes, layers
+                            num_bytes, layers, label_set (name, number, kind, digest; null for the labels of the
+                            extraction, absent in results of before)
     features                kind (tokens | temporal), run, core, run_parameters, layers, parts, token_shapes,
                             clips (num_frames, stride, step_seconds, segments, views), pool, derived: path,
                             num_bytes and made of each

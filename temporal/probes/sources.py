@@ -30,8 +30,10 @@ from vfz.temporal.data.videos import (
     check_layers,
     choose_eval_split,
     is_labelled,
+    label_set_record,
     num_present_classes,
     num_unlabelled,
+    num_without_split,
 )
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.probes.fitters import ProbeKind
@@ -141,6 +143,7 @@ class Sources:
             "store": cache.store,
             "num_bytes": cache.num_bytes,
             "layers": list(cache.layers),
+            "label_set": None if cache.label_set is None else label_set_record(cache.label_set),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -184,7 +187,9 @@ class Sources:
         return num_present_classes([self.cache])
 
     def tell_unlabelled(self, progress: Progress) -> None:
-        """Says how many videos of the two splits are left out for want of a label."""
+        """Says how many videos of the two splits are left out for want of a label, and how many are in no split."""
+        if count := num_without_split(self.cache):
+            progress.note(f"{counted(count, 'video')} of the cache in no split of the label set: left out")
         for split in dict.fromkeys((self._options.train_split, self.eval_split)):
             count = num_unlabelled([self.cache], split, layers=self.layers, parts=self.parts) if self._labelled else 0
             if count:

@@ -28,7 +28,7 @@ from vfz.temporal.run_record import RunInfo, caches_of_run, check_same_tokens
 from vfz.temporal.tasks import TASKS, Task, build_task
 from vfz.temporal.training.distributed import Ranks, join_ranks
 from vfz.temporal.training.evaluation import EvalClips, Evaluation, eval_clips_of, evaluate_clips
-from vfz.temporal.training.experiment import targets_of
+from vfz.temporal.training.experiment import labels_digest, targets_of
 from vfz.temporal.training.options import EvaluateOptions
 from vfz.temporal.training.runs import WEIGHTS_FILE, load_model
 from vfz.temporal.training.step import ClipLoss, autocast_dtype
@@ -73,6 +73,9 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> E
         model, run = load_model(options.run, ranks.device)
         labels = options.labels or run.values.get("labels", {}).get("name")
         caches = tuple(FeatureCache(path, labels=labels) for path in caches_of_run(run, options.cache))
+        trained_on = run.values.get("labels", {})
+        if labels == trained_on.get("name") and trained_on.get("digest") != labels_digest(caches):
+            shown.note(f"label set {labels!r} is another one now than the run {run.path} was trained on")
         for cache in caches:
             check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
         task = _task_of(model, run, caches).to(ranks.device)

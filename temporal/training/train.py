@@ -16,6 +16,7 @@ from typing import Any
 from vfz.pipeline.errors import RunError
 from vfz.pipeline.files import make_folder
 from vfz.pipeline.progress import Progress, SilentProgress, counted, stop_on_signals
+from vfz.temporal.data.videos import num_without_split
 from vfz.temporal.kept import write_evaluation
 from vfz.temporal.run_record import read_run, write_run
 from vfz.temporal.tasks import TASK_OF_LABELS
@@ -163,6 +164,8 @@ def say_what_is_trained(experiment: Experiment, progress: Progress) -> None:
     labels = experiment.caches[0].label_set
     if labels and experiment.options.task == TASK_OF_LABELS[labels.kind]:
         progress.note(f"label set {labels.name!r} is of kind {labels.kind}: task {experiment.options.task}")
+    if count := sum(map(num_without_split, experiment.caches)):
+        progress.note(f"{counted(count, 'video')} of the cache in no split of the label set: left out")
     if experiment.num_unlabelled:
         progress.note(f"{counted(experiment.num_unlabelled, 'training video')} without a label: left out")
     if experiment.num_short:
