@@ -23,7 +23,7 @@ from vfz.pipeline.engine.run import Share, choose_share
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.format.catalog import open_catalog
-from vfz.pipeline.format.folder import CacheFolder, cache_name
+from vfz.pipeline.format.folder import CACHES, CacheFolder, cache_name
 from vfz.pipeline.format.ledger_table import LedgerRows
 from vfz.pipeline.recipe import (
     CALIBRATION_FRAMES,
@@ -232,9 +232,7 @@ def _as_begun(recipe: Recipe, options: ExtractOptions, dataset: VideoDataset) ->
         caches = [CacheFolder(options.out / cache_name(name, one.encoder.name, one.fingerprint)) for one in recipes]
         found = [pair for pair in zip(recipes, caches, strict=True) if pair[1].path.exists()]
         return found[0] if found else (recipe, caches[0])
-    if not options.cache.is_dir():
-        raise UsageError(f"--cache {options.cache} is not a cache; leave it out to make a new one under {options.out}/")
-    cache = CacheFolder(options.cache)
+    cache = CacheFolder(CACHES.find(options.cache, under=options.out))
     return next((one for one in earlier if one.to_dict() == cache.header.recipe), recipe), cache
 
 

@@ -10,7 +10,7 @@ which is all that linear and kNN probes look at and a hundred times smaller).
         derived.json    identity, ids of the videos, crc32c of every clip; sealed with its own digest
 
 The folder is made aside and renamed into place, so it is whole or not there. Clips are mapped and compared with their
-checksum when they are first read.
+checksum when they are first read. `RunOutputs` are the same without a folder, for videos that are asked about once.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from vfz.pipeline.files import (
 )
 from vfz.pipeline.progress import Progress
 from vfz.temporal.data.features import Features
+from vfz.temporal.data.pooling import frame_tokens
+from vfz.temporal.model import TemporalModel
 
 VERSION = 1
 """Raised when the numbers of a derived cache would come out otherwise."""
@@ -183,3 +185,44 @@ def _rename(temporary: Path, path: Path) -> None:
     except OSError:
         if not (path / "derived.json").is_file():
             raise
+
+
+class RunOutputs(Features):
+    """What a temporal module makes of other features' clips, computed when it is read.
+
+    Args:
+        tokens: what goes in.
+        model: the module.
+        frames_only: only the CLS token and the mean of the patches of each frame are kept, all that vectors are of.
+        dtype: what the outputs are rounded to.
+    """
+
+    def __init__(self, tokens: Features, model: TemporalModel, *, frames_only: bool, dtype: str) -> None:
+        self._tokens, self._model, self._frames_only, self._dtype = tokens, model, frames_only, dtype
+        self.ids, self.labels_V, self.device = tokens.ids, tokens.labels_V, tokens.device
+        self.num_clips = tokens.num_clips
+        num_prefix = tokens.num_prefix[-1]
+        self.num_prefix = (min(num_prefix, 1) if frames_only else num_prefix,)
+
+    @torch.no_grad()
+    def read(self, videos_B: Tensor, clips_B: Tensor) -> list[Tensor]:
+        """See `Features`."""
+        layers_BTND = self._tokens.read_finite(videos_B, clips_B)
+        kept, _ = run_outputs(
+            self._model, layers_BTND, self._tokens.num_prefix, frames_only=self._frames_only, dtype=self._dtype
+        )
+        return kept
+
+
+def run_outputs(
+    model: TemporalModel, layers_BTND: list[Tensor], num_prefix: tuple[int, ...], *, frames_only: bool, dtype: str
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """What a module makes of clips, as probes of it are fitted on it, and how many of those are prefix tokens.
+
+    Arguments as of `RunOutputs`.
+    """
+    features_BTNE = model.features(layers_BTND)
+    if frames_only:
+        features_BTNE = frame_tokens([features_BTNE], [num_prefix[-1]])
+    kept_BTNE = features_BTNE.to(getattr(torch, dtype)).float()
+    return [kept_BTNE], (min(num_prefix[-1], 1) if frames_only else num_prefix[-1],)

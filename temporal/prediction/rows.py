@@ -106,10 +106,10 @@ class Rows:
         return {"video": prediction.video, **answer, "error": None}
 
     def csv_line(self, cells: Sequence[Any]) -> str:
-        """One row of CSV, with its end of line."""
+        """One row of CSV, with its end of line; bytes of a name that are no UTF-8 are escaped."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue()
+        return text.getvalue().encode("utf-8", "backslashreplace").decode()
 
     def text(self, prediction: Prediction, suffix: str) -> str:
         """All that is written of a prediction into a file of that ending."""

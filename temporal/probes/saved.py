@@ -32,19 +32,21 @@ from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import CacheMismatchError, RunError, UsageError
 from vfz.pipeline.files import make_folder, sha256_hex, write_file_atomic
 from vfz.pipeline.recipe import describe_difference
+from vfz.temporal.data.derived import RunOutputs, run_outputs
 from vfz.temporal.data.features import ArrayFeatures, CacheFeatures, Features, as_labels, rows_in_views
-from vfz.temporal.data.pooling import clip_tokens, clip_vectors, frame_tokens
+from vfz.temporal.data.pooling import clip_tokens, clip_vectors
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.videos import check_layers, choose_eval_split
 from vfz.temporal.lookup import RUNS, find_probe
 from vfz.temporal.model import TemporalModel
 from vfz.temporal.probes.attentive import AttentiveBlocks, AttentiveGrid, AttentiveStack, DeepGrid
 from vfz.temporal.probes.fitters import PROBES
-from vfz.temporal.probes.heads import HeadGrid, probabilities
+from vfz.temporal.probes.heads import CLASSES, MULTILABEL, REGRESSION, HeadGrid, probabilities
 from vfz.temporal.probes.knn import KnnGrid
 from vfz.temporal.probes.linear import LinearGrid
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.sources import digest_of_run, kept_dtype
+from vfz.temporal.tasks import TASK_OF_LABELS, TASKS
 from vfz.temporal.training.runs import load_model
 
 HEAD_FILE = "head.safetensors"
@@ -65,7 +67,8 @@ def save_head(folder: Path, grid: HeadGrid) -> dict[str, Any] | None:
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     make_folder(folder)
     write_file_atomic(folder / HEAD_FILE, data)
-    return {"kind": kind, "file": HEAD_FILE, "sha256": sha256_hex(data), **sizes}
+    entry = {"kind": kind, "label_kind": grid.label_kind, "file": HEAD_FILE, "sha256": sha256_hex(data)}
+    return entry | sizes
 
 
 def load_head(folder: Path, record: Mapping[str, Any], device: torch.device) -> HeadGrid:
@@ -93,13 +96,13 @@ def load_probe(path: str | Path, device: torch.device | str = "cpu") -> SavedPro
         device: where it is to compute; `auto` takes a GPU where there is one.
 
     Raises:
-        UsageError: no result there, or one of another task than classes. RunError: it keeps no head, or is damaged, or
-        the temporal run it was fitted on is gone or another one.
+        UsageError: no result there, or one whose readout is not kept (boxes, points, depth, pose). RunError: it keeps
+        no head, or is damaged, or the temporal run it was fitted on is gone or another one.
     """
     folder = find_probe(path)
     record = read_record(folder)
     task = record["report"].get("task", "classify")
-    if task != "classify":
+    if task not in TASK_OF_LABELS.values():
         raise UsageError(f"{folder} is a probe of task {task}, whose readout is not kept; train it with train-temporal")
     return SavedProbe(folder, record, device=choose_device(str(device)))
 
@@ -110,8 +113,8 @@ class SavedProbe:
     Attributes:
         path: of the result.
         record: its `probe.json`.
-        task: `classify`.
-        classes_: [K] names of the classes, in the order of `predict_proba`'s columns.
+        task: `classify`; of a label set also `multilabel` or `regression`.
+        classes_: [K] names of the classes, labels or targets, in the order of `predict_proba`'s columns.
         probe: linear, attentive or knn.
         pool, layers, parts: which tokens it sees.
         rule, segments, views: which clips of a video; their answers are averaged.
@@ -142,7 +145,7 @@ class SavedProbe:
         )
 
     def predict_proba(self, features: Data, *, split: str | None = None) -> Any:
-        """Class probabilities [V,K]: a tensor for a tensor, else an array.
+        """Probabilities [V,K] of classes, or of each label: a tensor for a tensor, else an array.
 
         Args:
             features: a cache of the recipe it was fitted on; or what the head itself sees, which of a temporal run is
@@ -151,44 +154,79 @@ class SavedProbe:
             split: of a cache; default: `val`, else `test`.
 
         Raises:
-            UsageError: features of another width, length or kind. CacheMismatchError: a cache of another recipe.
-            RunError: features that are not finite.
+            UsageError: features of another width, length or kind; a probe of numbers, which has no probabilities.
+            CacheMismatchError: a cache of another recipe. RunError: features that are not finite.
         """
-        read = self.features(features, split=split)
-        self._check(read)
-        every = torch.arange(len(read))
-        parts = [proba[0].cpu() for _, proba in probabilities(self._grid, read, every, batch_size=32)]
-        proba_VK = torch.cat(parts) if parts else torch.zeros(0, len(self.classes_))
-        return proba_VK if isinstance(features, Tensor) else proba_VK.numpy()
+        if self.task == TASK_OF_LABELS[REGRESSION]:
+            raise UsageError(f"{self.path} answers numbers and has no probabilities; ask it with predict")
+        return self._asked(features, split)
 
     @torch.no_grad()
     def answers(self, layers_BTND: list[Tensor]) -> Tensor:
-        """Class probabilities [B,K] of clips, given the tokens of each layer as the cache has them."""
+        """Probabilities or numbers [B,K] of clips, given the tokens of each layer as the cache has them."""
         num_prefix = tuple(self._num_prefix(layer) for layer in self.layers)
         if self.model is not None:
             layers_BTND, num_prefix = run_outputs(self.model, layers_BTND, num_prefix, **self._kept())
         return self._grid.proba(layers_BTND, num_prefix)[0]
 
-    def predict(self, features: Data, *, split: str | None = None) -> NDArray[np.str_]:
-        """The name of the likeliest class [V] of each video; arguments and errors as `predict_proba`."""
-        predicted: NDArray[np.str_] = self.classes_[np.asarray(self.predict_proba(features, split=split)).argmax(1)]
-        return predicted
+    def predict(self, features: Data, *, split: str | None = None) -> NDArray[Any]:
+        """The answer for each video; arguments and errors as `predict_proba`.
+
+        Returns:
+            classify: the name of the likeliest class [V]. multilabel: whether it has each label [V,K], where that is
+            likelier than not. regression: the number of each target [V,K].
+        """
+        answers_VK = np.asarray(self._asked(features, split))
+        if self.task == TASK_OF_LABELS[REGRESSION]:
+            return answers_VK
+        predicted: NDArray[Any] = answers_VK > 0.5
+        return predicted if self.task == TASK_OF_LABELS[MULTILABEL] else self.classes_[answers_VK.argmax(axis=1)]
 
     def score(self, features: Data, labels: Any = None, *, split: str | None = None) -> float:
-        """Share of videos whose class is right.
+        """Share of labelled videos whose class is right; of several labels mAP, of numbers R2.
 
         Args:
             features: as of `predict_proba`.
-            labels: [V] names of classes, or their numbers; may be left out where the features know them.
+            labels: [V] names of classes, or their numbers, or [V,K] of a label set, NaN where one is not known; may be
+                left out where the features know them, such as a cache that was opened with its label set.
             split: of a cache.
         """
         read = self.features(features, split=split)
+        if self.task != TASK_OF_LABELS[CLASSES]:
+            return self._score_values(features, read, labels)
         known = read.labels_V if labels is None else labels
         if known is None:
             raise UsageError("score needs the labels of these features; give them as the second argument")
         given = as_labels(known, len(read))
-        predicted = np.asarray(self.predict_proba(read)).argmax(1)
-        return float(((self.classes_[predicted] if given.dtype.kind in "US" else predicted) == given).mean())
+        predicted = np.asarray(self._asked(read, None)).argmax(1)
+        if given.dtype.kind in "US":
+            return float((self.classes_[predicted] == given).mean())
+        has_label = given >= 0
+        return float((predicted == given)[has_label].mean()) if has_label.any() else float("nan")
+
+    def _score_values(self, data: Data, read: Features, values: Any) -> float:
+        task: Any = TASKS[self.task]
+        if values is None and isinstance(data, FeatureCache) and data.label_set is not None:
+            values = data.label_set.targets_of(read.ids)
+        if values is None:
+            raise UsageError(
+                "score needs what is known of these videos; give it as the second argument, [videos, labels]"
+            )
+        truth_VK = np.asarray(values, dtype=np.float64)
+        if truth_VK.shape != (shape := (len(read), len(self.classes_))):
+            raise UsageError(
+                f"what is known has shape {truth_VK.shape}; give {shape}, a column each for {self.classes_}"
+            )
+        return float(task.figures_of(np.asarray(self._asked(read, None), dtype=np.float64), truth_VK)[task.headline])
+
+    def _asked(self, features: Data, split: str | None) -> Any:
+        """The answers [V,K]: a tensor for a tensor, else an array."""
+        read = self.features(features, split=split)
+        self._check(read)
+        every = torch.arange(len(read))
+        parts = [answers[0].cpu() for _, answers in probabilities(self._grid, read, every, batch_size=32)]
+        answers_VK = torch.cat(parts) if parts else torch.zeros(0, len(self.classes_))
+        return answers_VK if isinstance(features, Tensor) else answers_VK.numpy()
 
     def features(self, data: Data, *, split: str | None = None) -> Features:
         """What the head is asked about, as `predict_proba` takes it; a cache's tokens go through the run first."""
@@ -274,47 +312,6 @@ class SavedProbe:
             raise UsageError(f"clips of {frames} frames for {self.path}, which was fitted on {entry['num_frames']}")
 
 
-class RunOutputs(Features):
-    """What a temporal module makes of other features' clips, computed when it is read.
-
-    Args:
-        tokens: what goes in.
-        model: the module.
-        frames_only: only the CLS token and the mean of the patches of each frame are kept, all that vectors are of.
-        dtype: what the outputs are rounded to.
-    """
-
-    def __init__(self, tokens: Features, model: TemporalModel, *, frames_only: bool, dtype: str) -> None:
-        self._tokens, self._model, self._frames_only, self._dtype = tokens, model, frames_only, dtype
-        self.ids, self.labels_V, self.device = tokens.ids, tokens.labels_V, tokens.device
-        self.num_clips = tokens.num_clips
-        num_prefix = tokens.num_prefix[-1]
-        self.num_prefix = (min(num_prefix, 1) if frames_only else num_prefix,)
-
-    @torch.no_grad()
-    def read(self, videos_B: Tensor, clips_B: Tensor) -> list[Tensor]:
-        """See `Features`."""
-        layers_BTND = self._tokens.read_finite(videos_B, clips_B)
-        kept, _ = run_outputs(
-            self._model, layers_BTND, self._tokens.num_prefix, frames_only=self._frames_only, dtype=self._dtype
-        )
-        return kept
-
-
-def run_outputs(
-    model: TemporalModel, layers_BTND: list[Tensor], num_prefix: tuple[int, ...], *, frames_only: bool, dtype: str
-) -> tuple[list[Tensor], tuple[int, ...]]:
-    """What a module makes of clips, as probes of it are fitted on it, and how many of those are prefix tokens.
-
-    Arguments as of `RunOutputs`.
-    """
-    features_BTNE = model.features(layers_BTND)
-    if frames_only:
-        features_BTNE = frame_tokens([features_BTNE], [num_prefix[-1]])
-    kept_BTNE = features_BTNE.to(getattr(torch, dtype)).float()
-    return [kept_BTNE], (min(num_prefix[-1], 1) if frames_only else num_prefix[-1],)
-
-
 def _parts_of(grid: HeadGrid) -> tuple[str, dict[str, Tensor], dict[str, Any]] | None:
     """Kind, tensors and sizes of a grid of one head."""
     if isinstance(grid, LinearGrid):
@@ -342,9 +339,10 @@ def _sizes(module: nn.Module) -> dict[str, int]:
 
 def _built(entry: Mapping[str, Any], tensors: dict[str, Tensor], pool: str, device: torch.device) -> HeadGrid:
     """The inverse of `_parts_of`."""
-    settings: Sequence[Mapping[str, Any]] = ({},)
+    asked: dict[str, Any] = {"pool": pool, "label_kind": entry.get("label_kind", CLASSES)}
+    one: Sequence[Mapping[str, Any]] = ({},)
     if entry["kind"] == "linear":
-        return LinearGrid(tensors["weight"][None], tensors["bias"][None], settings=settings, pool=pool)
+        return LinearGrid(tensors["weight"][None], tensors["bias"][None], settings=one, **asked)
     if entry["kind"] == "knn":
         return KnnGrid(
             tensors["bank"],
@@ -352,15 +350,15 @@ def _built(entry: Mapping[str, Any], tensors: dict[str, Tensor], pool: str, devi
             num_classes=entry["num_classes"],
             neighbours=(entry["neighbours"],),
             temperature=entry["temperature"],
-            pool=pool,
+            **asked,
         )
     sizes = {name: entry[name] for name in ("dim", "num_classes", "num_frames")}
     if entry["kind"] == "attentive":
         stack = AttentiveStack(1, **sizes)
         stack.load_state_dict(tensors)
-        return AttentiveGrid(stack.to(device), settings=settings, pool=pool)
+        return AttentiveGrid(stack.to(device), settings=one, **asked)
     if entry["kind"] == "attentive-deep":
         blocks = AttentiveBlocks(**sizes)
         blocks.load_state_dict(tensors)
-        return DeepGrid(nn.ModuleList([blocks.to(device).eval()]), settings=settings, pool=pool)
+        return DeepGrid(nn.ModuleList([blocks.to(device).eval()]), settings=one, **asked)
     raise ValueError(f"there is no head of kind {entry['kind']}")

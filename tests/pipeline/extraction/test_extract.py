@@ -133,6 +133,9 @@ def test_another_recipe_is_refused_field_by_field(folder):
         extract(dataclasses.replace(folder, cache=cache, image_size=96))
     with pytest.raises(CacheMismatchError, match=r"frames\.fps: cache 2.0, requested 3.0"):
         extract(dataclasses.replace(folder, cache=cache, fps=3))
+    assert extract(dataclasses.replace(folder, cache=Path(Path(cache).name))).cache == cache
+    with pytest.raises(UsageError, match="did you mean"):
+        extract(dataclasses.replace(folder, cache=Path(f"x{Path(cache).name}")))
 
 
 def test_a_split_can_be_added_later(folder):

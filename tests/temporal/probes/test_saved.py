@@ -65,6 +65,31 @@ def test_a_loaded_probe_gives_the_stored_answers(options, synthetic_cache, name,
     assert set(saved.predict(synthetic_cache)) <= set(synthetic_cache.class_names)
 
 
+@pytest.mark.parametrize("labels", ["sides", "places"])
+@pytest.mark.parametrize(("name", "changes"), [("linear", {}), ("knn", {}), ("attentive", {"depth": 4})])
+def test_a_loaded_probe_of_a_label_set_gives_the_stored_answers(options, labelled_cache, labels, name, changes):
+    settings = {"cache": labelled_cache.path, "labels": labels, "lrs": None if name == "linear" else (1e-3,)}
+    saved = load_probe(probe_all(dataclasses.replace(options, probe=name, **settings, **changes))[0].result)
+    cache = FeatureCache(labelled_cache.path, labels=labels)
+    (fit,) = saved.record["runs"]
+    assert saved.classes_.tolist() == list(cache.label_set.names)
+    by_id = dict(zip((row.id for row in cache.ok_videos("test")), saved.predict(cache), strict=True))
+    stored = dict(zip(saved.record["videos"]["ids"], np.array(fit["answers"]), strict=True))
+    assert saved.score(cache) == pytest.approx(fit["metrics"][saved.record["report"]["headline"]], abs=1e-6)
+    if saved.task == "multilabel":
+        assert all((by_id[one] == (answers > 0.5)).all() for one, answers in stored.items())
+        by_id = dict(zip(by_id, saved.predict_proba(cache), strict=True))
+    else:
+        with pytest.raises(UsageError, match="answers numbers and has no probabilities"):
+            saved.predict_proba(cache)
+    for one, answers in stored.items():
+        np.testing.assert_allclose(by_id[one], answers, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="score needs what is known"):
+        saved.score(FeatureCache(labelled_cache.path))
+    with pytest.raises(UsageError, match="a column each for"):
+        saved.score(cache, np.zeros(3))
+
+
 @pytest.mark.parametrize("name", ["linear", "attentive", "knn"])
 def test_a_loaded_probe_of_a_run_gives_the_stored_answers(options, synthetic_cache, run, name):
     saved = load_probe(probe(dataclasses.replace(options, probe=name, temporal=run)).result)
