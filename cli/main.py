@@ -30,6 +30,11 @@ COMMANDS: Commands = {
     "evaluate": ("vfz.cli.train", "evaluate_command", "Evaluate a trained temporal module on a split of a cache."),
     "predict": ("vfz.cli.predict", "predict_command", "Ask a trained module, or a probe, about videos."),
     "probe": ("vfz.cli.probe", "probe_command", "Fit a linear, attentive or kNN probe on cached tokens."),
+    "compare": (
+        "vfz.cli.compare",
+        "compare_command",
+        "Put runs and probes side by side: tables, tests, a page.",
+    ),
     "cache": ("vfz.cli.cache", "cache_group", "List, describe, verify, convert and repair caches."),
     "run": ("vfz.cli.workflow", "run_command", "All stages of a workflow, those that are done left out."),
     "demo": ("vfz.cli.workflow", "demo_command", "All three on built-in videos; prints a table."),

@@ -1,6 +1,6 @@
-"""`vfz probe` and `vfz probe compare`: options in, one call, tables out.
+"""`vfz probe`: options in, one call, tables out.
 
-The calls are `vfz.temporal.probes.run.probe_all` and `vfz.temporal.comparison.report.compare_probes`.
+The call is `vfz.temporal.probes.run.probe_all`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vfz.cli.options import Commands, Session, command
-from vfz.temporal.probes.options import CompareOptions, ProbeOptions
+from vfz.temporal.probes.options import ProbeOptions
 
 if TYPE_CHECKING:
     from vfz.temporal.probes.jobs.dense import DenseReport
@@ -25,7 +25,7 @@ MOST_LABELS_SHOWN = 30
 _FIGURES = {"map": "mAP", "average_precision": "average precision", "r2": "R2", "mse": "MSE", "mae": "MAE"}
 
 COMMANDS: Commands = {
-    "compare": ("vfz.cli.probe", "compare_command", "Put probes side by side: tables, tests, one HTML page."),
+    "compare": ("vfz.cli.compare", "probe_compare_command", "Put probes side by side: tables, tests, one HTML page."),
 }
 
 
@@ -70,41 +70,6 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
         _show_one(found[0])
     elif found:
         _show_several(found)
-
-
-@command(
-    CompareOptions,
-    name="probe.compare",
-    argument="runs",
-    example="vfz probe compare runs/*-probe-*\n"
-    "vfz probe compare runs/few-5-shots runs/few-10-shots --baseline few-5-shots --name shots",
-)
-def compare_command(options: CompareOptions, session: Session) -> None:
-    """Put probes side by side: accuracies with intervals, paired tests against a baseline, confusions, classes.
-
-    Prints the tables and writes them as CSV, JSON and one HTML page that needs no network.
-    """
-    from vfz.cli.console import print_json, show, table
-    from vfz.temporal.comparison.report import (
-        AGAINST_COLUMNS,
-        COLUMNS,
-        against_rows,
-        compare_probes,
-        result_rows,
-        to_dict,
-    )
-
-    report = compare_probes(options)
-    if session.json:
-        files = {"csv": report.csv, "json": report.json, "html": report.html}
-        print_json(to_dict(report.comparison) | {"files": files})
-        return
-    for title, columns, rows in (
-        ("probes", COLUMNS, result_rows(report.comparison)),
-        (f"against {report.comparison.baseline}", AGAINST_COLUMNS, against_rows(report.comparison)),
-    ):
-        table(title, columns, [[cell.text for cell in row] for row in rows])
-    show("written", {"page": report.html, "tables": f"{report.csv}, {report.json}"})
 
 
 def _show_one(report: ProbeReport) -> None:

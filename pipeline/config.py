@@ -333,7 +333,7 @@ def _is_table(value: Any) -> bool:
     )
 
 
-COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "predict", "probe", "cache", "demo", "run"})
+COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "predict", "probe", "compare", "cache", "demo", "run"})
 REPEATED = frozenset({"convert", "train-temporal", "evaluate", "probe", "predict"})
 """Commands of which a file may have several tables, and in `[defaults.<command>]` what they share."""
 TABLES = COMMANDS | {"convert", "paper", "defaults"}

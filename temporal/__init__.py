@@ -13,8 +13,9 @@
   `forecast_training`, `RunForecast`.
 - Weights released with the paper: `load_checkpoint`.
 - Probe: `probe`, `ProbeOptions`, `fit_linear`, `fit_attentive`, `fit_knn`, `compare_probes`, `CompareOptions`.
+- Runs and probes side by side: `compare_runs`, `CompareRunsOptions`.
 - Use what was trained: `predict`, `PredictOptions`, and `load_probe` for what a probe has kept.
-- Statistics: `share_interval`, `bootstrap_interval`, `mcnemar`, `paired_bootstrap`.
+- Statistics: `share_interval`, `balanced_accuracy`, `bootstrap_interval`, `mcnemar`, `paired_bootstrap`.
 
 A name is imported when it is first used, so that this import costs milliseconds and no torch. `__init__.pyi` lists the
 names for editors and type checkers. What is not among them is private by convention: it may change at any time.

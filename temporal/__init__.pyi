@@ -1,5 +1,6 @@
 # Probes side by side
 from .comparison.report import compare_probes as compare_probes
+from .comparison.report import compare_runs as compare_runs
 
 # The parts of a model
 from .cores import build_core as build_core
@@ -23,6 +24,7 @@ from .probes.estimators import fit_attentive as fit_attentive
 from .probes.estimators import fit_knn as fit_knn
 from .probes.estimators import fit_linear as fit_linear
 from .probes.options import CompareOptions as CompareOptions
+from .probes.options import CompareRunsOptions as CompareRunsOptions
 from .probes.options import ProbeOptions as ProbeOptions
 from .probes.run import probe as probe
 from .probes.saved import load_probe as load_probe
@@ -32,6 +34,7 @@ from .readouts import build_readout as build_readout
 from .reference.checkpoints import load_checkpoint as load_checkpoint
 
 # Statistics over videos
+from .statistics import balanced_accuracy as balanced_accuracy
 from .statistics import bootstrap_interval as bootstrap_interval
 from .statistics import mcnemar as mcnemar
 from .statistics import paired_bootstrap as paired_bootstrap
@@ -50,6 +53,7 @@ from .training.train import train_temporal as train_temporal
 __all__ = [
     "ClipDataset",
     "CompareOptions",
+    "CompareRunsOptions",
     "EvaluateOptions",
     "ExportOptions",
     "ExportReport",
@@ -59,12 +63,14 @@ __all__ = [
     "RunForecast",
     "TemporalModel",
     "TrainOptions",
+    "balanced_accuracy",
     "bootstrap_interval",
     "build_core",
     "build_mixer",
     "build_readout",
     "build_task",
     "compare_probes",
+    "compare_runs",
     "evaluate",
     "export_features",
     "fit_attentive",

@@ -9,7 +9,8 @@ evaluation done again replaces itself, and never one of something else. The JSON
     format_version, vfz     of the file and of the package
     run, task, core         names
     identity                what the digest is of
-    figures                 every metric, with intervals, and what it is a share of
+    figures                 every metric, with intervals, and what it is a share of; which is the headline
+    source                  encoder, layers, parts and precision of the tokens, num_bytes of the caches
     class_names             K names; none where the task has no classes
     classes                 of each class with a video: name, num_videos, num_right, accuracy, low, high (Wilson, 95%)
     videos                  ids; cache, where there are several; then numbers, V of each. classify: label, predicted,
@@ -152,6 +153,8 @@ class KeptEvaluation:
         run, task, core: names.
         identity: what decides the figures, by name.
         figures: every metric by name, and what it is a share of.
+        source: of the tokens: encoder, layers, parts, precision, num_bytes of the caches; decides nothing that the
+            identity does not.
         videos: the answers.
         class_names: in label order; empty where the task has no classes.
         classes: figures of each class that has a video.
@@ -162,6 +165,7 @@ class KeptEvaluation:
     core: str
     identity: Mapping[str, Any]
     figures: Mapping[str, Any]
+    source: Mapping[str, Any]
     videos: KeptVideos
     class_names: tuple[str, ...] = ()
     classes: list[dict[str, Any]] = field(default_factory=list)
@@ -197,6 +201,7 @@ def write_evaluation(folder: Path, kept: KeptEvaluation) -> Path:
         "core": kept.core,
         "identity": kept.identity,
         "figures": kept.figures,
+        "source": kept.source,
         "class_names": list(kept.class_names),
         "classes": kept.classes,
         "videos": {
@@ -253,6 +258,7 @@ def _evaluation(record: Mapping[str, Any], folder: Path) -> KeptEvaluation:
         core=str(record["core"]),
         identity=dict(record["identity"]),
         figures=dict(record["figures"]),
+        source=dict(record["source"]),
         videos=KeptVideos(ids=ids, caches=caches, values=values),
         class_names=tuple(map(str, record["class_names"])),
         classes=list(record["classes"]),

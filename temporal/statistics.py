@@ -13,7 +13,7 @@ of succession, and statistical inference", 1927).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -21,6 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfz.pipeline.errors import UsageError
+
+Measure = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""A figure of videos, [R], where each was drawn as often as a row says, [R, V]."""
 
 NUM_RESAMPLES = 10_000
 NUM_RESAMPLES_OF_FIGURES = 1_000
@@ -102,7 +105,7 @@ def bootstrap_interval(
 
 
 def bootstrap_of(
-    measure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    measure: Measure,
     num_videos: int,
     *,
     value: float,
@@ -130,14 +133,7 @@ def bootstrap_of(
     _check_confidence(confidence)
     if num_videos < 1:
         raise UsageError("an interval is of at least one video, and there is none")
-    generator = np.random.default_rng(seed)
-    rows = max(1, _DRAWS_AT_ONCE // num_videos)
-    share_V = np.full(num_videos, 1 / num_videos)
-    figures = [
-        measure(generator.multinomial(num_videos, share_V, size=min(rows, num_resamples - start)).astype(np.float64))
-        for start in range(0, num_resamples, rows)
-    ]
-    figures_R = np.concatenate(figures)
+    figures_R = np.concatenate([measure(part_RV) for part_RV in _draws(num_videos, num_resamples, seed)])
     figures_R = figures_R[np.isfinite(figures_R)]
     if not len(figures_R) or not math.isfinite(value):
         return None
@@ -281,6 +277,57 @@ def paired_bootstrap(
         p_value=min(1.0, max(1 / num_resamples, 2 * on_one_side)),
         confidence=confidence,
     )
+
+
+def paired_bootstrap_of(
+    first: Measure,
+    second: Measure,
+    num_videos: int,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES_OF_FIGURES,
+    seed: int = 0,
+) -> PairedBootstrap:
+    """The bootstrap of a difference of two figures that are no means over videos (mAP, R2), of the same draws.
+
+    Args:
+        first: from how often each video was drawn, [R, V], to the figure of each resample, [R]; NaN where it cannot be
+            said, which counts as not drawn.
+        second: the same of the other.
+        num_videos: V.
+        confidence: between 0 and 1.
+        num_resamples: draws of V videos with replacement.
+        seed: of the draws.
+
+    Raises:
+        UsageError: when a figure cannot be said of the videos, or of no resample.
+    """
+    parts = _draws(num_videos, num_resamples, seed)
+    differences_R = np.concatenate([first(part_RV) - second(part_RV) for part_RV in parts])
+    differences_R = differences_R[np.isfinite(differences_R)]
+    every = np.ones((1, num_videos))
+    difference = float((first(every) - second(every))[0])
+    if not len(differences_R) or not math.isfinite(difference):
+        raise UsageError("the figure cannot be said of these videos, so that two of them do not differ")
+    low, high = _percentiles(differences_R, confidence)
+    on_one_side = min(float((differences_R <= 0).mean()), float((differences_R >= 0).mean()))
+    return PairedBootstrap(
+        difference=difference,
+        low=low,
+        high=high,
+        p_value=min(1.0, max(1 / num_resamples, 2 * on_one_side)),
+        confidence=confidence,
+    )
+
+
+def _draws(num_videos: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each of V videos is drawn in each resample, some rows [R, V] at a time to bound the memory."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, _DRAWS_AT_ONCE // num_videos)
+    share_V = np.full(num_videos, 1 / num_videos)
+    for start in range(0, num_resamples, rows):
+        size = min(rows, num_resamples - start)
+        yield generator.multinomial(num_videos, share_V, size=size).astype(np.float64)
 
 
 def _resampled_means(values_V: NDArray[np.float64], *, num_resamples: int, seed: int) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
-"""Probes side by side: what `vfz probe compare` reads, works out, draws and writes.
+"""Probes and runs side by side: what `vfz compare` and `vfz probe compare` read, work out, draw and write.
 
-compare    results out of `probe.json`, and each against the baseline
+results    what a folder has to compare: a probe's result, a run's evaluations
+compare    results of one task, split and label set, and each against the baseline
 charts     the figures, as SVG
-report     `compare_probes`, the public call: tables as CSV and JSON, and one HTML page
+report     `compare_runs` and `compare_probes`, the public calls: tables as CSV and JSON, and one HTML page
 """

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vfz.temporal.comparison.compare import EPOCHS, Comparison, Curve, ProbeResult
+from vfz.temporal.comparison.compare import Comparison
+from vfz.temporal.comparison.results import EPOCHS, Curve, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,27 +22,32 @@ _NAMED_CLASSES = 30
 """With more classes than this, a confusion matrix has no room for their names."""
 
 
-def accuracy_chart(results: Sequence[ProbeResult]) -> str:
-    """A bar for every probe with its interval."""
+def accuracy_chart(results: Sequence[Result]) -> str:
+    """A bar for every result with its interval."""
     figure, axes = _figure(height=0.8 + 0.42 * len(results))
     places = np.arange(len(results))
-    means = [100 * result.top1.mean for result in results]
-    below = [100 * (result.top1.mean - result.top1.low) for result in results]
-    above = [100 * (result.top1.high - result.top1.mean) for result in results]
-    axes.barh(places, means, xerr=np.maximum(0, [below, above]), color="#4477aa", ecolor="#222222", capsize=3)
+    first, figures = results[0], [result.figure for result in results]
+    scale = 100 if first.is_share else 1
+    means = [scale * figure.mean for figure in figures]
+    below = [scale * (figure.mean - figure.low) for figure in figures]
+    above = [scale * (figure.high - figure.mean) for figure in figures]
+    errors = np.nan_to_num(np.maximum(0, [below, above]))  # an interval that there is none of
+    axes.barh(places, means, xerr=errors, color="#4477aa", ecolor="#222222", capsize=3)
     axes.set_yticks(places, [_drawable(result.name) for result in results])
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("top-1 in %, with the 95% interval over videos")
+    if first.is_share:
+        axes.set_xlim(0, 100)
+    name = "top-1" if first.headline == "top1" else first.headline
+    axes.set_xlabel(f"{_drawable(name)}{' in %' if first.is_share else ''}, with the 95% interval over videos")
     return _svg(figure)
 
 
-def layer_chart(results: Sequence[ProbeResult]) -> str | None:
+def layer_chart(results: Sequence[Result]) -> str | None:
     """Accuracy by layer, a line for every encoder and kind of probe; None unless some line has two layers."""
-    lines: dict[str, list[ProbeResult]] = {}
+    lines: dict[str, list[Result]] = {}
     for result in results:
-        if result.core is None and len(result.layers) == 1:
-            lines.setdefault(f"{result.encoder}, {result.probe}, {result.precision}", []).append(result)
+        if result.core is None and len(result.layers) == 1 and result.headline == "top1":
+            lines.setdefault(f"{result.encoder}, {result.kind}, {result.precision}", []).append(result)
     lines = {name: line for name, line in lines.items() if len({result.layers for result in line}) > 1}
     if not lines:
         return None
@@ -50,8 +56,8 @@ def layer_chart(results: Sequence[ProbeResult]) -> str | None:
     for name, line in lines.items():
         line = sorted(line, key=lambda result: _layer_order(result.layers[0]))
         places = [shown.index(result.layers[0]) for result in line]
-        means = np.array([result.top1.mean for result in line])
-        errors = [means - [result.top1.low for result in line], [result.top1.high for result in line] - means]
+        means = np.array([result.figure.mean for result in line])
+        errors = [means - [result.figure.low for result in line], [result.figure.high for result in line] - means]
         axes.errorbar(
             places, 100 * means, yerr=100 * np.maximum(0, errors), marker="o", capsize=3, label=_drawable(name)
         )
@@ -81,7 +87,7 @@ def curve_chart(curves: Sequence[Curve]) -> str:
     return _svg(figure)
 
 
-def confusion_chart(result: ProbeResult) -> str:
+def confusion_chart(result: Result) -> str:
     """The confusion matrix, each row as shares of its true class."""
     counts_KK = result.confusion_matrix
     shares_KK = counts_KK / np.maximum(1, counts_KK.sum(axis=1, keepdims=True))

@@ -1,168 +1,50 @@
-"""Probes compared on the videos they share: intervals, paired tests, confusions, classes that changed.
+"""Results compared on the videos they share: intervals, paired tests, classes that changed.
 
-`load_result` reads a `probe.json`, of several seeds the first one's answers and the mean of the accuracies; `compare`
-puts results side by side. A difference between two probes means something only where both answered for the same videos.
-Each probe's own accuracy is over its own videos, and says how many those are; tests against the baseline are over the
-videos that both have, and say how many those are.
-
-Shapes: K classes.
+A difference between two results means something only where both answered for the same videos. Results are compared in
+groups of one task, split and label set. Each one's own figure is over its own videos, and says how many those are;
+tests against the group's baseline are over the videos that both have, and say how many those are. What does not belong
+to the others is left out, with the reason.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import dataclasses
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vfz.pipeline.errors import RunError, UsageError
-from vfz.temporal.probes.record import read_record
-from vfz.temporal.statistics import Interval, McNemar, PairedBootstrap, mcnemar, paired_bootstrap
-
-NUM_WORST_PAIRS = 10
-EPOCHS = "epoch"
-"""The `x_name` of curves that have a point an epoch."""
-_CONFIDENCE = 0.95
-_FIGURES_OF_HEADS = ("held_out_top1", "held_out_log_loss", "eval_top1")
-_CURVE_NAMES = {"train_loss": "training loss", "held_out_top1": "top-1 on held-out videos"}
-
-
-def load_result(folder: Path) -> ProbeResult:
-    """The result that `vfz probe` has written into a folder, under the folder's name.
-
-    Raises:
-        UsageError: when the folder holds none, or one of another task than classes. RunError: when it is damaged or of
-        another version.
-    """
-    record = read_record(folder)
-    if (task := record["report"].get("task", "classify")) != "classify":
-        raise UsageError(f"{folder} is a probe of task {task}; only probes of classes are compared")
-    try:
-        return _result(folder, record)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise RunError(
-            f"{folder}/probe.json lacks something or has it wrong ({type(error).__name__} {error}); "
-            "probe again with --force"
-        ) from None
-
-
-def compare(results: Sequence[ProbeResult], *, baseline: str | None = None) -> Comparison:
-    """Each probe against the baseline, the first where none is named.
-
-    Raises:
-        UsageError: when there are fewer than two, two of one name, no such baseline, or results that have no video in
-        common with the baseline, or another class for one of them.
-    """
-    names = [result.name for result in results]
-    if len(results) < 2:
-        raise UsageError(f"{len(results)} probe to compare; name two or more folders that vfz probe has written")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"two of the probes are called {twice}; compare folders of different names")
-    if baseline is not None and baseline not in names:
-        raise UsageError(f"--baseline {baseline} is none of the compared probes; choose from {', '.join(names)}")
-    chosen = results[names.index(baseline) if baseline else 0]
-    against = {result.name: _against(result, chosen) for result in results if result is not chosen}
-    return Comparison(results=tuple(results), baseline=chosen.name, against=against)
+from vfz.temporal.comparison.results import CLASSIFY, Result, load_results
+from vfz.temporal.statistics import (
+    McNemar,
+    Measure,
+    PairedBootstrap,
+    mcnemar,
+    paired_bootstrap,
+    paired_bootstrap_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeResult:
-    """One probe as it is compared.
+class LeftOut:
+    """What was named and is not compared.
 
     Attributes:
-        name: what it is called in tables; unique among those compared.
-        path: the folder of its record.
-        probe: linear, attentive or knn.
-        encoder, layers, precision: of the cache.
-        core: name of the temporal module's core; None where the probe is of tokens.
-        split: the reported split.
-        top1: accuracy over the videos that are in the cache, with its interval.
-        num_planned: videos of the split, whether they are in the cache or not.
-        num_parameters: of the fitted probe.
-        num_core_parameters: of the temporal module whose outputs were probed; 0 where there is none.
-        seconds: it took.
-        cache_bytes: size of the cache on disk.
-        best_head_on_validation: the best accuracy of all settings on the reported split itself, as others publish it.
-        class_names: in label order.
-        labels, predictions: by video id.
-        curves: what was recorded while it was fitted.
+        name: as it was given.
+        reason: one line.
     """
 
     name: str
-    path: Path
-    probe: str
-    encoder: str
-    layers: tuple[str, ...]
-    precision: str
-    core: str | None
-    split: str
-    top1: Interval
-    num_planned: int
-    num_parameters: int
-    num_core_parameters: int
-    seconds: float
-    cache_bytes: int
-    best_head_on_validation: float
-    class_names: tuple[str, ...]
-    labels: Mapping[str, int]
-    predictions: Mapping[str, int]
-    curves: tuple[Curve, ...] = ()
-
-    @property
-    def num_videos(self) -> int:
-        """Videos answered for."""
-        return len(self.predictions)
-
-    @cached_property
-    def right(self) -> dict[str, bool]:
-        """Whether each video got its own class."""
-        return {video: self.labels[video] == predicted for video, predicted in self.predictions.items()}
-
-    @cached_property
-    def confusion_matrix(self) -> NDArray[np.int64]:
-        """Videos by true class (rows) and predicted class (columns)."""
-        counts_KK = np.zeros((len(self.class_names),) * 2, dtype=np.int64)
-        for video, predicted in self.predictions.items():
-            counts_KK[self.labels[video], predicted] += 1
-        return counts_KK
-
-    def worst_pairs(self, count: int = NUM_WORST_PAIRS) -> list[tuple[str, str, int, int]]:
-        """Most frequent confusions: (true class, taken for, how often, videos of the true class)."""
-        wrong_KK = self.confusion_matrix * (1 - np.eye(len(self.class_names), dtype=np.int64))
-        order = np.argsort(-wrong_KK, axis=None, kind="stable")[:count]
-        pairs = [divmod(int(flat), len(self.class_names)) for flat in order if wrong_KK.flat[flat]]
-        of_class_K = self.confusion_matrix.sum(axis=1)
-        return [
-            (self.class_names[true], self.class_names[taken], int(wrong_KK[true, taken]), int(of_class_K[true]))
-            for true, taken in pairs
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Figures that were measured in order, such as the loss of every epoch.
-
-    Attributes:
-        name: of the line.
-        x_name, y_name: what the axes are.
-        points: (x, y) pairs.
-    """
-
-    name: str
-    x_name: str
-    y_name: str
-    points: tuple[tuple[float, float], ...]
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All probes, and each of them against the baseline.
+    """Results of one task, split and label set, and each of them against the baseline.
 
     Attributes:
         results: in the order they were named.
@@ -170,31 +52,37 @@ class Comparison:
         against: by name; the baseline has no entry.
     """
 
-    results: tuple[ProbeResult, ...]
+    results: tuple[Result, ...]
     baseline: str
     against: Mapping[str, Against]
+
+    @property
+    def title(self) -> str:
+        """What is compared: `classify on test`."""
+        task, split, label_set = self.results[0].group
+        return f"{task} on {split}" + (f", labels {label_set}" if label_set else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """A probe against the baseline, over the videos that both have.
+    """A result against the baseline, over the videos that both have.
 
     Attributes:
         num_videos: how many those are.
-        difference: of the accuracies, the probe's minus the baseline's.
-        test: McNemar's; `num_only_first` is the probe's.
+        difference: of the figures, this one's minus the baseline's.
+        test: McNemar's, of classes; `num_only_first` is this one's.
         classes: those that changed most, first.
     """
 
     num_videos: int
     difference: PairedBootstrap
-    test: McNemar
-    classes: tuple[ClassChange, ...]
+    test: McNemar | None = None
+    classes: tuple[ClassChange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassChange:
-    """One class in two probes: accuracies over the videos that both have."""
+    """One class in two results: accuracies over the videos that both have."""
 
     name: str
     baseline: float
@@ -207,76 +95,121 @@ class ClassChange:
         return self.other - self.baseline
 
 
-def _result(folder: Path, record: Mapping[str, Any]) -> ProbeResult:
-    report, cache, features, videos = record["report"], record["cache"], record["features"], record["videos"]
-    first = record["runs"][0]
-    return ProbeResult(
-        name=folder.resolve().name,
-        path=folder,
-        probe=report["probe"],
-        encoder=cache["encoder"]["name"],
-        layers=tuple(map(str, report["layers"])),
-        precision=cache["precision"],
-        core=features["core"],
-        split=report["eval_split"],
-        top1=Interval(
-            mean=report["top1"],
-            low=report["low"],
-            high=report["high"],
-            confidence=_CONFIDENCE,
-            method=report.get("interval", "bootstrap"),  # as all were made at first
-        ),
-        num_planned=report["num_eval_planned"],
-        num_parameters=report["num_parameters"],
-        num_core_parameters=features["run_parameters"] or 0,
-        seconds=report["seconds"],
-        cache_bytes=cache["num_bytes"],
-        best_head_on_validation=report["best_head_on_validation"],
-        class_names=tuple(record["class_names"]),
-        labels=dict(zip(videos["ids"], videos["labels"], strict=True)),
-        predictions=dict(zip(videos["ids"], first["predicted"], strict=True)),
-        curves=(*_epoch_curves(first["curves"]), *_setting_curves(first["heads"])),
+def load_all(paths: Sequence[Path], *, runs: bool) -> tuple[list[Result], list[LeftOut]]:
+    """What is in some folders, under names that tell them apart, and what has nothing to compare.
+
+    Args:
+        paths: folders, or bare names where runs lie.
+        runs: take runs of `vfz train-temporal`, too.
+    """
+    found: list[Result] = []
+    left_out: list[LeftOut] = []
+    seen: set[Path] = set()
+    for path in paths:
+        try:
+            results = load_results(path, runs=runs)
+        except (UsageError, RunError) as error:
+            left_out.append(LeftOut(name=str(path), reason=str(error)))
+            continue
+        if results[0].path.resolve() in seen:
+            left_out.append(LeftOut(name=str(path), reason=f"{path} is given twice"))
+            continue
+        seen.add(results[0].path.resolve())
+        found += results
+    folders = {(result.name, result.path) for result in found}
+    often = Counter(name for name, _ in folders)
+    return [
+        dataclasses.replace(result, name=str(result.path)) if often[result.name] > 1 else result for result in found
+    ], left_out
+
+
+def compare_groups(
+    results: Sequence[Result], *, baseline: str | None = None
+) -> tuple[tuple[Comparison, ...], tuple[LeftOut, ...]]:
+    """Results side by side, a comparison for every task, split and label set.
+
+    Args:
+        results: with different names within a group.
+        baseline: name or folder of that of every group that has it; the first of the others.
+
+    Returns:
+        The comparisons, in the order of their first results, and results that fit no baseline.
+
+    Raises:
+        UsageError: when no result is called as the baseline.
+    """
+    names = {result.name for result in results}
+    if baseline is not None and not any(_is(result, baseline) for result in results):
+        raise UsageError(f"--baseline {baseline} is none of what is compared; choose from {', '.join(sorted(names))}")
+    groups: dict[tuple[str, str, str | None], list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    comparisons, left_out = [], []
+    for group in groups.values():
+        chosen = next((one for one in group if baseline is not None and _is(one, baseline)), group[0])
+        fitting, against = [], {}
+        for result in group:
+            try:
+                if result is not chosen:
+                    against[result.name] = _against(result, chosen)
+                fitting.append(result)
+            except UsageError as error:
+                left_out.append(LeftOut(name=result.name, reason=str(error)))
+        comparisons.append(Comparison(results=tuple(fitting), baseline=chosen.name, against=against))
+    return tuple(comparisons), tuple(left_out)
+
+
+def compare(results: Sequence[Result], *, baseline: str | None = None) -> Comparison:
+    """Each result against the baseline, the first where none is named; all must fit it.
+
+    Raises:
+        UsageError: when there are fewer than two, two of one name, no such baseline, or results of another task or
+        split than the baseline, with no video in common with it, or another class for one of them.
+    """
+    names = [result.name for result in results]
+    if len(results) < 2:
+        raise UsageError(f"{len(results)} result to compare; name two or more")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two of the results are called {twice}; compare folders of different names")
+    comparisons, left_out = compare_groups(results, baseline=baseline)
+    if left_out:
+        raise UsageError(left_out[0].reason)
+    if len(comparisons) > 1:
+        first, second = (comparison.title for comparison in comparisons[:2])
+        raise UsageError(f"some are of {first} and some of {second}; compare those of one task and split")
+    return comparisons[0]
+
+
+def _is(result: Result, name: str) -> bool:
+    return name in {result.name, str(result.path), result.path.name}
+
+
+def _against(result: Result, baseline: Result) -> Against:
+    ours = set(result.videos)
+    shared = [video for video in baseline.videos if video in ours]
+    if not shared or result.class_names != baseline.class_names:
+        what = "no video in common" if not shared else "other classes"
+        raise UsageError(f"{result.path} has {what} with {baseline.path}; compare results of one dataset's split")
+    if result.task == CLASSIFY:
+        return _against_by_class(result, baseline, shared)
+    if result.values:
+        return _against_by_values(result, baseline, shared)
+    known = [v for v in shared if math.isfinite(result.outcomes[v]) and math.isfinite(baseline.outcomes[v])]
+    if not known:
+        raise UsageError(f"{result.path} and {baseline.path} have {result.headline} of no video in common")
+    return Against(
+        num_videos=len(known),
+        difference=paired_bootstrap([result.outcomes[v] for v in known], [baseline.outcomes[v] for v in known]),
     )
 
 
-def _epoch_curves(curves: Mapping[str, list[float | None]]) -> list[Curve]:
-    """What was recorded epoch by epoch for the chosen head."""
-    return [
-        Curve(
-            name="chosen settings",
-            x_name=EPOCHS,
-            y_name=_CURVE_NAMES.get(name, name),
-            points=tuple((epoch + 1, value) for epoch, value in enumerate(values) if value is not None),
-        )
-        for name, values in curves.items()
-    ]
-
-
-def _setting_curves(heads: list[Mapping[str, Any]]) -> list[Curve]:
-    """Held-out accuracy by the first setting that was tried at several values, a line for each value of the others."""
-    settings = [name for name in heads[0] if name not in _FIGURES_OF_HEADS]
-    tried = [name for name in settings if len({head[name] for head in heads}) > 1]
-    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for head in heads:
-        if tried and head["held_out_top1"] is not None:
-            others = ", ".join(f"{name} {head[name]:g}" for name in tried[1:])
-            lines[others or "all heads"].append((float(head[tried[0]]), head["held_out_top1"]))
-    return [
-        Curve(name=name, x_name=tried[0], y_name=_CURVE_NAMES["held_out_top1"], points=tuple(sorted(points)))
-        for name, points in lines.items()
-    ]
-
-
-def _against(result: ProbeResult, baseline: ProbeResult) -> Against:
-    shared = [video for video in baseline.predictions if video in result.predictions]
-    if not shared or result.class_names != baseline.class_names:
-        what = "no video in common" if not shared else "other classes"
-        raise UsageError(f"{result.path} has {what} with {baseline.path}; compare probes of one dataset's split")
+def _against_by_class(result: Result, baseline: Result, shared: Sequence[str]) -> Against:
     for video in shared:
         if result.labels[video] != baseline.labels[video]:
             raise UsageError(
                 f"video {video!r} is of class {result.class_names[result.labels[video]]} in {result.path} and of "
-                f"{baseline.class_names[baseline.labels[video]]} in {baseline.path}; compare probes of one dataset"
+                f"{baseline.class_names[baseline.labels[video]]} in {baseline.path}; compare results of one dataset"
             )
     ours, theirs = [result.right[video] for video in shared], [baseline.right[video] for video in shared]
     return Against(
@@ -287,7 +220,27 @@ def _against(result: ProbeResult, baseline: ProbeResult) -> Against:
     )
 
 
-def _class_changes(result: ProbeResult, baseline: ProbeResult, shared: Sequence[str]) -> tuple[ClassChange, ...]:
+def _against_by_values(result: Result, baseline: Result, shared: Sequence[str]) -> Against:
+    """Of a figure that is no mean over videos: what the task makes of resamples of them."""
+    from vfz.temporal.tasks import TASKS
+    from vfz.temporal.tasks.values import ValuesTask
+
+    task = TASKS[result.task]
+    assert issubclass(task, ValuesTask)  # noqa: S101 - for type checkers
+    truth_VK, other_VK = (np.stack([one.values[v][1] for v in shared]).astype(np.float64) for one in (result, baseline))
+    if not np.array_equal(truth_VK, other_VK, equal_nan=True):
+        raise UsageError(f"{result.path} and {baseline.path} have other targets; compare results of one label set")
+
+    def measure(one: Result) -> Measure:
+        answers_VK = np.stack([one.values[v][0] for v in shared]).astype(np.float64)
+        return lambda weights_RV: task.headlines(answers_VK, truth_VK, weights_RV)
+
+    return Against(
+        num_videos=len(shared), difference=paired_bootstrap_of(measure(result), measure(baseline), len(shared))
+    )
+
+
+def _class_changes(result: Result, baseline: Result, shared: Sequence[str]) -> tuple[ClassChange, ...]:
     by_class: dict[int, list[str]] = {}
     for video in shared:
         by_class.setdefault(baseline.labels[video], []).append(video)

@@ -133,16 +133,23 @@ class ProbeOptions(Options):
 class CompareOptions(Options):
     """What `vfz probe compare` does: put probes side by side and write tables and a page."""
 
-    runs: tuple[Path, ...] = option(help="Folders that vfz probe has written.")
-    baseline: str | None = option(
-        None, help="Name of the probe that the others are tested against; default: the first."
-    )
+    runs: tuple[Path, ...] = option(help="Folders that vfz probe has written, or their names under runs/.")
+    baseline: str | None = option(None, help="Name of the one that the others are tested against; default: the first.")
     out: Path = option(Path("runs"), help="The folder that the comparison is written in.")
     name: str = option("comparison", help="Name of the comparison; one that is there is replaced.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_folder_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRunsOptions(CompareOptions):
+    """What `vfz compare` does: put runs, and probes among them, side by side and write tables and a page."""
+
+    runs: tuple[Path, ...] = option(
+        help="Folders of vfz train-temporal and vfz probe, or their names under runs/; others are named and left out."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from vfz.temporal.data.options import ExportOptions
 from vfz.temporal.mixers import MIXERS
 from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.probes import PROBES
-from vfz.temporal.probes.options import CompareOptions, DemoOptions, ProbeOptions
+from vfz.temporal.probes.options import CompareOptions, CompareRunsOptions, DemoOptions, ProbeOptions
 from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
 from vfz.temporal.workflow import RunOptions
@@ -57,6 +57,7 @@ COMMANDS: dict[str, type[Options]] = {
     "predict": PredictOptions,
     "probe": ProbeOptions,
     "probe compare": CompareOptions,
+    "compare": CompareRunsOptions,
     "run": RunOptions,
     "demo": DemoOptions,
     "cache ls": LsOptions,

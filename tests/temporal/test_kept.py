@@ -48,7 +48,7 @@ def videos(draw):
 
 def kept_of(answers, **changes):
     return KeptEvaluation(
-        **{"run": "r", "task": "classify", "core": "gru", "identity": IDENTITY, "figures": {"top1": 0.5},
+        **{"run": "r", "task": "classify", "core": "gru", "identity": IDENTITY, "figures": {"top1": 0.5}, "source": {},
            "videos": answers} | changes
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vfz.pipeline.errors import UsageError
-from vfz.temporal import bootstrap_interval, mcnemar, paired_bootstrap, share_interval
+from vfz.temporal import balanced_accuracy, bootstrap_interval, mcnemar, paired_bootstrap, share_interval
 from vfz.temporal.statistics import bootstrap_of
 
 pytestmark = pytest.mark.quick
@@ -70,6 +70,25 @@ def test_mcnemar_is_the_exact_binomial_test(only_first, only_second):
     number = only_first + only_second
     expected = scipy_stats.binomtest(only_first, number, 0.5).pvalue if number else 1.0
     assert test.p_value == pytest.approx(expected)
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_however_many_videos_they_have():
+    labels = [0] * 90 + [1] * 10
+    found = balanced_accuracy([True] * 90 + [False] * 10, labels)
+    assert found.mean == 0.5
+    assert found.low <= 0.5 <= found.high
+    mixed = balanced_accuracy([True] * 80 + [False] * 10 + [True] * 5 + [False] * 5, labels)
+    assert mixed.mean == pytest.approx((80 / 90 + 0.5) / 2)
+    assert 0.5 < mixed.low < mixed.mean < mixed.high < 0.9
+    assert mixed == balanced_accuracy([True] * 80 + [False] * 10 + [True] * 5 + [False] * 5, labels), "seeded"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_balanced_accuracy_of_a_few_that_are_all_right_or_all_wrong_has_an_interval_that_does_not_collapse(right):
+    found = balanced_accuracy([right] * 9, [0] * 7 + [1] * 2)
+    assert found.mean == float(right)
+    assert found.method == "Wilson"
+    assert 0.3 < found.high - found.low < 0.8
 
 
 def test_mcnemar_of_many_videos_is_finite_and_symmetric():

@@ -10,7 +10,7 @@ import torch
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import DatasetError, RunError, UsageError
-from vfz.temporal.comparison.compare import load_result
+from vfz.temporal.comparison.results import load_results
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.record import read_record
 from vfz.temporal.probes.run import probe, probe_all
@@ -148,12 +148,13 @@ def test_several_layers_need_a_run_that_mixes_them(options, vit_cache):
         probe_all(dataclasses.replace(options, cache=vit_cache.path, layers=("5", "11")))
 
 
-def test_probe_is_of_classes_and_so_is_compare(options):
+def test_probe_is_of_classes_and_any_task_is_compared_by_its_videos(options):
     with pytest.raises(UsageError, match="probe_all"):
         probe(options)
     (report,) = probe_all(options)
-    with pytest.raises(UsageError, match="probe of task depth"):
-        load_result(Path(report.result))
+    (result,) = load_results(Path(report.result))
+    assert (result.task, result.headline, result.figure.mean) == ("depth", report.headline, report.value)
+    assert result.num_videos == report.num_eval_clips == len(result.outcomes)
 
 
 def test_a_sweep_probes_each_layer(options, vit_cache):
