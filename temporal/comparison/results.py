@@ -203,17 +203,27 @@ def _of_probe(folder: Path, record: Mapping[str, Any]) -> Result:
         "best_head_on_validation": report["best_head_on_validation"],
     }
     if task != CLASSIFY:
-        return _of_dense_probe(common, report, videos["ids"], first)
+        headline, kind = report["headline"], _task(task)
+        common |= {"headline": headline, "higher_is_better": kind.higher_is_better}
+        common |= {"is_share": headline in kind.shares}
+        if "answers" in first:
+            pairs = zip(_numbers(first["answers"]), _numbers(videos["labels"]), strict=True)
+            return Result(
+                **common,
+                figure=_interval_of(report["value"], report["low"], report["high"], method=report["interval"]),
+                class_names=tuple(record["class_names"]),
+                values=dict(zip(videos["ids"], pairs, strict=True)),
+            )
+        return _of_dense_probe(common, report["value"], videos["ids"], first)
     labels = dict(zip(videos["ids"], videos["labels"], strict=True))
     predictions = dict(zip(videos["ids"], first["predicted"], strict=True))
     return Result(
         **common,
-        figure=Interval(
-            mean=report["top1"],
-            low=report["low"],
-            high=report["high"],
-            confidence=_CONFIDENCE,
-            method=report.get("interval", "bootstrap"),  # as all were made at first
+        figure=_interval_of(
+            report["top1"],
+            report["low"],
+            report["high"],
+            method=report.get("interval", "bootstrap"),  # as all once were
         ),
         balanced=balanced_accuracy([labels[video] == predictions[video] for video in labels], list(labels.values())),
         class_names=tuple(record["class_names"]),
@@ -223,21 +233,9 @@ def _of_probe(folder: Path, record: Mapping[str, Any]) -> Result:
     )
 
 
-def _of_dense_probe(
-    common: Mapping[str, Any], report: Mapping[str, Any], ids: Sequence[str], first: Mapping[str, Any]
-) -> Result:
-    if "headline_of_videos" not in first:
-        raise UsageError(f"{common['path']} is a probe of task {common['task']}, which keeps no figure of each video")
-    outcomes = [math.nan if value is None else value for value in first["headline_of_videos"]]
-    task = _task(common["task"])
-    return Result(
-        **common,
-        headline=report["headline"],
-        higher_is_better=task.higher_is_better,
-        is_share=report["headline"] in task.shares,
-        figure=_around(report["value"], outcomes),
-        outcomes=dict(zip(ids, outcomes, strict=True)),
-    )
+def _of_dense_probe(common: Mapping[str, Any], value: float, ids: Sequence[str], first: Mapping[str, Any]) -> Result:
+    outcomes = [math.nan if outcome is None else outcome for outcome in first["headline_of_videos"]]
+    return Result(**common, figure=_around(value, outcomes), outcomes=dict(zip(ids, outcomes, strict=True)))
 
 
 def _of_run(run: RunInfo) -> Iterator[Result]:
@@ -298,9 +296,9 @@ def _of_evaluation(run: RunInfo, kept: KeptEvaluation) -> Result:
             predictions={video: int(label) for video, label in columns["predicted"].items()},
         )
     if "answers" in columns:
-        pairs = zip(columns["answers"].values(), columns["targets"].values(), strict=True)
-        around = Interval(mean=value, low=math.nan, high=math.nan, confidence=_CONFIDENCE, method="none")
-        return Result(**common, figure=around, values=dict(zip(videos, pairs, strict=True)))
+        answers_VK, truth_VK = kept.videos.values["answers"], kept.videos.values["targets"]
+        pairs = dict(zip(videos, zip(answers_VK, truth_VK, strict=True), strict=True))
+        return Result(**common, figure=_interval(figures, figures["headline"]), values=pairs)
     outcomes = {video: float(number) for video, number in columns[figures["headline"]].items()}
     return Result(**common, figure=_around(value, list(outcomes.values())), outcomes=outcomes)
 
@@ -319,20 +317,27 @@ def _clips_of(run: RunInfo, kept: KeptEvaluation) -> str:
 
 
 def _interval(figures: Mapping[str, Any], name: str) -> Interval:
-    return Interval(
-        mean=figures[name],
-        low=figures[f"{name}_low"],
-        high=figures[f"{name}_high"],
-        confidence=_CONFIDENCE,
-        method=figures[f"{name}_interval"],
-    )
+    ends = figures[f"{name}_low"], figures[f"{name}_high"]
+    return _interval_of(figures[name], *ends, method=str(figures[f"{name}_interval"]))
+
+
+def _interval_of(
+    value: float | None, low: float | None = None, high: float | None = None, *, method: str = "none"
+) -> Interval:
+    """A figure with an interval, or without one; what JSON has no number for is NaN."""
+    value, low, high = (math.nan if number is None else number for number in (value, low, high))
+    return Interval(mean=value, low=low, high=high, confidence=_CONFIDENCE, method=method)
+
+
+def _numbers(rows: Sequence[Sequence[float | None]]) -> NDArray[np.float64]:
+    return np.array([[math.nan if number is None else number for number in row] for row in rows], dtype=np.float64)
 
 
 def _around(value: float, outcomes: Sequence[float]) -> Interval:
     """The figure of all videos together with the bootstrap interval of the mean over videos."""
     known = [outcome for outcome in outcomes if math.isfinite(outcome)]
     if not known:
-        return Interval(mean=value, low=math.nan, high=math.nan, confidence=_CONFIDENCE, method="none")
+        return _interval_of(value)
     around = bootstrap_interval(known)
     return Interval(mean=value, low=around.low, high=around.high, confidence=around.confidence)
 

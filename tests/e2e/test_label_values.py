@@ -126,3 +126,18 @@ def test_a_run_is_not_evaluated_on_labels_of_another_kind(options, capsys):
     assert main([*arguments_of(dataclasses.replace(options, epochs=1)), "--json"]) == 0
     assert main(["evaluate", str(options.out / "run"), "--labels", "places"]) == 2
     assert "has 2 regression" in capsys.readouterr().err
+
+
+def test_a_run_and_a_probe_of_one_label_set_are_compared_by_the_figure_of_all_videos(options, capsys):
+    trained = run_json([*arguments_of(options), "--epochs", "1"], capsys)
+    line = ["probe", "--cache", *options.cache, "--labels", "sides", "--out", options.out, "--name", "tokens"]
+    probed = run_json([*line, "--clip-frames", "6"], capsys)
+    compared = run_json(["compare", options.out / "run", options.out / "tokens", "--out", options.out], capsys)
+    (group,) = compared["groups"]
+    assert (group["task"], group["labels"], group["baseline"]) == ("multilabel", "sides", "run")
+    for row, value in zip(group["results"], (trained["map"], probed["value"]), strict=True):
+        assert row["value"] == pytest.approx(value, abs=1e-6)
+        assert row["low"] <= row["value"] <= row["high"]
+    difference = group["against"]["tokens"]["difference"]
+    assert difference["difference"] == pytest.approx(probed["value"] - trained["map"], abs=1e-6)
+    assert difference["low"] <= difference["difference"] <= difference["high"]
