@@ -9,6 +9,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from vfz.cli.options import Session, command, printable
+from vfz.pipeline.errors import HangUp, RunInterruptedError, TooManyFailuresError
+from vfz.pipeline.progress import counted
 from vfz.temporal.prediction.options import PredictOptions
 
 if TYPE_CHECKING:
@@ -31,22 +33,33 @@ def predict_command(options: PredictOptions, session: Session) -> None:
     """
     from vfz.cli.console import print_json, progress, show
     from vfz.pipeline.datasets.folder import videos_at
-    from vfz.pipeline.errors import TooManyFailuresError
     from vfz.temporal.lookup import find_probe, find_run
 
     # a slip of the pen is told before torch is imported
     find_probe(options.probe) if options.run is None else find_run(options.run)
     if options.videos:
         videos_at(options.videos)
-    from vfz.pipeline.progress import SilentProgress, counted
+    from vfz.pipeline.progress import SilentProgress
     from vfz.temporal.prediction.predict import predict
 
     kept: list[tuple[Prediction, Rows]] = []
     printer = _Printer()
-    on_video = (lambda *both: kept.append(both)) if session.json else None if options.out else printer.show
+    num_answered = 0
+
+    def on_video(prediction: Prediction, rows: Rows) -> None:
+        nonlocal num_answered
+        num_answered += 1
+        if session.json:
+            kept.append((prediction, rows))
+        elif options.out is None:
+            printer.show(prediction, rows)
+
     with progress() as shown:  # rows on a terminal tell themselves how far it is
         silent = options.out is None and not session.json and sys.stdout.isatty()
-        report = predict(options, progress=SilentProgress() if silent else shown, on_video=on_video)
+        try:
+            report = predict(options, progress=SilentProgress() if silent else shown, on_video=on_video)
+        except KeyboardInterrupt as stopped:
+            raise _interrupted(options, num_answered, stopped) from None
     summary = {"from": report.path, "task": report.task, "num_videos": report.num_videos,
                "num_failed": report.num_failed, "out": report.out}  # fmt: skip
     if session.json:
@@ -59,6 +72,13 @@ def predict_command(options: PredictOptions, session: Session) -> None:
             f"{report.num_failed} of {counted(report.num_videos, 'video')} have no answer; their rows say why, the "
             "others are whole"
         )
+
+
+def _interrupted(options: PredictOptions, num_answered: int, stopped: KeyboardInterrupt) -> RunInterruptedError:
+    where = f"in {options.out}; --force begins it anew" if options.out else "written"
+    error = RunInterruptedError(f"interrupted; the rows of {counted(num_answered, 'video')} are {where}")
+    error.exit_code = stopped.exit_code if isinstance(stopped, HangUp) else error.exit_code
+    return error
 
 
 class _Printer:

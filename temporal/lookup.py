@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vfz.pipeline.errors import UsageError
 from vfz.pipeline.lookup import FolderKind
 
 RUNS_FOLDER = Path("runs")
@@ -29,9 +30,17 @@ def find_run(given: Any, *, under: Path = RUNS_FOLDER) -> Path:
         UsageError: for what is neither text nor a path, or where there are no runs.
         UnknownNameError: when there is no such run; with the nearest names.
     """
-    return RUNS.find(given, under=under)
+    return _found(RUNS, given, under, other=PROBE_RESULTS)
 
 
 def find_probe(given: Any, *, under: Path = RUNS_FOLDER) -> Path:
     """The folder of a probe's result; otherwise as `find_run`."""
-    return PROBE_RESULTS.find(given, under=under)
+    return _found(PROBE_RESULTS, given, under, other=RUNS)
+
+
+def _found(kind: FolderKind, given: Any, under: Path, *, other: FolderKind) -> Path:
+    """The folder; one that is of the other kind is called what it is."""
+    mistaken = other.look_up(given, under=under)
+    if other.holds(mistaken) and not kind.holds(kind.look_up(given, under=under)):
+        raise UsageError(f"{mistaken} is a {other.kind}, made by {other.made_by}, and no {kind.kind}; give it as such")
+    return kind.find(given, under=under)

@@ -17,7 +17,7 @@ from vfz.pipeline.encoder.batching import frame_gatherer
 from vfz.pipeline.encoder.layers import LayerTokens
 from vfz.pipeline.encoder.model import FrozenEncoder, load_encoder
 from vfz.pipeline.encoder.transforms import cropper_of
-from vfz.pipeline.errors import CacheMismatchError, DecodeError, UsageError
+from vfz.pipeline.errors import CacheMismatchError, DecodeError, EncoderError, UsageError
 from vfz.pipeline.files import name_of_text
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.pipeline.recipe import EncoderSpec, recipe_from_dict
@@ -132,6 +132,8 @@ def encoder_of(
     """
     asked = dict(request or {"name": spec.name, "weights": None, "batch_size": 32, "seed": 0})
     recorded = Path(asked["weights"]) if asked["weights"] else None
+    if weights is None and recorded is not None and not recorded.exists():
+        raise EncoderError(f"{made} was made with the weights {recorded}, which are not there; give --weights FILE")
     load = partial(
         load_encoder,
         asked["name"],

@@ -129,9 +129,10 @@ class RunPredictor(Predictor):
         model, run = load_model(path, device)
         config, cache = model.config, run.values["cache"]
         self._run, self.path, self.task = run, run.path, config.task
-        if config.task in _NOT_ROWS:
+        if not issubclass(TASKS[config.task], LabelTask) and config.task != _POSE:
+            why = _NOT_ROWS.get(config.task, "its answers are no rows of a table")
             raise UsageError(
-                f"{run.path} is of task {config.task}: {_NOT_ROWS[config.task]}; ask its model in Python "
+                f"{run.path} is of task {config.task}: {why}; ask its model in Python "
                 f"(load_model), or measure it on a cache with vfz evaluate"
             )
         labels: dict[str, Any] = run.values.get("labels", {})

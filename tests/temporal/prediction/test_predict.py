@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers.training import small_options
+from safetensors.torch import save_file
 
 from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.errors import CacheMismatchError, UsageError
+from vfz.pipeline.encoder.weights import state_digest
+from vfz.pipeline.errors import CacheMismatchError, EncoderError, UsageError
 from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import name_of_text
 from vfz.pipeline.maintenance.convert import convert
@@ -320,8 +323,9 @@ def test_what_was_answered_stays_when_it_is_interrupted(folder, run, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.decode().splitlines()[-1].startswith("vfz: error: interrupted")
     found = rows_of(rows)
+    said = f"vfz: error: interrupted; the rows of {len(found)} videos are in {rows}; --force begins it anew"
+    assert err.decode().splitlines()[-1] == said
     assert 2 < len(found) < 402
     assert all(row["probability"] or row["error"] for row in found)
 
@@ -367,6 +371,36 @@ def test_other_weights_than_the_encoders_are_refused(synthetic_cache, vit_cache,
         predict(PredictOptions(run=other, videos=files))
     with pytest.raises(CacheMismatchError, match=r"another recipe.*encoder\.name"):
         predict(PredictOptions(run=run, cache=vit_cache.path))
+
+
+def test_weights_that_were_moved_are_named_and_those_of_the_recipe_are_taken(vit_run, vit_cache, tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    moved = Path(shutil.copytree(vit_run, tmp_path / "run"))
+    record = json.loads((moved / "run.json").read_text())
+    spec, request = record["cache"]["recipe"]["encoder"], record["cache"]["encoder_request"]
+    spec |= {"random_weights": False, "weights_sha256": state_digest(model)}
+    request |= {"random_weights": False, "weights": str(tmp_path / "gone.safetensors")}
+    (moved / "run.json").write_text(json.dumps(record))
+    _, files = files_of(vit_cache, "test", 1)
+    with pytest.raises(EncoderError, match=r"run was made with the weights .*gone.safetensors, which are not there"):
+        predict(PredictOptions(run=moved, videos=files))
+    report = predict(PredictOptions(run=moved, videos=files, weights=tmp_path / "w.safetensors", device="cpu"))
+    assert report.num_failed == 0
+
+
+def test_a_run_is_no_probe_and_a_probe_no_run(synthetic_cache, run, out, monkeypatch, tmp_path):
+    asked = ProbeOptions(cache=synthetic_cache.path, clip_frames=6, out=out, device="cpu")
+    result = probe(dataclasses.replace(asked, probe="knn", name="of-tokens", neighbours=(5,))).result
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to(out)
+    for options, words in (
+        ({"run": "of-tokens"}, "runs/of-tokens is a probe result, made by vfz probe, and no run"),
+        ({"probe": "run"}, "runs/run is a run, made by vfz train-temporal, and no probe result"),
+        ({"run": result}, "is a probe result"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            predict(PredictOptions(cache=synthetic_cache.path, **options))
 
 
 def test_a_run_of_before_finds_how_its_encoder_was_built_in_its_cache(synthetic_cache, run, tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, RunError, UsageError
 from vfz.temporal.data.pooling import to_numpy
-from vfz.temporal.probes import load_probe
+from vfz.temporal.probes import PROBES, load_probe
 from vfz.temporal.probes.options import ProbeOptions
 from vfz.temporal.probes.run import probe, probe_all
 from vfz.temporal.training.train import train_temporal
@@ -43,6 +43,10 @@ def options(synthetic_cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(synthetic_cache, options):
     return Path(train_temporal(small_options(synthetic_cache, options.out, epochs=1)).run)
+
+
+def test_every_probe_is_loaded_here():
+    assert {name for name, _ in CONFIGURATIONS} == set(PROBES)
 
 
 def check_stored_answers(saved, cache):
