@@ -6,7 +6,7 @@ evaluated videos that have it. Where a label is not known of a video, that pair 
 
     outputs   logits [B, T, K] (streaming) or [B, K] (clip)
 
-Shape suffixes: see `vfz.temporal.tasks.values`; E distinct scores.
+Shape suffixes: see `vfz.temporal.tasks.values`; P videos that have a label.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from vfz.temporal.tasks.classify import clip_logits
 from vfz.temporal.tasks.values import Floats, ValuesTask, means_of_known
 
 _LEAST_SHARE = 1e-4  # of a label that no video of the training set has, or all but none: rare, not impossible
+
+_MOST_COUNTED = 2**24
 
 
 class MultilabelTask(ValuesTask):
@@ -69,19 +71,26 @@ def average_precisions(scores_VK: Floats, values_VK: Floats, weights_RV: NDArray
         values_VK: 1 where a video has the label, 0 where it has not, NaN where that is not known.
         weights_RV: how often each video counts; a row for each set of videos.
     """
-    weights_RV = np.asarray(weights_RV, dtype=np.float64)
+    # float32 counts exactly up to 2^24, in half the time; a row for each video, so that sorting moves whole rows
+    exact = np.float32 if weights_RV.sum(axis=1).max(initial=0) < _MOST_COUNTED else np.float64
+    weights_VR = np.ascontiguousarray(weights_RV.T, dtype=exact)
+    scores_VK = np.nan_to_num(scores_VK, nan=-np.inf)  # what cannot be told is told last
     found_RK = np.full((len(weights_RV), values_VK.shape[1]), np.nan)
     for label in range(values_VK.shape[1]):
         known = np.flatnonzero(np.isfinite(values_VK[:, label]))
-        if not len(known):
-            continue
         order = known[np.argsort(-scores_VK[known, label], kind="stable")]
-        scores_V, weights = scores_VK[order, label], weights_RV[:, order]
-        ends_E = np.append(np.flatnonzero(scores_V[1:] != scores_V[:-1]), len(order) - 1)
-        asked_RE = weights.cumsum(axis=1)[:, ends_E]
-        right_RE = (weights * (values_VK[order, label] > 0.5)).cumsum(axis=1)[:, ends_E]
-        gain_RE = np.diff(right_RE, axis=1, prepend=0.0)
-        total_R = right_RE[:, -1]
-        area_R = (gain_RE * right_RE / np.maximum(asked_RE, 1e-300)).sum(axis=1)
+        scores_V, weights = scores_VK[order, label], weights_VR[order]
+        places_P = np.flatnonzero(values_VK[order, label] > 0.5)
+        if not len(places_P):
+            continue
+        # each video that has the label is asked about with all those of its score
+        last_of_score_V = len(order) - 1 - np.searchsorted(scores_V[::-1], scores_V, side="left")
+        ends_P = last_of_score_V[places_P]
+        asked_PR = weights.cumsum(axis=0)[ends_P].astype(np.float64)
+        own_PR = weights[places_P].astype(np.float64)
+        right_PR = own_PR.cumsum(axis=0)
+        total_R = right_PR[-1]
+        right_PR = right_PR[np.searchsorted(places_P, ends_P, side="right") - 1]
+        area_R = (own_PR * right_PR / np.maximum(asked_PR, 1e-300)).sum(axis=0)
         found_RK[:, label] = np.where(total_R > 0, area_R / np.maximum(total_R, 1e-300), np.nan)
     return found_RK
