@@ -108,11 +108,13 @@ def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prep
             "another cache with `vfz cache convert`"
         )
     # Names were not cleaned at first: where they are the same but for that, so are the labels.
-    if class_names not in {contents.class_names, tuple(map(clean, contents.class_names))}:
+    same = class_names in {contents.class_names, tuple(map(clean, contents.class_names))}
+    if not same and not _has_labels_of(cache, class_names):
         raise CacheMismatchError(
             f"{cache.path} was made with the classes {', '.join(contents.class_names[:8])}, the dataset now has "
             f"{', '.join(class_names[:8])}: labels would not agree; {label_command(cache.path, options, prepared)} "
-            "adds them beside the others and encodes nothing again (another --name makes another cache)"
+            "adds them beside the others and encodes nothing again, and then new videos are taken up; another --name "
+            "makes another cache"
         )
     before, now = cache.header.provenance.get("splits"), prepared.split_rule and prepared.split_rule.to_dict()
     if before and now and before != now:
@@ -120,6 +122,12 @@ def _check(cache: CacheFolder, contents: Contents, options: ExtractOptions, prep
         raise UsageError(f"{cache.path} has its videos dealt by {rule}, now by {prepared.split_rule}; give the first")
     if cache.header.precision in QUANTISED:
         cache.calibrations(contents)  # tokens can neither be stored nor read without them: better told now
+
+
+def _has_labels_of(cache: CacheFolder, class_names: tuple[str, ...]) -> bool:
+    """Whether someone has given the cache a label set of these classes."""
+    sets = map(cache.label_set, cache.label_sets())
+    return any(labels.kind == "classes" and labels.names == class_names for labels in sets)
 
 
 def label_command(cache: Path, options: ExtractOptions, prepared: Prepared) -> str:

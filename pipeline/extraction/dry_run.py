@@ -62,6 +62,7 @@ def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> Dry
     catalog = open_catalog(cache) if folder.exists() else None
     rows = {row.key: row for row in LedgerRows(catalog.table)} if catalog else {}
     prepared = prepared.with_ids_of(row.id for row in rows.values())
+    prepared = prepared.with_classes_of(destination.contents.class_names)
     tasks = remaining_tasks(
         cache,
         destination.contents,

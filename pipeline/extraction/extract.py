@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.datasets.base import Gaps
+from vfz.pipeline.datasets.text import clean
 from vfz.pipeline.decoding.pool import default_num_workers
 from vfz.pipeline.engine.metrics import RunTotals, bottleneck_of, busy_shares
 from vfz.pipeline.engine.run import run_tasks
@@ -58,6 +59,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
     catalog = open_catalog(cache)
     before = {row.key: row for row in LedgerRows(catalog.table)}
     prepared = prepared.with_ids_of(row.id for row in before.values())
+    prepared = prepared.with_classes_of(destination.contents.class_names)
     _check_same_videos(before.values(), options, prepared, progress)
     views = options.views or 1 + max((row.view for row in before.values()), default=0)
 
@@ -235,12 +237,19 @@ def _check_same_videos(
             f"{len(gone)} videos of the cache are no longer in {root} (first: {gone[0]}); "
             "the cache keeps them, so a video that was moved or renamed is in it twice"
         )
+    own = prepared.cache.contents().class_names
+    new = here.keys() - {row.id for row in rows}
+    if new and prepared.dataset.class_names not in {own, tuple(map(clean, own))}:
+        progress.note(
+            f"{root} has other classes now than {folder} was made with: new videos ({len(new)}) get "
+            f"theirs by {command}, once they are in the cache"
+        )
     other = [row.id for row in rows if row.id in here and here[row.id].label != row.label]
     other += [row.id for row in rows if row.id in here and here[row.id].split != row.split]
     if other:
         progress.note(
             f"{counted(len(set(other)), 'video')} of the cache have another label or split in {root} now (first: "
-            f"{other[0]}); the cache keeps its own: {command} adds the new ones as a label set"
+            f"{other[0]}); the cache keeps its own: {command} adds these as a label set, or to it"
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord, describe_missing, present_ids
 from vfz.pipeline.datasets.splits import SPLITS, KnownVideo, SplitRule, deal, describe
-from vfz.pipeline.datasets.text import composed
+from vfz.pipeline.datasets.text import clean, composed
 from vfz.pipeline.decoding import DEFAULT_DECODER, get_decoder
 from vfz.pipeline.devices import device_for
 from vfz.pipeline.encoder.layers import LAYERS_VERSION
@@ -159,6 +159,23 @@ class Prepared:
             records=renamed(self.records),
             present=frozenset(old.get(video_id, video_id) for video_id in self.present),
         )
+
+    def with_classes_of(self, class_names: tuple[str, ...]) -> Prepared:
+        """The same, with labels that count in the classes of a cache; videos of other classes have none there.
+
+        Args:
+            class_names: of the cache.
+        """
+        own = self.dataset.class_names
+        if own in {class_names, tuple(map(clean, class_names))}:
+            return self
+        known = {name: label for label, name in enumerate(class_names)}
+        labels = {None: None} | {label: known.get(name) for label, name in enumerate(own)}
+
+        def labelled(records: list[VideoRecord]) -> list[VideoRecord]:
+            return [replace(record, label=labels[record.label]) for record in records]
+
+        return replace(self, everything=labelled(self.everything), records=labelled(self.records))
 
 
 def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:

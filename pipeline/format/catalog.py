@@ -37,7 +37,7 @@ from vfz.pipeline.format.commits import (
     lacking_in,
     read_shard_index,
 )
-from vfz.pipeline.format.drops import Drop, drop_paths
+from vfz.pipeline.format.drops import DROPS, Drop, drop_paths
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, contents_paths
 from vfz.pipeline.format.ledger import STATUSES, LedgerRow, VideoKey
@@ -278,6 +278,8 @@ def _read(cache: CacheFolder) -> Catalog | None:
     files = side["indexes"]
     num_plans = sum(1 for _ in (cache.path / PLAN).glob("*.json"))
     num_drops = len(drop_paths(cache.path))
+    if side[NUM_DROPS] > num_drops:
+        raise CacheFormatError(f"{cache.path / DROPS} {lost_drops(side[NUM_DROPS], num_drops)}; restore it from a copy")
     counts = [side["num_plans"], side["num_contents"], side[NUM_DROPS]]
     same_recipe = side["fingerprint"] == cache.header.fingerprint
     if not same_recipe or files.keys() != paths.keys() or counts != [num_plans, num_contents, num_drops]:
@@ -301,10 +303,11 @@ def read_side(folder: Path) -> dict[str, Any]:
     """
     try:
         side = read_checked_json(folder / SIDE, SIDE_KEYS) | {NUM_DROPS: 0}
-    except CacheFormatError:
-        if not drop_paths(folder):
-            raise
-        side = read_checked_json(folder / SIDE, SIDE_KEYS | {NUM_DROPS})
+    except CacheFormatError as error:
+        try:
+            side = read_checked_json(folder / SIDE, SIDE_KEYS | {NUM_DROPS})
+        except CacheFormatError:
+            raise error from None
     with content_errors(folder / SIDE):
         side["indexes"] = {name: IndexFile(*values) for name, values in side["indexes"].items()}
         kinds = {tuple(map(type, file)) for file in side["indexes"].values()}
@@ -313,6 +316,11 @@ def read_side(folder: Path) -> dict[str, Any]:
         if side["table"].keys() != {"sha256", "num_bytes"}:
             raise ValueError(f"of the table it says {side['table']}, expected sha256 and num_bytes")
     return side
+
+
+def lost_drops(known: int, num_drops: int) -> str:
+    """What is wrong with `drops/` where the side file knows of more: the videos would be read again."""
+    return f"has {num_drops} records, {SIDE} knows of {known}: videos that were dropped would be read again"
 
 
 def _is_ledger(table: pa.Table) -> bool:

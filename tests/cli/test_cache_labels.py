@@ -88,6 +88,28 @@ def test_labels_that_do_not_agree_are_added_by_the_command_that_is_named(vfz, tm
     assert [row.label for row in cache.ok_videos("val")] == [1, 1, 0, 0]
 
 
+def test_a_class_that_is_new_is_taken_up_after_its_labels_were_added(vfz):
+    Path("clips/train/jump").mkdir()
+    write_video("clips/train/jump/12.mp4", range(0, 1500, 80), width=64)
+    code, _, err = vfz(EXTRACT)
+    assert code == 1
+    line = err.splitlines()[-1]
+    assert "and then new videos are taken up" in line
+    command = line.partition("`vfz ")[2].partition("`")[0]
+    assert vfz(command)[0] == 0
+    code, out, err = vfz(f"{EXTRACT} --json")
+    assert code == 0, err
+    assert (json.loads(out)["num_ok"], json.loads(out)["num_tried"]) == (13, 1)
+    assert "new videos (1) get theirs by `vfz cache label" in err
+    assert vfz(command)[0] == 0
+    cache = FeatureCache(_only(), labels="clips")
+    assert cache.class_names == ("jump", "run", "walk")
+    assert {row.label for row in cache.videos} == {0, 1, 2}
+    assert FeatureCache(_only()).videos[-1].label is None, "the classes of the extraction stay"
+    code, out, err = vfz(f"{EXTRACT} --json")
+    assert json.loads(out)["num_tried"] == 0
+
+
 def _only():
     (path,) = Path("caches").iterdir()
     return path

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.files import read_checked_json_digest, sha256_file
-from vfz.pipeline.format.catalog import CATALOG_FILES, NUM_DROPS, SIDE, TABLE, build_catalog, read_side
+from vfz.pipeline.format.catalog import CATALOG_FILES, NUM_DROPS, SIDE, TABLE, build_catalog, lost_drops, read_side
 from vfz.pipeline.format.commits import SHARDS, ShardIndex, committed_paths
 from vfz.pipeline.format.drops import DROPS
 from vfz.pipeline.format.folder import CacheFolder
@@ -125,6 +125,10 @@ def check_catalog(state: CacheState) -> Iterator[Problem]:
     except CacheFormatError as error:
         yield _problem(SIDE, short(error, state.path / SIDE))
         return
+    num_drops = sum(name.startswith(f"{DROPS}/") for name in state.named)
+    if side[NUM_DROPS] > num_drops:
+        text = f"it {lost_drops(side[NUM_DROPS], num_drops)}; restore it from a copy of the cache"
+        yield Problem(file=f"{DROPS}/{num_drops + 1}.json", text=text)
     if _is_stale(state, side):
         yield _problem(TABLE, "it is out of date: the cache has changed since, and opens more slowly", severity="note")
     elif text := _check_table(state, side):

@@ -201,6 +201,13 @@ def test_whatever_is_recorded_what_is_replaced_stays_hidden(tmp_path_factory, st
 def test_a_record_that_is_gone_or_changed_is_damage(cache):
     for video in ("v0", "v1"):
         _drop(cache, video)
+    shutil.copytree(cache, whole := cache.parent / "whole")
+    (whole / "drops/2.json").unlink()
+    assert [problem.file for problem in verify_cache(whole).damage] == ["drops/2.json"]
+    assert repair_cache(whole).steps == (), "that would forget that there was one"
+    shutil.rmtree(whole / "drops")
+    with pytest.raises(CacheFormatError, match=r"has 0 records, index\.json knows of 2.*restore it"):
+        FeatureCache(whole)
     flip(cache / "drops/2.json", 30)
     assert [problem.file for problem in verify_cache(cache).damage] == ["drops/2.json"]
     (cache / "drops/1.json").unlink()
