@@ -350,7 +350,9 @@ def _recorded(path: Path, expected: Any) -> FeatureCache | None:
 
 def _record(workflow: Workflow, cache: str, fingerprint: str) -> dict[str, Any]:
     options = {
-        name: str(value) for name, value in dataclasses.asdict(workflow.extract).items() if name not in _ONLY_HOW
+        name: str(value)
+        for name, value in dataclasses.asdict(workflow.extract).items()
+        if name not in _ONLY_HOW and (name, value) != ("replace", False)  # records of before do not have it
     }
     digest = sha256_hex(canonical_json(options))
     return {"format_version": FORMAT_VERSION, "options_digest": digest, "cache": cache, "fingerprint": fingerprint}

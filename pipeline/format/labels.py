@@ -216,6 +216,8 @@ def read_label_set(cache_folder: Path, name: str) -> LabelSet:
         UnknownNameError: when the cache has none of that name; says which it has.
         CacheFormatError: when its file is damaged; `write_label_set` replaces it.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"labels is {name!r}; the name of a label set is needed, or None")
     known = label_set_names(cache_folder)
     if name not in known:
         how = f"`vfz cache label {cache_folder} --from FILE --name NAME` adds one"

@@ -117,7 +117,7 @@ class Sources:
         derived = derived_features(
             self._options.out / "derived",
             f"{Path(self._options.temporal or '').resolve().name}-{split}",
-            self._identity(split, kept="frames" if frames_only else "tokens"),
+            self._identity(split, tokens.ids, kept="frames" if frames_only else "tokens"),
             tokens,
             outputs,
             num_prefix=min(num_prefix, 1) if frames_only else num_prefix,
@@ -230,8 +230,11 @@ class Sources:
             "views": self.views,
         }
 
-    def _identity(self, split: str, *, kept: str) -> dict[str, Any]:
+    def _identity(self, split: str, ids: Sequence[str], *, kept: str) -> dict[str, Any]:
+        # The labels of the extraction say which videos a split has, and so does the ledger; those of a set do not.
+        videos = {} if self.cache.label_set is None else {"videos": sha256_hex(canonical_json(list(ids)))}
         return {
+            **videos,
             "source_fingerprint": self.cache.fingerprint,
             "ledger_digest": self.cache.ledger_digest,
             "run_digest": self.run_digest,

@@ -156,6 +156,27 @@ def test_what_was_made_with_other_labels_is_neither_resumed_nor_found_again(vfz)
     assert code == 1, "without the set they are others, too"
 
 
+def test_a_probe_of_a_run_takes_other_splits_of_the_same_videos(vfz):
+    vfz("cache label --split-fractions 0.5,0.5 --name half")
+    vfz("cache label --split-fractions 0.6,0.4 --split-seed 1 --name other")
+    assert vfz(f"train-temporal --labels half --name a {TRAIN}")[0] == 0
+    for labels in ("--labels half", "--labels other", ""):
+        code, _, err = vfz(f"probe {labels} --temporal runs/a --probe linear --device cpu")
+        assert code == 0, err
+    assert len(list(Path().rglob("derived.json"))) == 6, "of each split of each set"
+
+
+def test_files_that_changed_places_are_known_by_what_is_in_them(vfz):
+    for number in range(12):
+        source = Path("clips") / ("train" if number < 8 else "val") / ("walk", "run")[number % 2] / f"{number:02d}.mp4"
+        target = Path("sorted") / ("left", "right")[number < 3] / f"{(number + 1) % 12:02d}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    assert vfz("cache label --from sorted")[0] == 0
+    right = {row.id[-2:] for row in FeatureCache(_only(), labels="sorted").videos if row.label == 1}
+    assert right == {"00", "01", "02"}, "names say 01, 02 and 03"
+
+
 def test_videos_in_no_split_and_without_a_label_are_counted_before_training(vfz):
     rows = _speeds(split=True).splitlines()
     _write("\n".join([*rows[:9], "08.mp4,,train", ""]))

@@ -21,7 +21,8 @@ from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.drops import drop_paths
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.maintenance.drop import drop_videos
-from vfz.pipeline.maintenance.options import DropOptions
+from vfz.pipeline.maintenance.label import label_cache
+from vfz.pipeline.maintenance.options import DropOptions, LabelOptions
 from vfz.pipeline.maintenance.verify import verify_cache
 from vfz.pipeline.progress import SilentProgress
 
@@ -207,3 +208,5 @@ def test_a_list_that_gives_other_labels_to_the_same_videos_is_told_and_the_cache
     assert line.startswith("1 video of the cache have another label or split")
     assert command in line
     assert FeatureCache(path).videos[0].label == 0
+    label_cache(LabelOptions(cache=path, from_=tmp_path / "clips/list.csv", dataset="csv"))
+    assert [row.label for row in FeatureCache(path, labels="list").videos] == [1, 1, 0]

@@ -181,6 +181,8 @@ def test_targets_of_several_labels_and_of_numbers(folder):
 def test_an_unknown_set_is_answered_with_those_there_are(folder, tmp_path):
     with pytest.raises(UnknownNameError, match="unknown label set 'side'; did you mean sides"):
         FeatureCache(folder, labels="side")
+    with pytest.raises(UsageError, match="labels is 5"):
+        FeatureCache(folder, labels=5)
     new_cache(tmp_path / "other")
     with pytest.raises(UsageError, match="vfz cache label"):
         FeatureCache(tmp_path / "other", labels="side", allow_incomplete=True)
