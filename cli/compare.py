@@ -36,7 +36,7 @@ def compare_command(options: CompareRunsOptions, session: Session) -> None:
     name="probe.compare",
     argument="runs",
     example="vfz probe compare runs/tokens-linear-probe runs/gmmix-linear-probe\n"
-    "vfz probe compare runs/*-probe --baseline tokens-linear-probe --name layers",
+    "vfz probe compare runs/*-probe-* --baseline tokens-linear-probe --name layers",
 )
 def probe_compare_command(options: CompareOptions, session: Session) -> None:
     """Put probes side by side: accuracies with intervals, paired tests against a baseline, confusions, classes.
