@@ -190,6 +190,7 @@ def _clips_of(
         batch_size=options.batch_size,
         targets=targets_of(caches, config, paths=options.targets, device=ranks.device),
         ranks=ranks,
+        split_option="--split",
     )
 
 

@@ -262,6 +262,7 @@ def eval_clips_of(
     batch_size: int,
     targets: ClipTargets | None,
     ranks: Ranks,
+    split_option: str = "--eval-split",
 ) -> EvalClips:
     """The clips of a split for a model.
 
@@ -276,6 +277,7 @@ def eval_clips_of(
         batch_size: clips of all processes together.
         targets: of the task, where it needs some.
         ranks: this process.
+        split_option: what `split` is called where it is given.
 
     Raises:
         UsageError: when no video of the split has what is asked for. DatasetError: targets that do not fit the videos.
@@ -285,7 +287,8 @@ def eval_clips_of(
         splits = sorted({split for cache in caches for split in cache.splits})
         raise UsageError(
             f"{' and '.join(str(cache.path) for cache in caches)} has no {', '.join(EVAL_SPLITS[:-1])} or "
-            f"{EVAL_SPLITS[-1]} video with the tokens wanted; its splits are {', '.join(splits) or 'none'}: name one"
+            f"{EVAL_SPLITS[-1]} video with the tokens wanted; its splits are {', '.join(splits) or 'none'}: name one "
+            f"with {split_option}"
         )
     labelled = not TASKS[config.task].needs_targets
     videos = clip_videos(

@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from helpers.training import small_options
+from helpers.training import arguments_of, small_options
 
 from vfz.cli.main import main
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import CacheMismatchError, UsageError
 from vfz.pipeline.extraction.extract import extract
+from vfz.pipeline.maintenance.convert import convert
+from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.temporal.training.evaluate import evaluate
 from vfz.temporal.training.options import EvaluateOptions
 from vfz.temporal.training.train import train_temporal
@@ -85,3 +91,32 @@ def test_what_cannot_be_evaluated_is_one_clear_line(options, synthetic_cache, ch
     with pytest.raises(UsageError, match=words):
         evaluate(EvaluateOptions(**{"run": options.out / "run", "cache": synthetic_cache.path} | changes))
     assert FeatureCache(synthetic_cache.path).fingerprint == synthetic_cache.fingerprint
+
+
+def test_a_message_names_the_option_as_the_command_spells_it(options, synthetic_cache, tmp_path, capsys):
+    train_temporal(options)
+    part = convert(ConvertOptions(cache=synthetic_cache.path, splits=("train",), out=tmp_path / "part")).cache
+    assert main(["evaluate", str(options.out / "run"), "--cache", str(part)]) == 2
+    assert "its splits are train: name one with --split" in capsys.readouterr().err
+    assert main(arguments_of(dataclasses.replace(options, cache=(part,), name="other"))) == 2
+    assert "name one with --eval-split" in capsys.readouterr().err
+
+
+def test_a_run_takes_its_own_cache_where_several_lie_there(
+    options, synthetic_cache, vit_cache, tmp_path, monkeypatch, capsys
+):
+    """From the folder that `caches/` and `runs/` were moved to together; so does a probe of the run."""
+    for cache in (synthetic_cache, vit_cache):
+        shutil.copytree(cache.path, tmp_path / "caches" / cache.path.name)
+    monkeypatch.chdir(tmp_path)
+    train_temporal(dataclasses.replace(options, cache=(Path("caches", synthetic_cache.path.name),), out=Path("runs")))
+    for folder in ("caches", "runs"):
+        shutil.move(folder, tmp_path / "moved" / folder)
+    monkeypatch.chdir(tmp_path / "moved")
+    ran = subprocess.run([sys.executable, "-m", "vfz.cli", "evaluate", "run"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert main(["probe", "--temporal", "run", "--clip-frames", "6", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["features"] == "runs/run"
+    shutil.rmtree(Path("caches", synthetic_cache.path.name))
+    assert main(["evaluate", "run"]) == 1
+    assert "was trained on tokens of another recipe than" in capsys.readouterr().err
