@@ -80,6 +80,11 @@ class LabelFigures:
             for place, (name, count, mean, baseline) in enumerate(rows)
         ]
 
+    def first(self, figure: str, count: int = NUM_WORST) -> str:
+        """One figure of the first labels, for people."""
+        pairs = list(zip(self.names, self.of_labels[figure].tolist(), strict=True))
+        return ", ".join(f"{name} {value:.4g}" for name, value in pairs[:count]) + (", …" if len(pairs) > count else "")
+
     def worst(self, count: int = NUM_WORST) -> list[tuple[str, float]]:
         """The labels that are found least, of more than one: name and figure."""
         of_labels = self.of_labels[self.task.means[self.task.headline]]

@@ -141,6 +141,8 @@ class Evaluation:
             low, high = (self._shown(self.headline, end) for end in (interval.low, interval.high))
             lines[self.headline] = f"{value} [{low}, {high}] ({interval.method}, 95%)"
         lines["always the mean"] = f"{self._shown(self.headline, labels.baseline)} (of each label in training)"
+        if len(labels.names) > 1:  # a mean of errors in different units says nothing
+            lines |= {name: labels.first(figure) for name, figure in labels.task.means.items() if name != self.headline}
         if worst := labels.worst():
             found = [f"{name} {self._shown(self.headline, figure)}" for name, figure in worst]
             lines["least of the labels"] = ", ".join(found)

@@ -71,6 +71,9 @@ def test_what_was_answered_is_shown_with_interval_baseline_and_the_least_labels(
     assert "label set 'sides' is of kind multilabel: task multilabel" in printed.err
     for words in ("map", "(bootstrap, 95%)", "always the mean", "least of the labels"):
         assert words in printed.out
+    assert main(arguments_of(dataclasses.replace(options, epochs=1, labels="places", name="places"))) == 0
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert all("metres" in shown[name] and "degrees" in shown[name] for name in ("mse", "mae")), "each in its own units"
 
 
 def test_a_run_stopped_again_and_again_is_still_the_same_and_other_labels_are_refused(options, monkeypatch, capsys):

@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score, mean_absolute_error, mean_s
 
 from vfz.cli.main import main
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.comparison.compare import load_result
 from vfz.temporal.data.features import ArrayFeatures
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.heads import value_answers
@@ -148,12 +147,16 @@ def test_what_does_not_fit_the_labels_is_refused_in_one_line(options, changes, w
     assert "\n" not in str(caught.value)
 
 
-def test_a_report_of_classes_and_a_comparison_say_that_these_are_none(options):
+def test_a_report_of_classes_says_that_these_are_none_and_kinds_are_compared_apart(options, capsys):
     with pytest.raises(UsageError, match="of kind multilabel; probe_all"):
         probe(options)
-    (report,) = probe_all(options)
-    with pytest.raises(UsageError, match="probe of task multilabel"):
-        load_result(Path(report.result))
+    few = dataclasses.replace(options, probe="knn", neighbours=(1, 3))
+    asked = [few, dataclasses.replace(few, neighbours=(2,)), dataclasses.replace(few, labels="places")]
+    results = [probe_all(one)[0].result for one in asked]
+    assert main(["probe", "compare", *results, "--out", str(options.out)]) == 0
+    printed = capsys.readouterr().out
+    assert "multilabel on test, labels sides" in printed
+    assert "regression on test, labels places" in printed
 
 
 @pytest.mark.parametrize("name", KINDS)
