@@ -40,7 +40,8 @@ def find_probe(given: Any, *, under: Path = RUNS_FOLDER) -> Path:
 
 def _found(kind: FolderKind, given: Any, under: Path, *, other: FolderKind) -> Path:
     """The folder; one that is of the other kind is called what it is."""
+    is_one = kind.holds(kind.look_up(given, under=under))
     mistaken = other.look_up(given, under=under)
-    if other.holds(mistaken) and not kind.holds(kind.look_up(given, under=under)):
+    if not is_one and other.holds(mistaken):
         raise UsageError(f"{mistaken} is a {other.kind}, made by {other.made_by}, and no {kind.kind}; give it as such")
     return kind.find(given, under=under)

@@ -22,6 +22,7 @@ from vfz.pipeline.files import text_of_name
 from vfz.pipeline.format.ledger import LedgerRow
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.sampling import ClipFrames, ClipRule
+from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import CachedTokens
 from vfz.temporal.data.videos import ClipVideo, check_layers, clip_videos, parts_of
 from vfz.temporal.prediction.options import PredictOptions
@@ -80,12 +81,24 @@ class CachedClips:
                 rule=predictor.rule,
                 batch_size=self._options.batch_size,
                 device=self._device,
+                targets=self._targets(),
             )
             yield from loader.in_order(num_segments=predictor.segments, all_views=len(predictor.views) > 1)
         answered = {video.id for video in self._videos}
         for row in self._planned:
             if row.id not in answered:
                 yield Unanswered(video=row.id, error=self._why(row))
+
+    def _targets(self) -> FrameTargets | None:
+        """The truth that the predictor starts from."""
+        options, task = self._options, self._predictor.task
+        if self._predictor.starts_from:
+            return FrameTargets(self._cache, task=task, device=self._device, targets=options.targets)
+        if options.targets is not None:
+            raise UsageError(
+                f"--targets is for boxes and points, {self._predictor.path} is of task {task}; leave it out"
+            )
+        return None
 
     def _readable(self, split: str) -> list[ClipVideo]:
         predictor = self._predictor
@@ -124,6 +137,11 @@ class NewClips:
     ) -> None:
         from vfz.pipeline.extraction.new_videos import NewVideos  # and with it timm, which a cache has no need of
 
+        if predictor.starts_from:
+            raise UsageError(
+                f"{predictor.path} is of task {predictor.task} and must be told {predictor.starts_from}, which a new "
+                "video does not say; predict the videos of a --cache, whose targets.npz does"
+            )
         cache = predictor.own_cache(options.cache)
         request = predictor.request or (None if cache is None else cache.provenance.get("encoder_request"))
         self._predictor = predictor

@@ -25,6 +25,9 @@ class PredictOptions(Options):
     cache: Path | None = option(
         None, help="Without VIDEOS: predict the videos of this cache. With them: where the run's own cache lies now."
     )
+    targets: Path | None = option(
+        None, help="--cache, boxes and points: the targets.npz with what they start from; default: beside the videos."
+    )
     split: str | None = option(None, help="--cache: only the videos of this split; default: all.")
     weights: Path | None = option(
         None, help="The encoder's weights file, where it was moved; default: as used at extraction."
@@ -56,6 +59,8 @@ class PredictOptions(Options):
             raise UsageError("no videos; name files or folders, or --cache for the videos of a cache")
         if self.split is not None and self.videos:
             raise UsageError(f"--split {self.split} is of a --cache, and videos are named; leave one of them out")
+        if self.targets is not None and self.videos:
+            raise UsageError(f"--targets {self.targets} is of a --cache, and videos are named; leave one of them out")
         if self.views is not None and len(set(self.views)) < len(self.views):
             raise UsageError(f"--views {','.join(map(str, self.views))} names one twice; give each once")
         if self.out is not None and self.out.suffix.lower() not in SUFFIXES:

@@ -7,6 +7,7 @@ Rows are written as they come, so that what was said is kept however it ends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,7 @@ from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.prediction.clips import CachedClips, NewClips, Unanswered
 from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.prediction.predictors import Predictor, open_predictor
-from vfz.temporal.prediction.rows import Pose, Prediction, Rows
-from vfz.temporal.tasks.geometry import rotation_from_6d
+from vfz.temporal.prediction.rows import NUMBERS, FrameAnswer, Prediction, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,25 +148,30 @@ class _Held:
             return
         self.number = None
         answers = [answer for answer, _, _ in self._clips]
-        if not all(bool(answer.isfinite().all()) for answer in answers):
-            yield Prediction(video=self._video, scores={}, error="the answer is not finite")
-        elif self._task == "pose":
-            yield Prediction(video=self._video, scores={}, poses=tuple(self._poses()))
+        if self._task in NUMBERS:
+            frames = tuple(self._frames())
+            is_finite = all(math.isfinite(number) for frame in frames for number in frame.numbers)
+            answered = Prediction(video=self._video, scores={}, frames=frames)
         else:
             mean_K = torch.stack(answers).mean(dim=0)
-            yield Prediction(video=self._video, scores=dict(zip(self._names, mean_K.tolist(), strict=True)))
+            is_finite = bool(mean_K.isfinite().all())
+            answered = Prediction(video=self._video, scores=dict(zip(self._names, mean_K.tolist(), strict=True)))
+        yield answered if is_finite else Prediction(video=self._video, scores={}, error="the answer is not finite")
 
-    def _poses(self) -> Iterator[Pose]:
-        """Of every real frame but the first of each clip, which has none before it."""
-        for clip, (poses_T9, mask_T, pts_T) in enumerate(self._clips):
-            rotations_T33 = rotation_from_6d(poses_T9[:, 3:])
-            for frame in np.flatnonzero(mask_T.numpy())[1:].tolist():
-                yield Pose(
-                    clip=clip,
-                    pts_seconds=float(pts_T[frame]),
-                    translation_metres=tuple(poses_T9[frame, :3].tolist()),
-                    rotation=tuple(rotations_T33[frame].flatten().tolist()),
-                )
+    def _frames(self) -> Iterator[FrameAnswer]:
+        """Of every real frame of each clip; the pose of the first has none before it."""
+        for clip, (numbers, mask_T, pts_T) in enumerate(self._clips):
+            frames = np.flatnonzero(mask_T.numpy())[1 if self._task == "pose" else 0 :].tolist()
+            for thing, numbers_TX in enumerate(numbers if numbers.ndim == 3 else numbers[None]):
+                if bool(numbers_TX.isnan().all()):  # a clip of fewer objects or points than others
+                    continue
+                for frame in frames:
+                    yield FrameAnswer(
+                        clip=clip,
+                        thing=thing if numbers.ndim == 3 else None,
+                        pts_seconds=float(pts_T[frame]),
+                        numbers=tuple(numbers_TX[frame].tolist()),
+                    )
 
 
 def _check_out(options: PredictOptions) -> None:

@@ -1,12 +1,12 @@
 """What answers for clips of tokens: the model of a run, or a saved probe, behind one face.
 
-Shapes: B clips, T frames, N tokens, D channels, K classes, labels or targets.
+Shapes: B clips, T frames, N tokens, D channels, K classes, labels or targets, O objects, Q points.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,14 @@ from vfz.pipeline.recipe import describe_difference
 from vfz.temporal.data.loader import ClipBatch
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.prediction.options import PredictOptions
+from vfz.temporal.prediction.rows import NUMBERS
 from vfz.temporal.probes.saved import SavedProbe, load_probe
 from vfz.temporal.run_record import caches_of_run
 from vfz.temporal.tasks import TASKS, build_task
 from vfz.temporal.tasks.base import LabelTask
+from vfz.temporal.tasks.geometry import rotation_from_6d
 from vfz.temporal.training.runs import load_model
 from vfz.temporal.training.step import ClipLoss, autocast_dtype
-
-_POSE = "pose"
-_NOT_ROWS = {
-    "boxes": "boxes are followed from those of the first frame, which a new video does not have",
-    "points": "points are followed from where they are asked for, which a new video does not say",
-    "depth": "maps of depth are no rows of a table",
-}
 
 
 class Predictor(ABC):
@@ -41,8 +36,9 @@ class Predictor(ABC):
 
     Attributes:
         path: of the run or result.
-        task: `classify`, `multilabel`, `regression` or `pose`.
-        names: [K] of classes, labels or targets; empty for poses.
+        task: `classify`, `multilabel`, `regression`, `pose`, `boxes` or `points`.
+        names: [K] of classes, labels or targets; empty for the others.
+        starts_from: what of the truth it must be given (boxes or points of a first frame), in words; empty for none.
         layers, parts: which tokens it takes.
         rule, segments, views: which clips of a video.
         needs_all_views: whether a cached video that lacks a view is not answered for.
@@ -53,6 +49,7 @@ class Predictor(ABC):
     path: Path
     task: str
     names: tuple[str, ...]
+    starts_from: str = ""
     layers: tuple[str, ...]
     parts: str
     rule: ClipRule
@@ -65,7 +62,11 @@ class Predictor(ABC):
 
     @abstractmethod
     def answers(self, batch: ClipBatch) -> Tensor:
-        """For each clip, float64 on the CPU: probabilities or values [B,K], or poses [B,T,9]."""
+        """For each clip, float64 on the CPU: probabilities or values [B,K]; or the `NUMBERS` of frames.
+
+        Those are [B,T,12] of poses, [B,O,T,4] of O objects and [B,Q,T,3] of Q points, NaN for those that a clip does
+        not have.
+        """
 
     @abstractmethod
     def cache_paths(self) -> Sequence[Path]:
@@ -129,12 +130,12 @@ class RunPredictor(Predictor):
         model, run = load_model(path, device)
         config, cache = model.config, run.values["cache"]
         self._run, self.path, self.task = run, run.path, config.task
-        if not issubclass(TASKS[config.task], LabelTask) and config.task != _POSE:
-            why = _NOT_ROWS.get(config.task, "its answers are no rows of a table")
+        if not issubclass(TASKS[config.task], LabelTask) and config.task not in NUMBERS:
             raise UsageError(
-                f"{run.path} is of task {config.task}: {why}; ask its model in Python "
-                f"(load_model), or measure it on a cache with vfz evaluate"
+                f"{run.path} is of task {config.task}, whose answers are no rows of a table; ask its model in Python "
+                "(load_model), or measure it on a cache with vfz evaluate"
             )
+        self.starts_from = _STARTS.get(config.task, "")
         labels: dict[str, Any] = run.values.get("labels", {})
         self.names = () if TASKS[config.task].needs_targets else tuple(labels.get("names", run.values["class_names"]))
         settings = {name: value for name, value in labels.items() if name.startswith("target_")}
@@ -154,8 +155,7 @@ class RunPredictor(Predictor):
         outputs, task = self._loss.answer(batch), self._loss.task
         if isinstance(task, LabelTask):
             return task.answers(outputs).double().cpu()  # type: ignore[arg-type]
-        assert isinstance(outputs, Tensor)  # noqa: S101 - poses
-        return outputs.double().cpu()
+        return _NUMBERS_OF[self.task](outputs, batch).double().cpu()
 
     def cache_paths(self) -> Sequence[Path]:
         """See `Predictor`."""
@@ -205,3 +205,28 @@ class ProbePredictor(Predictor):
 
 def _chosen(parts: str, there: Sequence[str]) -> tuple[str, ...]:
     return tuple(part for part in ORDER_IN_ALL if part in there) if parts == "all" else (parts,)
+
+
+def _pose_numbers(outputs: Any, batch: ClipBatch) -> Tensor:  # noqa: ARG001 - as the others
+    return torch.cat([outputs[..., :3], rotation_from_6d(outputs[..., 3:]).flatten(-2)], dim=-1)
+
+
+def _box_numbers(outputs: Any, batch: ClipBatch) -> Tensor:
+    return _of_those_that_are(outputs, batch.targets["objects_valid"])
+
+
+def _point_numbers(outputs: Any, batch: ClipBatch) -> Tensor:
+    numbers = torch.cat([outputs["xy"], outputs["visibility_logit"].sigmoid().unsqueeze(-1)], dim=-1)
+    return _of_those_that_are(numbers, batch.targets["queries_valid"])
+
+
+def _of_those_that_are(numbers_BOTX: Tensor, valid_BO: Tensor) -> Tensor:
+    return numbers_BOTX.masked_fill(~valid_BO[:, :, None, None], torch.nan)
+
+
+_NUMBERS_OF: dict[str, Callable[[Any, ClipBatch], Tensor]] = {
+    "pose": _pose_numbers,
+    "boxes": _box_numbers,
+    "points": _point_numbers,
+}
+_STARTS = {"boxes": "where objects are in the first frame", "points": "which points are followed, and from where"}

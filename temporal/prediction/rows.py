@@ -1,7 +1,7 @@
 """Answers as rows, written as they come: CSV for tables, JSON lines for programs.
 
-A row is one video; in CSV a row of poses is one frame. Every row ends in `error`, which is empty where there is an
-answer. Text is written as it is, quoted by the csv module; what shows it on a terminal escapes it.
+A row is one video; in CSV a row of poses, boxes or points is one frame. Every row ends in `error`, which is empty where
+there is an answer. Text is written as it is, quoted by the csv module; what shows it on a terminal escapes it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,31 @@ from typing import Any
 
 _DIGITS = 8
 """Of numbers in CSV and JSON, behind the point."""
-TRANSLATION_NAMES = ("x_metres", "y_metres", "z_metres")
-ROTATION_NAMES = tuple(f"r{row}{column}" for row in "123" for column in "123")
+NUMBERS = {
+    "pose": ("x_metres", "y_metres", "z_metres", *(f"r{row}{column}" for row in "123" for column in "123")),
+    "boxes": ("centre_x", "centre_y", "width", "height"),
+    "points": ("x", "y", "visibility"),
+}
+"""Of the tasks that answer frames, the numbers of one, in their order."""
+_THINGS = {"boxes": ("object",), "points": ("point",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pose:
-    """How the camera stands in one frame, as the camera of the frame before sees it."""
+class FrameAnswer:
+    """What was said of one frame, or of one thing in it.
+
+    Attributes:
+        clip: which of the video's.
+        thing: which object or point of it, as its targets number them; None for poses.
+        pts_seconds: of the frame.
+        numbers: as `NUMBERS` names them. pose: how the camera stands as that of the frame before sees it. boxes and
+            points: in units of the crop that the encoder saw; visibility is a probability.
+    """
 
     clip: int
+    thing: int | None = None
     pts_seconds: float
-    translation_metres: tuple[float, ...]
-    rotation: tuple[float, ...]
+    numbers: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +50,13 @@ class Prediction:
         video: its path, or its id in the cache.
         scores: classify, multilabel: the probability of each class or label; regression: the value of each target; by
             name, in their order. Means over the video's clips.
-        poses: pose: of every frame but the first of every clip.
+        frames: pose, boxes, points: of every frame of every clip; pose: but for the first, which has none before it.
         error: why there is no answer; empty where there is one.
     """
 
     video: str
     scores: Mapping[str, float]
-    poses: tuple[Pose, ...] = ()
+    frames: tuple[FrameAnswer, ...] = ()
     error: str = ""
 
     def likeliest(self, count: int = 1) -> list[tuple[str, float]]:
@@ -67,8 +80,8 @@ class Rows:
 
     def header(self) -> list[str]:
         """The names of the columns of CSV."""
-        if self._task == "pose":
-            return ["video", "clip", "pts_seconds", *TRANSLATION_NAMES, *ROTATION_NAMES, "error"]
+        if self._task in NUMBERS:
+            return ["video", "clip", *_THINGS.get(self._task, ()), "pts_seconds", *NUMBERS[self._task], "error"]
         if self._task != "classify":
             mark = "p" if self._task == "multilabel" else "value"
             return ["video", *(f"{mark}({name})" for name in self._names), "error"]
@@ -80,10 +93,9 @@ class Rows:
         """The rows of CSV that a prediction is."""
         if prediction.error:
             yield [prediction.video, *[""] * (len(self.header()) - 2), prediction.error]
-        elif self._task == "pose":
-            for pose in prediction.poses:
-                numbers = [*pose.translation_metres, *pose.rotation]
-                yield [prediction.video, pose.clip, *map(_short, [pose.pts_seconds, *numbers]), ""]
+        elif self._task in NUMBERS:
+            for frame in prediction.frames:
+                yield [prediction.video, *self._of_frame(frame).values(), ""]
         else:
             best = [cell for name, score in self._best(prediction) for cell in (name, _short(score))]
             scores = prediction.scores.values() if self._all or self._task != "classify" else ()
@@ -95,8 +107,8 @@ class Rows:
             return {"video": prediction.video, "error": prediction.error}
         scores = {name: _short(score) for name, score in prediction.scores.items()}
         answer: dict[str, Any]
-        if self._task == "pose":
-            answer = {"poses": [_of_pose(pose) for pose in prediction.poses]}
+        if self._task in NUMBERS:
+            answer = {"frames": [self._of_frame(frame) for frame in prediction.frames]}
         elif self._task != "classify":
             answer = {"probabilities" if self._task == "multilabel" else "values": scores}
         else:
@@ -117,16 +129,14 @@ class Rows:
             return json.dumps(self.values(prediction), ensure_ascii=False) + "\n"
         return "".join(self.csv_line(cells) for cells in self.cells(prediction))
 
+    def _of_frame(self, frame: FrameAnswer) -> dict[str, Any]:
+        thing = dict.fromkeys(_THINGS.get(self._task, ()), frame.thing)
+        numbers = dict(zip(NUMBERS[self._task], map(_short, frame.numbers), strict=True))
+        return {"clip": frame.clip, **thing, "pts_seconds": _short(frame.pts_seconds), **numbers}
+
     def _best(self, prediction: Prediction) -> list[tuple[str, float]]:
         return prediction.likeliest(self._top_k) if self._task == "classify" else []
 
 
 def _short(value: float) -> float:
     return round(float(value), _DIGITS)
-
-
-def _of_pose(pose: Pose) -> dict[str, Any]:
-    rotation = [[_short(one) for one in pose.rotation[start : start + 3]] for start in (0, 3, 6)]
-    translation = [_short(one) for one in pose.translation_metres]
-    return {"clip": pose.clip, "pts_seconds": _short(pose.pts_seconds), "translation_metres": translation,
-            "rotation": rotation}  # fmt: skip

@@ -79,7 +79,8 @@ def load_head(folder: Path, record: Mapping[str, Any], device: torch.device) -> 
     """
     entry, path = record.get("head"), folder / HEAD_FILE
     if not entry:
-        raise RunError(f"{folder} keeps no head, as results did at first; {_AGAIN}")
+        why = "the heads of its kind are not kept" if "head" in record else f"as results did at first; {_AGAIN}"
+        raise RunError(f"{folder} keeps no head: {why}")
     try:
         tensors = _tensors(path.read_bytes(), entry["sha256"], device)
         return _built(entry, tensors, record["features"]["pool"], device)

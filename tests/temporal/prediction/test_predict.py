@@ -27,7 +27,9 @@ from vfz.pipeline.extraction.extract import extract
 from vfz.pipeline.files import name_of_text
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.maintenance.options import ConvertOptions
+from vfz.temporal.data.loader import ClipLoader
 from vfz.temporal.data.sampling import ClipRule
+from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import CachedTokens, ClipRequest
 from vfz.temporal.kept import evaluations_of, read_evaluation
 from vfz.temporal.prediction.options import PredictOptions
@@ -151,30 +153,55 @@ def test_label_sets_are_answered_by_name(labelled_cache, out, labels):
 
 
 def test_poses_are_numbers_of_every_frame_but_the_first(synthetic_cache, out):
-    run = train_temporal(
-        small_options(synthetic_cache, out, task="pose", epochs=1, name="pose", readout_heads=None)
-    ).run
+    options = small_options(synthetic_cache, out, task="pose", epochs=1, name="pose", readout_heads=None)
+    run = train_temporal(options).run
     _, files = files_of(synthetic_cache, "test", 1)
     (prediction,) = predict(PredictOptions(run=run, videos=files, device="cpu")).predictions
-    assert [pose.pts_seconds for pose in prediction.poses] == sorted(pose.pts_seconds for pose in prediction.poses)
-    assert len(prediction.poses) == 5
-    turned = np.array([pose.rotation for pose in prediction.poses]).reshape(-1, 3, 3)
+    times = [frame.pts_seconds for frame in prediction.frames]
+    assert times == sorted(times)
+    assert len(times) == 5
+    turned = np.array([frame.numbers[3:] for frame in prediction.frames]).reshape(-1, 3, 3)
     np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.broadcast_to(np.eye(3), turned.shape), atol=1e-5)
     cached = predict(PredictOptions(run=run, cache=synthetic_cache.path, split="test", device="cpu")).predictions[0]
     np.testing.assert_allclose(
-        [pose.translation_metres for pose in prediction.poses], [pose.translation_metres for pose in cached.poses],
-        atol=1e-5,
-    )  # fmt: skip
+        [frame.numbers for frame in prediction.frames], [frame.numbers for frame in cached.frames], atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("task", ["boxes", "points", "depth"])
-def test_a_task_that_is_not_offered_is_refused_in_a_line(synthetic_cache, out, task):
-    sizes = {} if task == "depth" else {"readout_hidden": 8}
-    run = train_temporal(small_options(synthetic_cache, out, task=task, epochs=1, name=task, **sizes)).run
+@pytest.mark.parametrize("task", ["boxes", "points"])
+def test_what_starts_from_a_truth_is_answered_for_a_cache_and_refused_for_new_videos(synthetic_cache, out, task):
+    run = train_temporal(small_options(synthetic_cache, out, task=task, epochs=1, name=task, readout_hidden=8)).run
+    report = predict(PredictOptions(run=run, cache=synthetic_cache.path, split="test", device="cpu"))
+    assert (report.num_videos, report.num_failed) == (12, 0)
+    model, _ = load_model(run)
+    targets = FrameTargets(synthetic_cache, task=task)
+    tokens = CachedTokens(synthetic_cache, layers=("3",), parts="all")
+    rows = synthetic_cache.ok_videos("test")
+    loader = ClipLoader(tokens, rows, rule=ClipRule(num_frames=6), batch_size=16, device=torch.device("cpu"),
+                        targets=targets)  # fmt: skip
+    batch = next(loader.in_order())
+    with torch.no_grad():
+        if task == "boxes":
+            expected = model(batch.layers_BTND, init_box_cxcywh=batch.targets["init_box_cxcywh"])[0]
+        else:
+            asked = {name: batch.targets[name] for name in ("query_xy", "query_frame")}
+            expected = model(batch.layers_BTND, **asked)["xy"][0]
+    frames = report.predictions[0].frames
+    assert len(frames) == expected[..., 0].numel()
+    for frame in frames:
+        place = round(float((batch.pts_seconds_BT[0] - frame.pts_seconds).abs().argmin()))
+        there = expected[frame.thing, place].tolist()
+        assert frame.numbers[: len(there)] == pytest.approx(there, abs=1e-5)
     _, files = files_of(synthetic_cache, "test", 1)
-    with pytest.raises(UsageError, match=f"is of task {task}: .*vfz evaluate") as caught:
+    with pytest.raises(UsageError, match=f"is of task {task} and must be told .*--cache") as caught:
         predict(PredictOptions(run=run, videos=files))
     assert "\n" not in str(caught.value)
+
+
+def test_maps_of_depth_are_refused_in_a_line(synthetic_cache, out):
+    run = train_temporal(small_options(synthetic_cache, out, task="depth", epochs=1, name="depth")).run
+    with pytest.raises(UsageError, match="task depth, whose answers are no rows of a table; ask its model in Python"):
+        predict(PredictOptions(run=run, cache=synthetic_cache.path))
 
 
 def test_videos_without_tokens_are_told_as_the_cache_knows_them(synthetic_options, run, tmp_path):
@@ -348,6 +375,7 @@ def test_a_name_that_is_no_utf8_is_escaped_and_nothing_breaks(folder, run, tmp_p
         ({"probe": "x"}, "--run and --probe contradict each other"),
         ({"videos": None}, "no videos; name files or folders"),
         ({"split": "test"}, "--split test is of a --cache"),
+        ({"targets": "t.npz"}, "--targets t.npz is of a --cache"),
         ({"out": "rows.txt"}, r"rows.txt ends neither in \.csv nor in \.jsonl"),
         ({"views": (0, 0)}, "names one twice"),
         ({"videos": "nowhere.mp4"}, "no file or folder nowhere.mp4"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfz.temporal.prediction.rows import Pose, Prediction, Rows
+from vfz.temporal.prediction.rows import NUMBERS, FrameAnswer, Prediction, Rows
 
 pytestmark = pytest.mark.quick
 
@@ -47,14 +47,17 @@ def test_labels_and_targets_have_a_column_each(task, mark, key):
     assert rows.values(prediction) == {"video": "a.mp4", key: SCORES, "error": None}
 
 
-def test_poses_have_a_row_a_frame_and_stand_together_in_a_line_of_json():
-    pose = Pose(clip=0, pts_seconds=0.5, translation_metres=(1.0, 2.0, 3.0), rotation=(1, 0, 0, 0, 1, 0, 0, 0, 1))
-    prediction = Prediction(video="a.mp4", scores={}, poses=(pose, pose))
-    rows = Rows("pose", ())
-    assert len(table(rows, prediction, FAILED)) == 3
-    assert table(rows, prediction)[0]["y_metres"] == "2.0"
-    line = json.loads(rows.text(prediction, ".jsonl"))
-    assert line["poses"][0]["rotation"] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+@pytest.mark.parametrize(("task", "thing"), [("pose", None), ("boxes", 3), ("points", 0)])
+def test_frames_have_a_row_each_and_stand_together_in_a_line_of_json(task, thing):
+    numbers = tuple(float(number) for number in range(len(NUMBERS[task])))
+    frame = FrameAnswer(clip=0, thing=thing, pts_seconds=0.5, numbers=numbers)
+    prediction = Prediction(video="a.mp4", scores={}, frames=(frame, frame))
+    rows = Rows(task, ())
+    first, _, failed = table(rows, prediction, FAILED)
+    assert failed["error"]
+    assert [float(first[name]) for name in NUMBERS[task]] == list(numbers)
+    line = json.loads(rows.text(prediction, ".jsonl"))["frames"][0]
+    assert {name: str(value) for name, value in line.items()} | {"video": "a.mp4", "error": ""} == first
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1), min_size=1, unique=True), st.text())

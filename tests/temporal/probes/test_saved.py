@@ -36,7 +36,7 @@ CONFIGURATIONS = [
 def options(synthetic_cache, tmp_path_factory):
     return ProbeOptions(
         cache=synthetic_cache.path, clip_frames=6, out=tmp_path_factory.mktemp("runs"), epochs=1, neighbours=(5, 10),
-        lrs=(1e-3,), device="cpu",
+        lrs=(1e-3,), weight_decays=(0.1,), device="cpu",
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_a_loaded_probe_of_a_run_gives_the_stored_answers(options, synthetic_cac
 
 
 def test_a_vit_with_two_layers_and_arrays_as_to_numpy_gives_them(options, vit_cache):
-    changes = {"cache": vit_cache.path, "layers": ("5", "11"), "lrs": None}
+    changes = {"cache": vit_cache.path, "layers": ("5", "11")}
     saved = load_probe(probe(dataclasses.replace(options, **changes)).result)
     check_stored_answers(saved, vit_cache)
     x, y, _ = to_numpy(vit_cache, "test", layers=("5", "11"))
@@ -145,6 +145,11 @@ def without_head(folder):
     (folder / "probe.json").write_text(json.dumps(record))
 
 
+def of_another_kind(folder):
+    record = json.loads((folder / "probe.json").read_text())
+    (folder / "probe.json").write_text(json.dumps(record | {"head": None}))
+
+
 def with_other_weights(folder):
     tensors = load_file(folder / "head.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "head.safetensors")
@@ -154,6 +159,7 @@ def with_other_weights(folder):
     ("spoil", "words"),
     [
         (without_head, "keeps no head.*--force"),
+        (of_another_kind, "keeps no head: the heads of its kind are not kept"),
         (with_other_weights, "its digest is another.*--force"),
         (lambda folder: (folder / "head.safetensors").unlink(), r"head.safetensors does not load.*--force"),
     ],
