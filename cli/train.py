@@ -30,9 +30,9 @@ def train_temporal_command(options: TrainOptions, session: Session) -> None:
     A run that was stopped goes on with --resume, with the same losses as if it had never stopped.
     """
     from vfz.cli.console import print_json, progress, show
-    from vfz.pipeline.format.folder import find_caches
+    from vfz.temporal.run_record import caches_for
 
-    find_caches(options.cache)  # a slip of the pen is told before torch is imported
+    caches_for(options.cache, options.resumed_run)  # a slip of the pen is told before torch is imported
     if options.dry_run:
         from vfz.temporal.training.forecast import forecast_training
 

@@ -134,6 +134,15 @@ def cache_for(named: Path | None, run: Path | None) -> Path:
     return find_cache(named) if run is None else cache_of_run(read_run(find_run(run)), named)
 
 
+def caches_for(named: Sequence[Path] | None, run: Path | None) -> tuple[Path, ...]:
+    """As `cache_for`, for a command that takes several caches; `run` is a folder.
+
+    Raises:
+        UsageError: as there.
+    """
+    return find_caches(named) if run is None else caches_of_run(read_run(run), named)
+
+
 def _own_cache(run: RunInfo, recorded: Path, under: Path) -> Path | None:
     """Where a cache that the run was trained on lies now; None where it is not found."""
     for path in _places(run, recorded, under):

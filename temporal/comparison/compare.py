@@ -50,17 +50,19 @@ class Comparison:
         results: in the order they were named.
         baseline: the name of one of them.
         against: by name; the baseline has no entry.
+        note: what tells it from another comparison of that task, split and label set; empty where there is none.
     """
 
     results: tuple[Result, ...]
     baseline: str
     against: Mapping[str, Against]
+    note: str = ""
 
     @property
     def title(self) -> str:
         """What is compared: `classify on test`."""
         task, split, label_set = self.results[0].group
-        return f"{task} on {split}" + (f", labels {label_set}" if label_set else "")
+        return f"{task} on {split}" + (f", labels {label_set}" if label_set else "") + self.note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,8 @@ def compare_groups(
         baseline: name or folder of that of every group that has it; the first of the others.
 
     Returns:
-        The comparisons, in the order of their first results, and results that fit no baseline.
+        The comparisons, in the order of their first results, and results that fit no other. Where some of a group fit
+        each other and not its baseline (they are of another dataset), those are a comparison of their own.
 
     Raises:
         UsageError: when no result is called as the baseline.
@@ -144,19 +147,37 @@ def compare_groups(
     groups: dict[tuple[str, str, str | None], list[Result]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
-    comparisons, left_out = [], []
+    comparisons: list[Comparison] = []
+    left_out: list[LeftOut] = []
     for group in groups.values():
-        chosen = next((one for one in group if baseline is not None and _is(one, baseline)), group[0])
-        fitting, against = [], {}
-        for result in group:
+        found, odd = _parts(group, baseline)
+        comparisons += found
+        left_out += odd
+    return tuple(comparisons), tuple(left_out)
+
+
+def _parts(group: Sequence[Result], baseline: str | None) -> tuple[list[Comparison], list[LeftOut]]:
+    """Results of one task, split and label set, by what fits together; those that fit no other are left out."""
+    left, reasons = list(group), dict.fromkeys((result.name for result in group), "it fits none of the others")
+    parts: list[Comparison] = []
+    while left:
+        chosen = next((one for one in left if baseline is not None and _is(one, baseline)), left[0])
+        fitting, against, others = [], {}, []
+        for result in left:
             try:
                 if result is not chosen:
                     against[result.name] = _against(result, chosen)
                 fitting.append(result)
             except UsageError as error:
-                left_out.append(LeftOut(name=result.name, reason=str(error)))
-        comparisons.append(Comparison(results=tuple(fitting), baseline=chosen.name, against=against))
-    return tuple(comparisons), tuple(left_out)
+                others.append(result)
+                reasons[result.name] = str(error)
+        note = f", others with {chosen.name}" if parts else ""
+        parts.append(Comparison(results=tuple(fitting), baseline=chosen.name, against=against, note=note))
+        left = others
+    several = [part for part in parts if part.against or (baseline and _is(part.results[0], baseline))] or parts[:1]
+    alone = [part.results[0].name for part in parts if part not in several]
+    first = dataclasses.replace(several[0], note="")
+    return [first, *several[1:]], [LeftOut(name=name, reason=reasons[name]) for name in alone]
 
 
 def compare(results: Sequence[Result], *, baseline: str | None = None) -> Comparison:

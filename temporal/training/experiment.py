@@ -16,7 +16,6 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
-from vfz.pipeline.format.folder import find_caches
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
 from vfz.temporal.data.options import LAST_LAYER
@@ -33,7 +32,7 @@ from vfz.temporal.data.videos import (
     task_of_labels,
 )
 from vfz.temporal.model import ModelConfig, TemporalModel
-from vfz.temporal.run_record import read_run
+from vfz.temporal.run_record import caches_for, read_run
 from vfz.temporal.tasks import TASK_OF_LABELS, TASKS, Task, build_task
 from vfz.temporal.tasks.values import ValuesTask
 from vfz.temporal.training.distributed import Ranks
@@ -145,7 +144,8 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
         UsageError: options that do not fit the cache or each other. DatasetError: targets that do not fit the videos.
         CacheError: a cache cannot be used, or several are not of one recipe.
     """
-    caches = as_caches([FeatureCache(path, labels=options.labels) for path in find_caches(options.cache)])
+    paths = caches_for(options.cache, options.resumed_run)
+    caches = as_caches([FeatureCache(path, labels=options.labels) for path in paths])
     options = replace(options, task=task_of_labels(options.task, caches[0]))
     layers = _layers(options, caches[0])
     for cache in caches:

@@ -153,6 +153,11 @@ class TrainOptions(Options):
                 "give a multiple of --accumulate"
             )
 
+    @property
+    def resumed_run(self) -> Path | None:
+        """The folder of the run to go on with, where it is named; its name may follow from the cache otherwise."""
+        return self.out / self.name if self.resume and self.name else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(Options):

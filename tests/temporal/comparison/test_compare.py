@@ -139,6 +139,20 @@ def test_splits_and_tasks_are_apart_and_what_fits_none_is_left_out_with_the_reas
     assert [(one.name, "is of class right in strange" in one.reason) for one in left_out] == [("strange", True)]
 
 
+def test_results_of_another_dataset_have_a_comparison_of_their_own_whichever_comes_first(worse, better):
+    def of_cities(name):
+        return result(name, {"a": 0, "b": 1}, class_names=("Rome", "Oslo", "Lima"))
+
+    lone = result("lone", {"a": 0}, class_names=("x", "y", "z"))
+    groups, left_out = compare_groups([lone, of_cities("one"), worse, of_cities("two"), better])
+    assert [[one.name for one in group.results] for group in groups] == [["one", "two"], ["worse", "better"]]
+    assert [group.title for group in groups] == ["classify on test", "classify on test, others with worse"]
+    assert [one.name for one in left_out] == ["lone"]
+    groups, left_out = compare_groups([worse, lone], baseline="lone")
+    assert [group.baseline for group in groups] == ["lone"]
+    assert "has other classes with lone" in left_out[0].reason
+
+
 def test_the_baseline_is_that_of_its_own_group_only(worse, better):
     groups, _ = compare_groups([worse, better, result("val", {"a": 0}, split="val")], baseline="better")
     assert [group.baseline for group in groups] == ["better", "val"]

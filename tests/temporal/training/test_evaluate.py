@@ -117,6 +117,8 @@ def test_a_run_takes_its_own_cache_where_several_lie_there(
     assert ran.returncode == 0, ran.stderr
     assert main(["probe", "--temporal", "run", "--clip-frames", "6", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["features"] == "runs/run"
+    more = dataclasses.replace(options, cache=None, out=Path("runs"), epochs=2, resume=True)
+    assert main(arguments_of(more)) == 0, "training goes on with it, too"
     shutil.rmtree(Path("caches", synthetic_cache.path.name))
     assert main(["evaluate", "run"]) == 1
     assert "was trained on tokens of another recipe than" in capsys.readouterr().err
