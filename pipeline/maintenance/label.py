@@ -16,7 +16,7 @@ Cost: reading the source and the ledger; of a folder of videos, 128 KiB of each.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from vfz.pipeline.datasets.base import VideoRecord, safe_name
 from vfz.pipeline.datasets.splits import SplitRule, deal, describe
 from vfz.pipeline.decoding.base import VideoSource
 from vfz.pipeline.errors import CacheError, CacheFormatError, DatasetError, UsageError
-from vfz.pipeline.files import name_of_text
+from vfz.pipeline.files import content_errors, name_of_text
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CacheFolder, find_cache
 from vfz.pipeline.format.labels import Label, LabelSet, label_set_names, num_in_splits, read_label_set, write_label_set
@@ -57,10 +57,9 @@ def label_cache(options: LabelOptions) -> LabelReport:
     rows = _first_rows(cache)
     name = options.name or _name_of(options.from_)
     before, lines = _before(path, name)
-    own = _own_labels(cache, rows, name)
     found = _Found(lines={}, unmatched=[])
     if options.from_ is None:
-        labels = before or own
+        labels = before or _own_labels(cache, rows, name)
         source = LabelSource(kind=None, names=(), lines=(), has_splits=False, text=before.source if before else "")
     else:
         source = read_source(
@@ -71,7 +70,9 @@ def label_cache(options: LabelOptions) -> LabelReport:
             separator=options.separator,
         )
         found = _match(source, rows, path)
-        labels = _label_set(source, found, before or own)
+        needed = before is None and source.kind is None
+        nothing = LabelSet(name=name, kind="classes", names=(), labels={})
+        labels = _label_set(source, found, _own_labels(cache, rows, name) if needed else before or nothing)
     rule = _split_rule(options, source)
     lines += [source.how] if source.how else []
     if rule is not None:
@@ -204,13 +205,14 @@ def _first_rows(cache: CacheFolder) -> list[LedgerRow]:
 
 def _own_labels(cache: CacheFolder, rows: Sequence[LedgerRow], name: str) -> LabelSet:
     """What the cache was extracted with; its splits are left to it."""
-    return LabelSet(
-        name=name,
-        kind="classes",
-        names=cache.contents().class_names,
-        labels={row.id: row.label for row in rows if row.label is not None},
-        source="labels of the extraction",
-    )
+    with content_errors(cache.path):
+        return LabelSet(
+            name=name,
+            kind="classes",
+            names=cache.contents().class_names,
+            labels={row.id: row.label for row in rows if row.label is not None},
+            source="labels of the extraction",
+        )
 
 
 def _label_set(source: LabelSource, found: _Found, before: LabelSet) -> LabelSet:
@@ -235,7 +237,7 @@ def _label_set(source: LabelSource, found: _Found, before: LabelSet) -> LabelSet
         names=source.names if has_labels else before.names,
         labels=labels if has_labels else before.labels,
         splits=splits if source.has_splits else before.splits,
-        folds=folds or before.folds,
+        folds=folds if folds or source.has_splits else before.folds,
         source=source.text if has_labels else f"{source.text}; {before.source}".removesuffix("; "),
     )
 
@@ -315,7 +317,10 @@ def _match(source: LabelSource, rows: Sequence[LedgerRow], cache: Path) -> _Foun
     return _Found(lines=lines, unmatched=unmatched)
 
 
-def _digests(lines: Iterable[LabelLine]) -> list[str | None]:
+def _digests(lines: Sequence[LabelLine]) -> list[str | None]:
+    if not any(line.source for line in lines):
+        return [None] * len(lines)
+
     def digest(line: LabelLine) -> str | None:
         try:
             return None if line.source is None else line.source.digest()

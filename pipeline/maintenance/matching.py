@@ -4,7 +4,7 @@ In this order: the only one whose file has the same digest; the one of that id; 
 one whose path has most in common from its end. A cache knows ids, where files were, and their digests. Two that are
 meant equally well are an error and never a guess.
 
-Cost: the paths of all videos, taken apart once: a second for a quarter of a million.
+Cost: where one is not named by its id, the paths of all videos are taken apart: seconds for a quarter of a million.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vfz.pipeline.datasets.base import VIDEO_SUFFIXES
@@ -34,13 +35,20 @@ class VideoMatcher:
     def __init__(self, rows: Sequence[LedgerRow]) -> None:
         self._ids = {composed(row.id): row.id for row in rows} | {row.id: row.id for row in rows}
         self._by_digest: dict[str, list[str]] = defaultdict(list)
-        self._by_stem: dict[str, dict[str, list[tuple[str, ...]]]] = defaultdict(dict)
+        self._rows = rows
         for row in rows:
             if row.source_digest is not None:
                 self._by_digest[row.source_digest].append(row.id)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, dict[str, list[tuple[str, ...]]]]:
+        """The parts of the id and of the path of each video, by the name of the file and by id."""
+        found: dict[str, dict[str, list[tuple[str, ...]]]] = defaultdict(dict)
+        for row in self._rows:
             for text in {row.id, row.source_path}:
                 parts = _parts(text)
-                self._by_stem[parts[-1]].setdefault(row.id, []).append(parts)
+                found[parts[-1]].setdefault(row.id, []).append(parts)
+        return found
 
     def find(self, video: str, *, digest: str | None, place: str) -> str | None:
         """The id of the video that is meant; None where there is none.
