@@ -36,11 +36,10 @@ def predict_command(options: PredictOptions, session: Session) -> None:
     from vfz.temporal.lookup import find_probe, find_run
 
     # a slip of the pen is told before torch is imported
-    find_probe(options.probe) if options.run is None else find_run(options.run)
+    asked = find_probe(options.probe) if options.run is None else find_run(options.run)
     if options.videos:
         videos_at(options.videos)
     from vfz.pipeline.progress import SilentProgress
-    from vfz.temporal.prediction.predict import predict
 
     kept: list[tuple[Prediction, Rows]] = []
     printer = _Printer()
@@ -55,6 +54,9 @@ def predict_command(options: PredictOptions, session: Session) -> None:
             printer.show(prediction, rows)
 
     with progress() as shown:  # rows on a terminal tell themselves how far it is
+        shown.note(f"loading {asked}{' and its encoder' if options.videos else ''}")
+        from vfz.temporal.prediction.predict import predict
+
         silent = options.out is None and not session.json and sys.stdout.isatty()
         try:
             report = predict(options, progress=SilentProgress() if silent else shown, on_video=on_video)

@@ -137,6 +137,8 @@ class NewVideos:
         times: list[float] = []
         try:
             pixels_KFCSS = self._pictures(video_id, self._timed(stream, times), most=self._held_frames)
+            if not times:
+                return _Decoded(id=video_id, error=f"{stream.source.name}: has no frame where the recipe takes some")
             pts_seconds = np.array(times)
             numbers = choose(pts_seconds)
             if pixels_KFCSS is not None:
