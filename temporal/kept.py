@@ -220,8 +220,12 @@ def write_evaluation(folder: Path, kept: KeptEvaluation) -> Path:
     return path
 
 
-def read_evaluation(path: Path) -> KeptEvaluation:
+def read_evaluation(path: Path, *, arrays: bool = True) -> KeptEvaluation:
     """An evaluation that a run keeps.
+
+    Args:
+        path: of its JSON file.
+        arrays: read those of more than one number a video, too.
 
     Raises:
         RunError: when it is damaged, of another version, or its arrays are not those it was written with.
@@ -231,7 +235,7 @@ def read_evaluation(path: Path) -> KeptEvaluation:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
             raise RunError(f"{path} is not of format version {FORMAT_VERSION}; {again}")
-        return _evaluation(record, path.parent)
+        return _evaluation(record, path.parent, arrays=arrays)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); {again}") from None
 
@@ -242,12 +246,12 @@ def evaluations_of(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (-path.stat().st_mtime, path.name))
 
 
-def _evaluation(record: Mapping[str, Any], folder: Path) -> KeptEvaluation:
+def _evaluation(record: Mapping[str, Any], folder: Path, *, arrays: bool) -> KeptEvaluation:
     columns = dict(record["videos"])
     ids = tuple(map(str, columns.pop("ids")))
     caches = tuple(map(int, columns.pop("cache", [0] * len(ids))))
     values: dict[str, NDArray[Any]] = {name: _column(numbers) for name, numbers in columns.items()}
-    if record["arrays"] is not None:
+    if arrays and record["arrays"] is not None:
         values |= _read_arrays(folder, record["arrays"])
     for name, array in [*values.items(), ("cache", np.array(caches))]:
         if len(array) != len(ids):

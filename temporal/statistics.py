@@ -204,7 +204,7 @@ def balanced_accuracy(
         return wilson(mean, worth, confidence=confidence)
     generator = np.random.default_rng(seed)
     cells = np.concatenate([right_K, count_K - right_K]) / len(right_V)
-    rows = max(1, 10_000_000 // len(cells))
+    rows = max(1, _DRAWS_AT_ONCE // len(cells))
     means = []
     for start in range(0, num_resamples, rows):
         drawn = generator.multinomial(len(right_V), cells, size=min(rows, num_resamples - start))

@@ -241,19 +241,19 @@ def _of_dense_probe(common: Mapping[str, Any], value: float, ids: Sequence[str],
 def _of_run(run: RunInfo) -> Iterator[Result]:
     if not run.finished:
         raise UsageError(f"{run.path} is not trained to its end; vfz train-temporal --resume goes on with it")
-    best: dict[tuple[str, str | None], KeptEvaluation] = {}
+    best: dict[tuple[str, str | None], tuple[Path, KeptEvaluation]] = {}
     weights = sha256_file(run.path / "model.safetensors")
     for path in evaluations_of(run.path):  # newest first
-        kept = read_evaluation(path)
+        kept = read_evaluation(path, arrays=False)
         if kept.identity["weights"] != weights:
             continue
         key = kept.identity["split"], kept.identity["labels"]
-        if key not in best or (_clips_of(run, best[key]) and not _clips_of(run, kept)):
-            best[key] = kept
+        if key not in best or (_clips_of(run, best[key][1]) and not _clips_of(run, kept)):
+            best[key] = path, kept
     if not best:
         raise UsageError(f"{run.path} keeps no evaluation of its weights; vfz evaluate {run.path} makes one")
-    for kept in best.values():
-        yield _of_evaluation(run, kept)
+    for path, kept in best.values():
+        yield _of_evaluation(run, kept if kept.task == CLASSIFY else read_evaluation(path))
 
 
 def _of_evaluation(run: RunInfo, kept: KeptEvaluation) -> Result:
