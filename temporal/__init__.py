@@ -12,7 +12,8 @@
 - Train and evaluate: `train_temporal`, `TrainOptions`, `evaluate`, `EvaluateOptions`, `load_model`; what a run takes:
   `forecast_training`, `RunForecast`.
 - Weights released with the paper: `load_checkpoint`.
-- Probe: `probe`, `ProbeOptions`, `fit_linear`, `fit_attentive`, `fit_knn`, `compare_probes`, `CompareOptions`.
+- Probe: `probe`, `ProbeOptions`, `fit_linear`, `fit_attentive`, `fit_knn`, `compare_probes`, `CompareOptions`; as
+  scikit-learn's estimators: `LinearProbe`, `KNNProbe`.
 - Runs and probes side by side: `compare_runs`, `CompareRunsOptions`.
 - Use what was trained: `predict`, `PredictOptions`, and `load_probe` for what a probe has kept.
 - Statistics: `share_interval`, `balanced_accuracy`, `bootstrap_interval`, `mcnemar`, `paired_bootstrap`.

@@ -28,6 +28,8 @@ from .probes.options import CompareRunsOptions as CompareRunsOptions
 from .probes.options import ProbeOptions as ProbeOptions
 from .probes.run import probe as probe
 from .probes.saved import load_probe as load_probe
+from .probes.scikit import KNNProbe as KNNProbe
+from .probes.scikit import LinearProbe as LinearProbe
 from .readouts import build_readout as build_readout
 
 # Weights released with the paper
@@ -57,6 +59,8 @@ __all__ = [
     "EvaluateOptions",
     "ExportOptions",
     "ExportReport",
+    "KNNProbe",
+    "LinearProbe",
     "ModelConfig",
     "PredictOptions",
     "ProbeOptions",

@@ -44,8 +44,10 @@ def check_pool(pool: str, allowed: Sequence[str]) -> None:
     """Refuse a way of pooling that a probe does not have.
 
     Raises:
-        UnknownNameError: naming those it has.
+        UnknownNameError: naming those it has. UsageError: it is no text.
     """
+    if not isinstance(pool, str):
+        raise UsageError(f"pool is {shown(pool)}; allowed: {', '.join(allowed)}")
     if pool not in allowed:
         raise UnknownNameError("pool of this probe", pool, allowed)
 

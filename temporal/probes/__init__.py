@@ -1,6 +1,7 @@
 """Probes: how much can be read off frozen tokens, or off what a temporal module makes of them.
 
     estimators                `fit_linear`, `fit_attentive`, `fit_knn`, each a `FittedProbe`: for notebooks
+    scikit                    `LinearProbe`, `KNNProbe`: scikit-learn's kind of estimator, where that is installed
     saved                     `load_probe`: the head that `vfz probe` keeps, a `SavedProbe`
     run, jobs                 `vfz probe`: probes of classes; of labels and numbers, and readouts of boxes and the like
     linear, attentive, knn    the three kinds of probe, by name in `PROBES` (fitters)

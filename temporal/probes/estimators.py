@@ -2,8 +2,8 @@
 
     from vfz.temporal.probes import fit_linear
 
-    probe = fit_linear(FeatureCache("caches/k400-…"), layers=("11",))  # the train split
-    probe.score(FeatureCache("caches/k400-…"))                         # on val, else test
+    probe = fit_linear("caches/k400-…", layers=11)  # a cache by path or name, or open; its train split
+    probe.score("caches/k400-…")                    # on val, else test
 
     probe = fit_linear(x_train, y_train)          # [V, D] or [V, T, N, D], arrays or tensors; labels of any kind
     probe.predict(x_test), probe.predict_proba(x_test), probe.score(x_test, y_test), probe.chosen
@@ -14,8 +14,9 @@ scored later chooses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.cache.request import Layers, as_names, is_whole, shown
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.format.folder import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.features import ArrayFeatures, CacheFeatures, Features, as_labels, rows_in_views
-from vfz.temporal.data.options import CLIP_FRAMES, CLIP_STRIDE, TOKEN_PARTS, TRAIN_SPLIT
+from vfz.temporal.data.options import CLIP_FRAMES, CLIP_STRIDE, LAST_LAYER, TOKEN_PARTS, TRAIN_SPLIT
 from vfz.temporal.data.sampling import ClipRule
 from vfz.temporal.data.videos import check_layers, choose_eval_split
 from vfz.temporal.probes.fitters import PROBES, ProbeSpec
 from vfz.temporal.probes.heads import answer, probabilities
 from vfz.temporal.probes.selection import HELD_OUT_FRACTION, Choice, fit_and_choose
 
-Data = FeatureCache | Features | Tensor | NDArray[Any]
+Data = FeatureCache | str | Path | Features | Tensor | NDArray[Any]
+"""A cache, open or by path or name, or features: arrays or tensors [V,D] or [V,T,N,D]."""
+_SEVERAL = frozenset({"inverse_penalties", "lrs", "weight_decays", "neighbours"})
+"""Settings that are chosen from several."""
 Labels = Sequence[Any] | Tensor | NDArray[Any]
 
 
@@ -46,8 +53,8 @@ def fit_linear(
     pool: str = "mean",
     solver: str = "auto",
     standardize: bool | None = None,
-    inverse_penalties: Sequence[float] | None = None,
-    lrs: Sequence[float] | None = None,
+    inverse_penalties: Sequence[float] | float | None = None,
+    lrs: Sequence[float] | float | None = None,
     epochs: int = 20,
     batch_size: int = 32,
     **settings: Any,
@@ -55,7 +62,7 @@ def fit_linear(
     """A linear probe on one vector a clip (DINOv2, arXiv 2304.07193).
 
     Args:
-        features: a cache, or arrays or tensors [V,D] or [V,T,N,D].
+        features: a cache (open, its path or its name), or arrays or tensors [V,D] or [V,T,N,D].
         labels: [V] of arrays; a cache has its own.
         pool: `mean` over frames, the `last` one, or each `frame` on its own.
         solver: `exact` logistic regression, `sgd` as published, or `auto`: exact where it takes minutes at most.
@@ -70,7 +77,7 @@ def fit_linear(
         UsageError: for features, labels or settings that cannot be fitted. RunError: for features that are not finite.
     """
     return _fit("linear", features, labels, settings, pool=pool, solver=solver, standardize=standardize,
-                inverse_penalties=_tuple(inverse_penalties), lrs=_tuple(lrs), epochs=epochs,
+                inverse_penalties=inverse_penalties, lrs=lrs, epochs=epochs,
                 batch_size=batch_size)  # fmt: skip
 
 
@@ -80,8 +87,8 @@ def fit_attentive(
     *,
     pool: str = "all",
     depth: int = 1,
-    lrs: Sequence[float] | None = None,
-    weight_decays: Sequence[float] | None = None,
+    lrs: Sequence[float] | float | None = None,
+    weight_decays: Sequence[float] | float | None = None,
     epochs: int = 20,
     batch_size: int = 32,
     **settings: Any,
@@ -89,7 +96,7 @@ def fit_attentive(
     """An attentive probe on all tokens of a clip (V-JEPA 2, arXiv 2506.09985).
 
     Args:
-        features: a cache, or arrays or tensors [V,T,N,D].
+        features: a cache (open, its path or its name), or arrays or tensors [V,T,N,D].
         labels: [V] of arrays; a cache has its own.
         pool: `all` frames together, their `mean`, the `last` one, or each `frame` on its own.
         depth: 1 is one cross-attention, 4 has three self-attention blocks in front.
@@ -102,8 +109,8 @@ def fit_attentive(
     Raises:
         UsageError: for features, labels or settings that cannot be fitted. RunError: for features that are not finite.
     """
-    return _fit("attentive", features, labels, settings, pool=pool, depth=depth, lrs=_tuple(lrs),
-                weight_decays=_tuple(weight_decays), epochs=epochs, batch_size=batch_size)  # fmt: skip
+    return _fit("attentive", features, labels, settings, pool=pool, depth=depth, lrs=lrs,
+                weight_decays=weight_decays, epochs=epochs, batch_size=batch_size)  # fmt: skip
 
 
 def fit_knn(
@@ -111,14 +118,14 @@ def fit_knn(
     labels: Labels | None = None,
     *,
     pool: str = "mean",
-    neighbours: Sequence[int] | None = None,
+    neighbours: Sequence[int] | int | None = None,
     temperature: float = 0.07,
     **settings: Any,
 ) -> FittedProbe:
     """A kNN probe on one vector a clip (DINO, arXiv 2104.14294).
 
     Args:
-        features: a cache, or arrays or tensors [V,D] or [V,T,N,D].
+        features: a cache (open, its path or its name), or arrays or tensors [V,D] or [V,T,N,D].
         labels: [V] of arrays; a cache has its own.
         pool: `mean` over frames, the `last` one, or each `frame` on its own.
         neighbours: values of k to choose from; default: 10, 20, 100 and 200, as far as there are videos.
@@ -128,7 +135,15 @@ def fit_knn(
     Raises:
         UsageError: for features, labels or settings that cannot be fitted. RunError: for features that are not finite.
     """
-    return _fit("knn", features, labels, settings, pool=pool, neighbours=_tuple(neighbours), temperature=temperature)
+    return _fit(
+        "knn",
+        features,
+        labels,
+        settings,
+        pool=pool,
+        neighbours=neighbours,
+        temperature=temperature,
+    )
 
 
 class FittedProbe:
@@ -140,6 +155,7 @@ class FittedProbe:
         heads: the same of every setting that was tried.
         curves: of the chosen one's training, by name.
         num_parameters: of the probe.
+        grid: the chosen head.
     """
 
     def __init__(self, choice: Choice, classes: NDArray[Any], settings: FitSettings, *, batch_size: int) -> None:
@@ -147,7 +163,7 @@ class FittedProbe:
         self.curves = choice.curves.of_head(choice.best)
         self.num_parameters = choice.grid.num_parameters
         self._choice, self._settings, self._batch_size = choice, settings, batch_size
-        self._grid = choice.grid.only(choice.best)
+        self.grid = choice.grid.only(choice.best)
 
     def predict_proba(self, features: Data, *, split: str | None = None) -> Any:
         """Class probabilities [V,K]: a tensor for a tensor, else an array.
@@ -158,7 +174,7 @@ class FittedProbe:
         """
         read = self._settings.features(features, split=split)
         every = torch.arange(len(read))
-        parts = [proba[0].cpu() for _, proba in probabilities(self._grid, read, every, batch_size=self._batch_size)]
+        parts = [proba[0].cpu() for _, proba in probabilities(self.grid, read, every, batch_size=self._batch_size)]
         proba_VK = torch.cat(parts)
         return proba_VK if isinstance(features, Tensor) else proba_VK.numpy()
 
@@ -198,7 +214,7 @@ class FitSettings:
 
     Attributes:
         split: of a cache, the videos to fit on.
-        layers: of a cache; default: the last one.
+        layers: of a cache, one or several; -1, the default, is the last.
         parts: of a cache: `all`, `patch` or `prefix` tokens.
         clip_frames, clip_stride: of a cache, the frames of a clip.
         segments, views: of a cache: clips along each video times crops of it; answers are averaged.
@@ -212,7 +228,7 @@ class FitSettings:
     """
 
     split: str = TRAIN_SPLIT
-    layers: Sequence[str | int] | None = None
+    layers: Layers | None = None
     parts: str = TOKEN_PARTS[0]
     clip_frames: int = CLIP_FRAMES
     clip_stride: int = CLIP_STRIDE
@@ -226,6 +242,19 @@ class FitSettings:
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)
 
+    def __post_init__(self) -> None:
+        least = {"clip_frames": 1, "clip_stride": 1, "segments": 1, "views": 1, "num_prefix": 0, "seed": 0, "folds": 2}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not (is_whole(value) and value >= minimum) and not (name == "folds" and value is None):
+                raise UsageError(f"{name} is {shown(value)}; a whole number from {minimum} on is needed")
+        if self.parts not in TOKEN_PARTS:
+            raise UsageError(f"parts is {shown(self.parts)}; allowed: {', '.join(TOKEN_PARTS)}")
+        if not isinstance(self.held_out, int | float):
+            raise UsageError(f"held_out is {shown(self.held_out)}; a share between 0 and 1 is needed")
+        if not isinstance(self.split, str) or not isinstance(self.device, str):
+            raise UsageError(f"split is {shown(self.split)} and device {shown(self.device)}; their names are needed")
+
     def features(self, data: Data, *, split: str | None = None) -> Features:
         """What is to be read of some data.
 
@@ -233,10 +262,12 @@ class FitSettings:
             UsageError: for data of another shape or kind, or a cache that has no such videos.
         """
         device = choose_device(self.device)
+        data = opened(data)
         if isinstance(data, Features):
             return data
         if isinstance(data, FeatureCache):
-            layers = tuple(map(str, self.layers or list(data.layers)[-1:]))
+            asked = as_names(LAST_LAYER if self.layers is None else self.layers, "layers")
+            layers = counted_layers(asked, tuple(data.layers))
             check_layers(data, layers, self.parts)
             split = split or choose_eval_split(data, None, layers=layers, parts=self.parts)
             return CacheFeatures(
@@ -248,7 +279,7 @@ class FitSettings:
                 num_segments=self.segments,
                 device=device,
             )
-        tokens = data if isinstance(data, Tensor) else torch.from_numpy(np.ascontiguousarray(data))
+        tokens = data if isinstance(data, Tensor) else _as_tensor(data)
         if not tokens.is_floating_point() or tokens.ndim not in (2, 4, 5) or not tokens.numel():
             raise UsageError(
                 f"features are {tuple(tokens.shape)} of {tokens.dtype}; give floats [videos, channels], "
@@ -258,11 +289,37 @@ class FitSettings:
         return ArrayFeatures(tokens.reshape(shape), None, num_prefix=self.num_prefix, device=device)
 
 
+def opened(data: Any) -> Any:
+    """A cache that is named by path or name, opened; other data as they are.
+
+    Raises:
+        UsageError: there is no such cache. CacheError: as `FeatureCache`.
+    """
+    return FeatureCache(find_cache(data)) if isinstance(data, str | Path) else data
+
+
+def _as_tensor(data: Any) -> Tensor:
+    """Arrays, and lists of numbers, as a tensor.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    try:
+        array = np.ascontiguousarray(data)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError) as error:  # no numbers; rows of several lengths
+        raise UsageError(
+            f"features are {shown(data)}; give a cache (open, its path or its name), or floats [videos, channels] or "
+            "[videos, frames, tokens, channels] as an array or tensor"
+        ) from error
+
+
 def _fit(name: str, data: Data, labels: Labels | None, values: dict[str, Any], **of_probe: Any) -> FittedProbe:
     known = [one.name for one in fields(FitSettings)]
     if unknown := sorted(values.keys() - set(known)):
         raise TypeError(f"fit_{name}() got an unexpected argument {unknown[0]!r}; besides its own it takes {known}")
-    settings = FitSettings(**values)
+    settings, data = FitSettings(**values), opened(data)
+    of_probe |= {name: _numbers(name, of_probe[name]) for name in _SEVERAL & of_probe.keys()}
     kind, spec = PROBES[name], ProbeSpec(seed=settings.seed, progress=settings.progress, **of_probe)
     features = settings.features(data, split=settings.split)
     if labels is None:
@@ -291,5 +348,19 @@ def _fit(name: str, data: Data, labels: Labels | None, values: dict[str, Any], *
     return FittedProbe(choice, classes, settings, batch_size=spec.batch_size)
 
 
-def _tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
-    return None if values is None else tuple(values)
+def _numbers(name: str, values: Any) -> tuple[Any, ...] | None:
+    """Settings to choose from, one or several; None stands for the default.
+
+    Raises:
+        UsageError: for what is no number above 0.
+    """
+    if values is None:
+        return None
+    several = (values,) if isinstance(values, int | float | str) else tuple(values) if _is_many(values) else (values,)
+    if not several or not all(isinstance(one, int | float | np.number) and one > 0 for one in several):
+        raise UsageError(f"{name} is {shown(values)}; a number above 0 or several of them are needed, or None")
+    return several
+
+
+def _is_many(values: object) -> bool:
+    return isinstance(values, Iterable) and not (isinstance(values, np.ndarray | Tensor) and values.ndim == 0)

@@ -194,3 +194,42 @@ def test_features_of_another_shape_are_refused():
         fit_linear(torch.ones(30, 4, dtype=torch.int64), [0, 1] * 15)
     with pytest.raises(UsageError, match="needs the labels"):
         fit_linear(torch.randn(30, 4))
+
+
+def test_a_cache_may_be_named_by_path_or_name_and_a_layer_by_its_number(synthetic_cache, tmp_path, monkeypatch):
+    open_one = fit_knn(synthetic_cache, layers=("3",), neighbours=5, clip_frames=2)
+    expected = open_one.predict_proba(synthetic_cache)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "caches").mkdir()
+    (tmp_path / "caches" / "mine").symlink_to(synthetic_cache.path)
+    for cache, layers in ((synthetic_cache.path, 3), (str(synthetic_cache.path), -1), ("mine", None)):
+        probe = fit_knn(cache, layers=layers, neighbours=[5], clip_frames=2)
+        assert (probe.predict_proba(cache) == expected).all()
+        assert probe.score(cache) == open_one.score(synthetic_cache)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "words"),
+    [
+        (None, {}, "features are None; give a cache"),
+        ([[1.0], [2.0, 3.0]], {}, r"features are \[\[1.0\], \[2.0, 3.0\]\]; give a cache"),
+        (["a", "b"], {}, "give a cache"),
+        ("nowhere-at-all", {}, "nowhere-at-all"),
+        (1.5, {}, r"features are \(1,\) of torch.float64"),
+        ("cache", {"layers": 4.5}, "layers is 4.5; a name, a number"),
+        ("cache", {"layers": 9}, "layer '9' is not in .*; it has 3"),
+        ("cache", {"parts": 3}, "parts is 3; allowed: all, patch, prefix"),
+        ("cache", {"pool": ["mean"]}, r"pool is \['mean'\]; allowed: mean"),
+        ("cache", {"clip_frames": "many"}, "clip_frames is 'many'; a whole number from 1 on"),
+        ("cache", {"segments": 0}, "segments is 0; a whole number from 1 on"),
+        ("cache", {"folds": 1.5}, "folds is 1.5; a whole number from 2 on"),
+        ("cache", {"held_out": "some"}, "held_out is 'some'; a share"),
+        ("cache", {"split": 3}, "split is 3 and device 'auto'; their names"),
+        ("cache", {"neighbours": "five"}, "neighbours is 'five'; a number above 0"),
+        ("cache", {"neighbours": [0]}, r"neighbours is \[0\]; a number above 0"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(synthetic_cache, data, settings, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        fit_knn(*((synthetic_cache,) if data == "cache" else (data, [0, 1])), **settings)
+    assert "\n" not in str(caught.value)
