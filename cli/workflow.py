@@ -1,6 +1,6 @@
 """`vfz run` and `vfz demo`: options in, one call, tables out.
 
-The calls are `vfz.temporal.run_workflow.run_workflow` and `vfz.temporal.demo.run_demo`.
+The calls are `vfz.temporal.workflow.run.run_workflow` and `vfz.temporal.demo.run_demo`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from vfz.cli.options import Session, command
 from vfz.pipeline.progress import human_bytes
 from vfz.temporal.probes.options import DemoOptions
-from vfz.temporal.workflow import RunOptions, read_workflow
+from vfz.temporal.workflow.file import read_workflow
+from vfz.temporal.workflow.options import RunOptions
 
 if TYPE_CHECKING:
-    from vfz.temporal.run_workflow import FinishedStage
+    from vfz.temporal.workflow.report import FinishedStage
 
 
 @command(
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     "VFZ_DATA_SSV2=/datasets/ssv2 vfz run workflows/paper/ssv2.toml --only gmmix",
 )
 def run_command(options: RunOptions, session: Session) -> None:
-    """Run a workflow: extract, convert, train, evaluate and probe, leaving out what is done.
+    """Run a workflow: extract, convert, train, evaluate, probe, compare and predict, leaving out what is done.
 
-    A workflow is a TOML file with the tables [extract], [[convert]], [[train-temporal]], [[evaluate]] and [[probe]];
-    workflows/README.md tells more. All stages are checked against each other before the first begins. Stopped, it goes
-    on where it was when it is run again.
+    A workflow is a TOML file with the tables [extract], [[convert]], [[train-temporal]], [[evaluate]], [[probe]],
+    [compare] and [[predict]]; workflows/README.md tells more. All stages are checked against each other before the
+    first begins. Stopped, it goes on where it was when it is run again.
     """
     from vfz.cli.console import print_json, progress, show, table
 
     read_workflow(options.workflow)  # a slip of the pen is told before torch is imported
-    from vfz.temporal.run_workflow import run_workflow
+    from vfz.temporal.workflow.run import run_workflow
 
     with progress() as shown:
         report = run_workflow(options, progress=shown)

@@ -334,7 +334,7 @@ def _is_table(value: Any) -> bool:
 
 
 COMMANDS = frozenset({"extract", "train-temporal", "evaluate", "predict", "probe", "compare", "cache", "demo", "run"})
-REPEATED = frozenset({"convert", "train-temporal", "evaluate", "probe", "predict"})
+REPEATED = frozenset({"convert", "train-temporal", "evaluate", "probe", "compare", "predict"})
 """Commands of which a file may have several tables, and in `[defaults.<command>]` what they share."""
 TABLES = COMMANDS | {"convert", "paper", "defaults"}
 """Names a table of a config file may have; `convert` is a workflow's stage, `paper` says what was published."""

@@ -31,6 +31,19 @@ from vfz.temporal.training.runs import load_model
 from vfz.temporal.training.step import ClipLoss, autocast_dtype
 
 
+def check_predicted(task: str, *, asked: object) -> None:
+    """Refuse a task whose answers are no rows of a table; `asked` is what was trained for it, in messages.
+
+    Raises:
+        UsageError: says why.
+    """
+    if not issubclass(TASKS[task], LabelTask) and task not in NUMBERS:
+        raise UsageError(
+            f"{asked} is of task {task}, whose answers are no rows of a table; ask its model in Python (load_model), or "
+            "measure it on a cache with vfz evaluate"
+        )
+
+
 class Predictor(ABC):
     """Answers for clips.
 
@@ -130,11 +143,7 @@ class RunPredictor(Predictor):
         model, run = load_model(path, device)
         config, cache = model.config, run.values["cache"]
         self._run, self.path, self.task = run, run.path, config.task
-        if not issubclass(TASKS[config.task], LabelTask) and config.task not in NUMBERS:
-            raise UsageError(
-                f"{run.path} is of task {config.task}, whose answers are no rows of a table; ask its model in Python "
-                "(load_model), or measure it on a cache with vfz evaluate"
-            )
+        check_predicted(config.task, asked=run.path)
         self.starts_from = _STARTS.get(config.task, "")
         labels: dict[str, Any] = run.values.get("labels", {})
         self.names = () if TASKS[config.task].needs_targets else tuple(labels.get("names", run.values["class_names"]))

@@ -15,7 +15,7 @@ from vfz.pipeline.maintenance.options import ConvertOptions, InfoOptions, LsOpti
 from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.probes.options import CompareOptions, DemoOptions, ProbeOptions
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
-from vfz.temporal.workflow import RunOptions
+from vfz.temporal.workflow.options import RunOptions
 
 pytestmark = pytest.mark.quick
 

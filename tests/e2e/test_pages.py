@@ -41,7 +41,7 @@ from vfz.temporal.probes import PROBES
 from vfz.temporal.probes.options import CompareOptions, CompareRunsOptions, DemoOptions, ProbeOptions
 from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
-from vfz.temporal.workflow import RunOptions
+from vfz.temporal.workflow.options import RunOptions
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vfz.temporal.workflow import read_workflow
+from vfz.temporal.workflow.file import read_workflow
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "workflows/quickstart.toml"

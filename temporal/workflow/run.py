@@ -6,8 +6,10 @@
                      unfinished one is continued
     evaluate         always asked for: an evaluation of the same videos replaces itself
     probe            always asked for: a probe with the same settings on the same videos gives its stored result
+    compare          always made anew, and replaced
+    predict          left out when the same run or probe was asked the same about the same videos, and the file is there
 
-Before the first of them begins, all are checked against each other (`check_workflow`).
+Before the first of them begins, all are checked against each other (`check`).
 
 What the extraction made is kept in `<out>/<workflow>.workflow.json`, so that a done one needs neither videos nor
 encoder, and what a conversion made in a file beside it. New videos under the root are therefore not seen; `--again`
@@ -20,27 +22,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.datasets.folder import videos_at
 from vfz.pipeline.errors import CacheError, RunError
 from vfz.pipeline.extraction.extract import extract
-from vfz.pipeline.files import canonical_json, make_folder, sha256_hex, write_file_atomic
+from vfz.pipeline.files import canonical_json, make_folder, sha256_file, sha256_hex, write_file_atomic
 from vfz.pipeline.maintenance.convert import convert
 from vfz.pipeline.progress import Progress, SilentProgress
-from vfz.temporal.check_workflow import check_workflow
+from vfz.temporal.comparison.report import compare_runs
+from vfz.temporal.lookup import PROBE_RESULTS, RUNS, find_probe, find_run
+from vfz.temporal.prediction.predict import predict
 from vfz.temporal.probes.run import probe_all
 from vfz.temporal.run_record import read_run
 from vfz.temporal.training.evaluate import evaluate
 from vfz.temporal.training.experiment import made_otherwise, options_made_otherwise
 from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
-from vfz.temporal.workflow import Published, RunOptions, Stage, Workflow, read_workflow, run_folder, run_of
+from vfz.temporal.workflow.check import check_workflow
+from vfz.temporal.workflow.file import EVERY_RUN, Stage, Workflow, read_workflow, run_folder, run_of
+from vfz.temporal.workflow.options import RunOptions
+from vfz.temporal.workflow.report import (
+    FinishedStage,
+    PlannedStage,
+    State,
+    WorkflowReport,
+    figures_of,
+    headline_of,
+    measured,
+)
 
-State = Literal["done", "continue", "to do"]
 FORMAT_VERSION = 1
 _ONLY_HOW = (
     "device",
@@ -54,84 +68,6 @@ _ONLY_HOW = (
     "max_failures",
 )
 """Options of an extraction that say how it is done and not what comes out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedStage:
-    """One stage before anything is run.
-
-    Attributes:
-        stage: the command and what it makes.
-        state: `done`, `continue` or `to do`.
-        detail: where the result lies, or will lie.
-    """
-
-    stage: str
-    state: State
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinishedStage:
-    """One stage after it was run, or left out.
-
-    Attributes:
-        stage: the command and what it makes.
-        result: `made`, `continued` or `was there`.
-        metric: the one that people quote, and its value; None where the stage has none.
-        low, high: its interval of 95%; None where it has none.
-        seconds: that this call took for it.
-        where: the result lies.
-    """
-
-    stage: str
-    result: str
-    metric: str | None = None
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    seconds: float
-    where: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """What was published of one training, and what was measured.
-
-    Attributes:
-        training: its name.
-        published: what a paper reports of it.
-        measured: the same metric of the run, or of the last probe of it that has it; None where none has.
-    """
-
-    training: str
-    published: Published
-    measured: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkflowReport:
-    """What a workflow came to.
-
-    Attributes:
-        workflow: its name.
-        plan: what was done and to do at the start.
-        stages: how each ended; empty after a dry run.
-        cache: the extracted cache; None after a dry run that found none.
-        results: the records of all stages but the extraction, by stage; empty after a dry run.
-        published: what a paper reports of it.
-        measured: the metric it reports, of the last run that has it; None where none has.
-        figures: what a paper reports of single trainings, and what was measured.
-    """
-
-    workflow: str
-    plan: tuple[PlannedStage, ...]
-    stages: tuple[FinishedStage, ...]
-    cache: str | None
-    results: dict[str, dict[str, Any]]
-    published: Published | None
-    measured: float | None
-    figures: tuple[Figure, ...]
 
 
 def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> WorkflowReport:
@@ -162,8 +98,8 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
         cache=str(cache.path) if cache else None,
         results=runner.results,
         published=workflow.published,
-        measured=_measured(workflow.published, runner.results),
-        figures=tuple(_figures(workflow, runner.results)),
+        measured=measured(workflow.published, runner.results),
+        figures=tuple(figures_of(workflow, runner.results)),
     )
 
 
@@ -181,6 +117,7 @@ class _Runner:
         self.caches: dict[str | None, FeatureCache] = {} if extracted is None else {None: extracted}
         self.results: dict[str, dict[str, Any]] = {}
         self.finished: list[FinishedStage] = []
+        self._folders: list[Path] = []  # of trainings and probes
 
     def run(self, stage: Stage) -> None:
         """A stage, or what it made before."""
@@ -190,6 +127,8 @@ class _Runner:
             "train-temporal": self._train,
             "evaluate": self._evaluate,
             "probe": self._probe,
+            "compare": self._compare,
+            "predict": self._predict,
         }
         if stage.command != "extract":
             self._progress.note(stage.title)
@@ -234,6 +173,7 @@ class _Runner:
         if state != "done":
             train_temporal(dataclasses.replace(training, resume=state == "continue"), progress=progress)
         folder = run_folder(training)
+        self._folders.append(folder)
         result = {"done": "was there", "continue": "continued", "to do": "made"}[state]
         return result, dict(read_run(folder).values["result"]), str(folder)
 
@@ -250,8 +190,40 @@ class _Runner:
         records = [dataclasses.asdict(report) for report in reports]
         for number, record in enumerate(records[:-1]):
             self.results[f"{stage.title}, {number + 1} of {len(records)}"] = record
+        self._folders += [Path(record["result"]) for record in records]
         is_there = all(record.get("reused") for record in records)
         return "was there" if is_there else "made", records[-1], str(records[-1]["result"])
+
+    def _compare(self, stage: Stage, _progress: Progress) -> tuple[str, dict[str, Any], str]:
+        options = stage.options
+        if options.runs == (EVERY_RUN,):
+            options = dataclasses.replace(options, runs=tuple(self._folders))
+        report = compare_runs(options)
+        comparison = report.comparison
+        best = (max if comparison.results[0].higher_is_better else min)(
+            comparison.results, key=lambda result: result.figure.mean
+        )
+        figure = {"headline": best.headline, best.headline: best.figure.mean}
+        interval = {"low": best.figure.low, "high": best.figure.high}
+        files = {"html": report.html, "csv": report.csv, "json": report.json}
+        left_out = {one.name: one.reason for one in report.left_out}
+        return "made", {"best": best.name, **figure, **interval, **files, "left_out": left_out}, report.html
+
+    def _predict(self, stage: Stage, progress: Progress) -> tuple[str, dict[str, Any], str]:
+        cache = self.caches[stage.cache]
+        path, record = _record_path(self._workflow, stage), _prediction_record(stage, cache)
+        before = _read_record(path)
+        if before is not None and before["prediction"] == record and stage.options.out.is_file() and not self._again:
+            return "was there", before["result"], str(stage.options.out)
+        is_ours = before is not None and before["prediction"]["out"] == str(stage.options.out)
+        options = dataclasses.replace(stage.options, cache=cache.path, force=is_ours or stage.options.force)
+        report = predict(options, progress=progress)
+        num_answered = report.num_videos - report.num_failed
+        result = {"headline": "num_answered", "num_answered": num_answered} | {
+            name: getattr(report, name) for name in ("path", "task", "num_videos", "num_failed", "out")
+        }
+        _write_record(path, {"format_version": FORMAT_VERSION, "prediction": record, "result": result})
+        return "made", result, str(report.out)
 
 
 class _InKeys:
@@ -264,16 +236,6 @@ class _InKeys:
     def note(self, text: str) -> None:
         """See `Progress.note`."""
         self._progress.note(self._stage.in_keys(text))
-
-
-def headline_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The metric that people quote of a stage's record, its value and interval, as far as it has them."""
-    metrics = {**record, **record.get("metrics", {})}
-    name = metrics.get("headline") or ("top1" if "top1" in metrics else None)
-    if name is None or not isinstance(metrics.get(name), int | float):
-        return {}
-    low, high = metrics.get(f"{name}_low", metrics.get("low")), metrics.get(f"{name}_high", metrics.get("high"))
-    return {"metric": name, "value": metrics[name], "low": low, "high": high}
 
 
 def _planned(workflow: Workflow, cache: FeatureCache | None) -> Iterator[PlannedStage]:
@@ -295,6 +257,10 @@ def _planned(workflow: Workflow, cache: FeatureCache | None) -> Iterator[Planned
             with stage.telling():
                 state = _state(options, caches[stage.cache])
             detail = str(run_folder(options))
+        elif stage.command == "predict":
+            detail = str(options.out)
+        elif stage.command == "compare":
+            detail = str(options.out / options.name)
         elif stage.command == "probe":
             detail = "a stored result is used where there is one"
         else:
@@ -369,34 +335,31 @@ def _conversion_record(stage: Stage, source: FeatureCache, cache: str) -> dict[s
     }
 
 
-def _record_path(workflow: Workflow, conversion: Stage | None = None) -> Path:
-    number = "" if conversion is None else f".convert-{workflow.of('convert').index(conversion) + 1}"
+def _prediction_record(stage: Stage, cache: FeatureCache) -> dict[str, Any]:
+    """What decides the answers of a prediction: who is asked, and about what."""
+    asked = find_run(stage.options.run) if stage.options.run else find_probe(stage.options.probe)
+    files = [] if not stage.options.videos else videos_at(stage.options.videos)
+    told = [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    options = {name: str(value) for name, value in dataclasses.asdict(stage.options).items() if name != "device"}
+    records = [sha256_file(path) for path in (asked / RUNS.marker, asked / PROBE_RESULTS.marker) if path.is_file()]
+    digest = sha256_hex(canonical_json([options, cache.fingerprint, cache.ledger_digest, records, told]))
+    return {"digest": digest, "out": str(stage.options.out)}
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known = record["format_version"] == FORMAT_VERSION and {"prediction", "result"} <= record.keys()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if known else None
+
+
+def _record_path(workflow: Workflow, stage: Stage | None = None) -> Path:
+    number = "" if stage is None else f".{stage.command}-{workflow.of(stage.command).index(stage) + 1}"
     return workflow.extract.out / f"{workflow.name}{number}.workflow.json"
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
     make_folder(path.parent)
     write_file_atomic(path, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _figures(workflow: Workflow, results: dict[str, dict[str, Any]]) -> Iterator[Figure]:
-    for training in workflow.of("train-temporal"):
-        folder = run_folder(training.options)
-        if folder not in workflow.figures:
-            continue
-        published = workflow.figures[folder]
-        titles = [training.title, *(stage.title for stage in workflow.of("probe") if run_of(stage) == folder)]
-        of_it = {title: results[title] for title in titles if title in results}
-        yield Figure(training=str(training.options.name), published=published, measured=_measured(published, of_it))
-
-
-def _measured(published: Published | None, results: dict[str, dict[str, Any]]) -> float | None:
-    """The published metric as measured: trainings carry their metrics by name."""
-    if published is None:
-        return None
-    found = [
-        value
-        for result in results.values()
-        if isinstance(value := {**result, **result.get("metrics", {})}.get(published.metric), float)
-    ]
-    return found[-1] if found else None

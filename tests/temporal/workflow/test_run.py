@@ -12,12 +12,13 @@ from vfz.cli.main import main
 from vfz.pipeline.errors import RunError, UnknownNameError, UsageError
 from vfz.pipeline.progress import SilentProgress
 from vfz.temporal.run_record import read_run
-from vfz.temporal.run_workflow import run_workflow
 from vfz.temporal.tasks import TASKS
 from vfz.temporal.training.options import TrainOptions
-from vfz.temporal.workflow import Published, RunOptions, read_workflow, run_folder
+from vfz.temporal.workflow.file import Published, read_workflow, run_folder
+from vfz.temporal.workflow.options import RunOptions
+from vfz.temporal.workflow.run import run_workflow
 
-WORKFLOWS = Path(__file__).parents[2] / "workflows"
+WORKFLOWS = Path(__file__).parents[3] / "workflows"
 EVERY = sorted(WORKFLOWS.rglob("*.toml"))
 PAPER = sorted((WORKFLOWS / "paper").glob("*.toml"))
 
@@ -427,6 +428,20 @@ split = "train"
 
 [[probe]]
 temporal = "first"
+name = "of-first"
+
+[compare]
+baseline = "first"
+
+[[predict]]
+run = "second"
+cache = "int8"
+split = "test"
+
+[[predict]]
+probe = "of-first"
+videos = "data/synthetic-24x6-64px-seed0/test"
+top-k = 2
 """
 """Every stage that a file may have."""
 
@@ -439,25 +454,41 @@ def test_every_stage_runs_in_order_and_the_command_ends_with_a_table_of_them(wor
     assert lines[1].split()[:4] == ["stage", "result", "metric", "value"]
     titles = [
         "extract synthetic", "convert to int8", "train-temporal first", "train-temporal second",
-        "evaluate second on train", "probe linear of first",
+        "evaluate second on train", "probe of-first", "compare tiny-comparison", "predict by second",
+        "predict by of-first",
     ]  # fmt: skip
     rows = lines[2:]
     assert [row.split("  ")[0] for row in rows] == titles
-    assert all(re.search(r" made +top1 +[\d.]+ +[\d.]+ to [\d.]+ +[\d.]+ +runs/", row) for row in rows[2:])
+    assert all(re.search(r" made +top1 +[\d.]+ +[\d.]+ to [\d.]+ +[\d.]+ +runs/", row) for row in rows[2:7])
+    assert all(re.search(r" made +num_answered +6 +[\d.]+ +runs/tiny-predictions-\d.csv$", row) for row in rows[7:])
     assert read_run(Path("runs/second")).values["cache"]["recipe"]["storage"]["precision"] == "int8"
     assert read_run(Path("runs/first")).values["cache"]["recipe"]["storage"]["precision"] == "fp16"
+    assert Path("runs/tiny-predictions-2.csv").read_text().splitlines()[0].count("class") == 2
+    compared = json.loads(Path("runs/tiny-comparison/comparison.json").read_text())
+    assert compared["baseline"] == "first"
     before = files_and_times()
     assert main(["run", str(workflow), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert [stage["result"] for stage in again["stages"]] == ["was there"] * 4 + ["made", "was there"]
     assert [stage["stage"] for stage in again["stages"]] == titles
-    assert [stage["state"] for stage in again["plan"]] == ["done"] * 4 + ["to do"] * 2
+    results = [stage["result"] for stage in again["stages"]]
+    assert results == [*["was there"] * 4, "made", "was there", "made", *["was there"] * 2]
+    assert [stage["state"] for stage in again["plan"]] == [*["done"] * 4, *["to do"] * 5]
     assert all(stage["seconds"] >= 0 and Path(stage["where"]).exists() for stage in again["stages"])
     evaluated = again["stages"][4]
     assert evaluated["metric"] == "top1"
     assert evaluated["low"] <= evaluated["value"] == again["results"][titles[4]]["top1"] <= evaluated["high"]
     changed = {path for path, time in files_and_times().items() if before.get(path) != time}
-    assert {path.parts[:3] for path in changed} <= {("runs", "second", "evaluations")}, "an evaluation replaces itself"
+    assert {path.parts[1] for path in changed} == {"second", "tiny-comparison"}, "these replace themselves"
+
+
+def test_answers_are_made_again_where_another_run_or_other_videos_are_asked_about(workflow):
+    workflow.write_text(ALL)
+    first = run_workflow(RunOptions(workflow=workflow)).stages[-2:]
+    workflow.write_text(ALL.replace('split = "test"', 'split = "train"').replace("top-k = 2", "top-k = 3"))
+    again = run_workflow(RunOptions(workflow=workflow)).stages[-2:]
+    assert [stage.result for stage in (*first, *again)] == ["made"] * 4
+    assert [stage.value for stage in (*first, *again)] == [6, 6, 18, 6]
+    assert [stage.where for stage in first] == [stage.where for stage in again]
 
 
 def test_only_keeps_what_is_made_of_a_training_and_the_cache_it_is_trained_on(workflow):
@@ -465,9 +496,10 @@ def test_only_keeps_what_is_made_of_a_training_and_the_cache_it_is_trained_on(wo
     whole = read_workflow(workflow)
     assert [stage.title for stage in whole.only(("second",)).stages] == [
         "extract synthetic", "convert to int8", "train-temporal second", "evaluate second on train",
+        "predict by second",
     ]  # fmt: skip
     assert [stage.title for stage in whole.only(("first",)).stages] == [
-        "extract synthetic", "train-temporal first", "probe linear of first",
+        "extract synthetic", "train-temporal first", "probe of-first", "predict by of-first",
     ]  # fmt: skip
 
 

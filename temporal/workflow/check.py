@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.datasets.folder import videos_at
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.pipeline.extraction.expected import ExpectedCache, expect, find_videos, needs_a_root
@@ -22,14 +23,16 @@ from vfz.temporal.data.pooling import check_pool
 from vfz.temporal.data.sampling import Augmentation, ClipRule
 from vfz.temporal.data.targets import default_targets_path
 from vfz.temporal.data.videos import EVAL_SPLITS, check_layers
-from vfz.temporal.lookup import RUNS
+from vfz.temporal.lookup import PROBE_RESULTS, RUNS
+from vfz.temporal.prediction.options import PredictOptions
+from vfz.temporal.prediction.predictors import check_predicted
 from vfz.temporal.probes.fitters import PROBES
-from vfz.temporal.probes.options import ProbeOptions
+from vfz.temporal.probes.options import CompareRunsOptions, ProbeOptions
 from vfz.temporal.tasks import TASK_OF_LABELS, TASKS
 from vfz.temporal.training.experiment import plan_model
 from vfz.temporal.training.optim import check_optimizer
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
-from vfz.temporal.workflow import Stage, Workflow, run_folder, run_of
+from vfz.temporal.workflow.file import EVERY_RUN, Stage, Workflow, probe_folder, run_folder, run_of
 
 Cache = FeatureCache | ExpectedCache
 
@@ -63,6 +66,10 @@ def check_workflow(workflow: Workflow, extracted: FeatureCache | None, *, on_thi
                 _check_probe(stage, caches[stage.cache], workflow)
             elif isinstance(stage.options, EvaluateOptions):
                 _check_evaluation(stage, caches[stage.cache], workflow)
+            elif isinstance(stage.options, PredictOptions):
+                _check_prediction(stage, caches[stage.cache], workflow)
+            elif isinstance(stage.options, CompareRunsOptions):
+                _check_comparison(stage, workflow)
     return notes
 
 
@@ -170,6 +177,44 @@ def _check_evaluation(stage: Stage, cache: Cache, workflow: Workflow) -> None:
     _check_eval_split("split", options.split, cache)
     if trained is not None:
         _check_targets(trained.options.task, options.targets, cache)
+
+
+def _check_prediction(stage: Stage, cache: Cache, workflow: Workflow) -> None:
+    options = stage.options
+    trained = _check_run(stage, workflow)
+    if trained is not None:
+        check_predicted(trained.options.task, asked=trained.title)
+    to_be_rendered = isinstance(cache, ExpectedCache) and workflow.extract.dataset == "synthetic"
+    if options.videos and not to_be_rendered:
+        videos_at(options.videos)
+    elif not options.videos and options.split is not None:
+        _check_split("split", options.split, cache)
+    probes = {folder: one for one in workflow.of("probe") if (folder := probe_folder(one.options))}
+    asked = trained or (probes.get(options.probe) if options.probe else None)
+    if asked is not None and asked.cache != stage.cache:
+        wanted = f"cache = {asked.cache!r}" if asked.cache else "leave `cache` out"
+        raise UsageError(f"{asked.place} is made on another cache than this one predicts; {wanted}")
+    if options.probe is not None and asked is None and not PROBE_RESULTS.holds(PROBE_RESULTS.look_up(options.probe)):
+        names = [str(one.options.name) for one in workflow.of("probe") if one.options.name]
+        kind = f"probe of {stage.place} in {workflow.path}"
+        raise UnknownNameError(kind, str(options.probe), [*names, *PROBE_RESULTS.names(PROBE_RESULTS.under)])
+
+
+def _check_comparison(stage: Stage, workflow: Workflow) -> None:
+    options = stage.options
+    ours = {run_folder(one.options) for one in workflow.of("train-temporal")}
+    ours |= {folder for one in workflow.of("probe") if (folder := probe_folder(one.options))}
+    if options.runs == (EVERY_RUN,):
+        if not workflow.of("train-temporal") and not workflow.of("probe"):
+            raise UsageError("there is nothing to compare: the workflow has no training and no probe")
+        unnamed = [one for one in workflow.of("probe") if one.options.name is None]
+        if options.baseline is not None and not unnamed and options.baseline not in (names := {f.name for f in ours}):
+            raise UnknownNameError(f"baseline of {stage.place} in {workflow.path}", options.baseline, names)
+        return
+    for given in options.runs:
+        if given not in ours and not any(kind.holds(kind.look_up(given)) for kind in (RUNS, PROBE_RESULTS)):
+            known = [folder.name for folder in ours]
+            raise UnknownNameError(f"run of {stage.place} in {workflow.path}", str(given), known)
 
 
 def _check_run(stage: Stage, workflow: Workflow) -> Stage | None:

@@ -5,6 +5,8 @@
     [[train-temporal]]           the temporal modules trained on a cache
     [[evaluate]]                 modules on other splits (`run = "<a training's name>"`)
     [[probe]]                    probes of the tokens, or of a module (`temporal = "<a training's name>"`)
+    [compare]                    trainings and probes side by side; without `runs` all of the workflow
+    [[predict]]                  answers about videos, of a training or probe (`run` or `probe = "<its name>"`)
     [defaults.train-temporal]    what all [[train-temporal]] share; what one of them says itself wins. So for the others
     [paper]                      what was published of the result: `metric`, `value`, `source`
 
@@ -28,11 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vfz.pipeline.config import Options, option, read_tables, tables_of
+from vfz.pipeline.config import Options, read_tables, tables_of
 from vfz.pipeline.errors import UnknownNameError, UsageError, VfzError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.maintenance.options import ConvertOptions
-from vfz.temporal.probes.options import ProbeOptions
+from vfz.temporal.prediction.options import PredictOptions
+from vfz.temporal.probes.options import CompareRunsOptions, ProbeOptions
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
 
 CheckedType = TypeVar("CheckedType")
@@ -43,9 +46,15 @@ STAGES: Mapping[str, type[Options]] = {
     "train-temporal": TrainOptions,
     "evaluate": EvaluateOptions,
     "probe": ProbeOptions,
+    "compare": CompareRunsOptions,
+    "predict": PredictOptions,
 }
 """In the order in which they are run."""
-_ON_A_CACHE = frozenset({"train-temporal", "evaluate", "probe"})
+_ON_A_CACHE = frozenset({"train-temporal", "evaluate", "probe", "predict"})
+EVERY_RUN = Path("*")
+"""In the place of the runs of a comparison: all trainings and probes of the workflow."""
+EXTRACTED = "the cache that [extract] makes"
+"""In the place of a cache that is not there yet."""
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
 _SAID_OTHERWISE = {
     "the same command with --resume goes on": "the same vfz run goes on",
@@ -53,22 +62,6 @@ _SAID_OTHERWISE = {
     "continue it with vfz train-temporal --resume": "the same vfz run goes on",
 }
 """What commands advise, and what it is for who calls `vfz run`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(Options):
-    """What `vfz run` does: the stages of a workflow that are not done yet."""
-
-    workflow: Path = option(
-        help="A TOML file with the tables [extract], [[convert]], [[train-temporal]], [[evaluate]] and [[probe]]."
-    )
-    only: tuple[str, ...] | None = option(
-        None, help="Only the trainings of this name or core, and what is made of them; default: all stages."
-    )
-    dry_run: bool = option(
-        default=False, help="Only check all stages, and show which are done, to go on with, and to do."
-    )
-    again: bool = option(default=False, help="Look for new videos although the cache is whole, and fit probes again.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +177,8 @@ class Workflow:
         chosen = [stage for stage in self.of("train-temporal") if {stage.options.name, stage.options.core} & set(names)]
         folders = {run_folder(stage.options) for stage in chosen}
         chosen += [stage for stage in self.stages if run_of(stage) in folders and stage not in chosen]
+        probes = {probe_folder(stage.options) for stage in chosen if stage.command == "probe"} - {None}
+        chosen += [stage for stage in self.of("predict") if stage.options.probe in probes]
         caches = {stage.cache for stage in chosen}
         kept = [stage for stage in self.of("convert") if stage.options.name in caches]
         stages = tuple(stage for stage in self.stages if stage.command == "extract" or stage in [*chosen, *kept])
@@ -193,6 +188,11 @@ class Workflow:
 def run_folder(training: TrainOptions) -> Path:
     """Where a workflow's training leaves its run."""
     return training.out / str(training.name)
+
+
+def probe_folder(probe: ProbeOptions) -> Path | None:
+    """Where a workflow's probe leaves its result; None where it has no name."""
+    return None if probe.name is None else probe.out / probe.name
 
 
 def run_of(stage: Stage) -> Path | None:
@@ -240,7 +240,7 @@ def read_workflow(path: Path) -> Workflow:
         raise UsageError(f"{path} has [paper] and also a paper of single trainings; leave one of them out")
     return Workflow(
         path=path,
-        stages=tuple(_with_titles([_resolved(stage, trainings) for stage in stages])),
+        stages=tuple(_with_titles([_resolved(stage, stages) for stage in stages])),
         published=published,
         figures=figures,
     )
@@ -278,18 +278,29 @@ def _place(document: Mapping[str, Any], command: str, number: int) -> str:
 def _stage(
     path: Path, command: str, place: str, values: dict[str, Any], tables: Mapping[str, list[dict[str, Any]]]
 ) -> Stage:
-    values = dict(values)
+    values, keys = dict(values), tuple(values)
     cache = _conversion(path, command, place, values, tables)
-    if command == "convert" and "out" not in values:
-        values["out"] = tables["extract"][0].get("out", "caches")
+    values = _filled_in(path, command, place, tables) | values
+    if command == "predict" and "videos" not in values:
+        values["cache"] = EXTRACTED
     if "dry-run" in values or "dry_run" in values:
         raise UsageError(f"{path}: {place}: dry-run is for a whole workflow; leave it out, and give vfz run --dry-run")
     options = _checked(STAGES[command].from_mapping, values, STAGES[command], place, path)
     if isinstance(options, TrainOptions) and options.name is None:
         options = dataclasses.replace(options, name=f"{path.stem}-{options.core}-seed{options.seed}")
-    return Stage(
-        file=path, command=command, place=place, keys=tuple(values), options=options, title=command, cache=cache
-    )
+    return Stage(file=path, command=command, place=place, keys=keys, options=options, title=command, cache=cache)
+
+
+def _filled_in(path: Path, command: str, place: str, tables: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What a table of a command may leave out in a workflow, and nowhere else."""
+    number = "-" + re.sub(r"\D", "", place) if len(tables[command]) > 1 else ""
+    if command == "convert":
+        return {"out": tables["extract"][0].get("out", "caches")}
+    if command == "compare":
+        return {"runs": str(EVERY_RUN), "name": f"{path.stem}-comparison{number}"}
+    if command == "predict":
+        return {"out": f"runs/{path.stem}-predictions{number}.csv"}
+    return {}
 
 
 def _conversion(
@@ -306,14 +317,22 @@ def _conversion(
     raise UsageError(f"{path}: a cache is named in {place}; leave it out, the workflow uses the one it extracts{other}")
 
 
-def _resolved(stage: Stage, trainings: Sequence[TrainOptions]) -> Stage:
-    """The stage with a run's bare name replaced by its folder."""
-    name = {"probe": "temporal", "evaluate": "run"}.get(stage.command)
-    given = getattr(stage.options, name) if name else None
-    if name is None or given is None or given.name != str(given):
-        return stage
-    folder = next((run_folder(training) for training in trainings if training.name == str(given)), given)
-    return dataclasses.replace(stage, options=dataclasses.replace(stage.options, **{name: folder}))
+def _resolved(stage: Stage, stages: Sequence[Stage]) -> Stage:
+    """The stage with the bare names of runs and probes replaced by their folders."""
+    folders: dict[str, dict[str, Path | None]] = {
+        "run": {str(one.options.name): run_folder(one.options) for one in stages if one.command == "train-temporal"},
+        "probe": {str(one.options.name): probe_folder(one.options) for one in stages if one.command == "probe"},
+    }
+    kinds = {"probe": {"temporal": "run"}, "evaluate": {"run": "run"}, "predict": {"run": "run", "probe": "probe"}}
+    changes: dict[str, Any] = {}
+    if stage.command == "compare":
+        named = {name: folder for several in folders.values() for name, folder in several.items() if folder}
+        changes["runs"] = tuple(named.get(str(given), given) for given in stage.options.runs)
+    for name, kind in kinds.get(stage.command, {}).items():
+        given = getattr(stage.options, name)
+        if given is not None and given.name == str(given) and (folder := folders[kind].get(given.name)):
+            changes[name] = folder
+    return dataclasses.replace(stage, options=dataclasses.replace(stage.options, **changes)) if changes else stage
 
 
 def _with_titles(stages: Sequence[Stage]) -> Iterator[Stage]:
@@ -335,6 +354,10 @@ def _title(stage: Stage) -> str:
         return f"train-temporal {options.name}"
     if stage.command == "evaluate":
         return f"evaluate {options.run.name}{f' on {options.split}' if options.split else ''}"
+    if stage.command == "compare":
+        return f"compare {options.name}"
+    if stage.command == "predict":
+        return f"predict by {(options.run or options.probe).name}"
     of = options.temporal.name if options.temporal else "tokens"
     return f"probe {options.name or f'{options.probe} of {of}'}"
 

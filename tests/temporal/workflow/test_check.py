@@ -6,11 +6,11 @@ import pytest
 
 from vfz.cli.main import main
 from vfz.pipeline.errors import UsageError
-from vfz.temporal.check_workflow import check_workflow
 from vfz.temporal.run_record import write_run
 from vfz.temporal.training.experiment import _MAY_DIFFER
 from vfz.temporal.training.options import TrainOptions, option_values
-from vfz.temporal.workflow import in_keys, read_workflow
+from vfz.temporal.workflow.check import check_workflow
+from vfz.temporal.workflow.file import in_keys, read_workflow
 
 STAGES = """
 [extract]
@@ -48,9 +48,22 @@ split = "train"
 
 [[probe]]
 layers = [2]
+name = "of-tokens"
 
 [[probe]]
 temporal = "first"
+name = "of-first"
+
+[compare]
+baseline = "second"
+
+[[predict]]
+run = "second"
+cache = "int8"
+split = "test"
+
+[[predict]]
+probe = "of-first"
 """
 FIRST, SECOND = 'core = "m"', 'core = "gmmix"'
 EVALUATED, OF_TOKENS, OF_FIRST = 'split = "train"', "layers = [2]\n", 'temporal = "first"'
@@ -78,7 +91,7 @@ def refused(path, capsys, *flags, code=2):
 def test_stages_that_fit_pass(workflow, capsys):
     assert main(["run", str(workflow), "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.count("to do") == 7
+    assert printed.out.count("to do") == 10
     assert [path.name for path in Path().iterdir()] == ["all.toml"]
 
 
@@ -155,6 +168,13 @@ def test_a_training_that_could_not_begin_is_told_before_the_extraction(workflow,
         ("image-size = 64", "image-size = 64\nsplits = 'val'", "[extract]: `splits` 'val' is not in"),
         ("num-frames = 6", "num-frames = 7", "[extract]: `num-frames` 7 must be a multiple of 3"),
         ("[[convert]]\nname", "[[convert]]\ndry-run = true\nname", "dry-run is for a whole workflow; leave it out"),
+        ('baseline = "second"', 'baseline = "third"', "unknown baseline of [compare] in all.toml 'third'"),
+        ('baseline = "second"', 'runs = ["first", "thrd"]', "unknown run of [compare] in all.toml 'thrd'"),
+        ('split = "test"', 'split = "val"', "[[predict]] number 1: `split` 'val' is not in the cache that [[convert]]"),
+        ('cache = "int8"\nsplit = "test"', "", "[[train-temporal]] number 2 is made on another cache than this one"),
+        ('probe = "of-first"', 'probe = "of-frist"', "probe of [[predict]] number 2 in all.toml 'of-frist'; did"),
+        ('probe = "of-first"', "", "[[predict]] number 2: `run` and `probe` say what is asked, and neither was given"),
+        ('probe = "of-first"', 'probe = "of-first"\nout = "a.txt"', "[[predict]] number 2: `out` a.txt ends neither"),
         ("[extract]", "[cache.convert]\nname = 'a'\n[extract]", "no stage of a workflow; remove it; write [convert]"),
     ],
 )  # fmt: skip
@@ -185,6 +205,16 @@ def test_a_root_that_nobody_named_passes_a_dry_run_with_a_word_and_no_real_one(w
     said = "pass `root` or set $VFZ_DATA_FOLDER"
     assert f"{said}; splits and classes were not looked at" in capsys.readouterr().err
     assert said in refused(workflow, capsys)
+
+
+def test_videos_to_predict_that_are_not_there_are_told_before_the_extraction(workflow, capsys):
+    text = '[extract]\ndataset = "folder"\nroot = "videos"\nencoder = "demo"\n[train-temporal]\nname = "run"\n'
+    for split in ("train", "test"):
+        path = Path("videos", split, "walk", "1.mp4")
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"never opened")
+    workflow.write_text(f'{text}[predict]\nrun = "run"\nvideos = "nowhere"\n')
+    assert refused(workflow, capsys).startswith("all.toml: [predict]: no file or folder nowhere; name videos")
 
 
 def test_a_task_without_its_targets_is_told_before_the_extraction(workflow, capsys):
