@@ -26,7 +26,7 @@ from vfz.temporal.data.targets import FrameTargets
 from vfz.temporal.data.tokens import CachedTokens
 from vfz.temporal.data.videos import ClipVideo, check_layers, clip_videos, parts_of
 from vfz.temporal.prediction.options import PredictOptions
-from vfz.temporal.prediction.predictors import Predictor
+from vfz.temporal.prediction.predictors import Predictor, check_new_videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +137,7 @@ class NewClips:
     ) -> None:
         from vfz.pipeline.extraction.new_videos import NewVideos  # and with it timm, which a cache has no need of
 
-        if predictor.starts_from:
-            raise UsageError(
-                f"{predictor.path} is of task {predictor.task} and must be told {predictor.starts_from}, which a new "
-                "video does not say; predict the videos of a --cache, whose targets.npz does"
-            )
+        check_new_videos(predictor.task, asked=predictor.path)
         cache = predictor.own_cache(options.cache)
         request = predictor.request or (None if cache is None else cache.provenance.get("encoder_request"))
         self._predictor = predictor

@@ -39,8 +39,21 @@ def check_predicted(task: str, *, asked: object) -> None:
     """
     if not issubclass(TASKS[task], LabelTask) and task not in NUMBERS:
         raise UsageError(
-            f"{asked} is of task {task}, whose answers are no rows of a table; ask its model in Python (load_model), or "
-            "measure it on a cache with vfz evaluate"
+            f"{asked} is of task {task}, whose answers are no rows of a table; ask its model in Python "
+            "(load_model), or measure it on a cache with vfz evaluate"
+        )
+
+
+def check_new_videos(task: str, *, asked: object) -> None:
+    """Refuse new videos of a task that starts from what a new video does not say.
+
+    Raises:
+        UsageError: says what that is.
+    """
+    if task in _STARTS:
+        raise UsageError(
+            f"{asked} is of task {task} and must be told {_STARTS[task]}, which a new video does not say; predict the "
+            "videos of a --cache, whose targets.npz does"
         )
 
 

@@ -25,7 +25,7 @@ from vfz.temporal.data.targets import default_targets_path
 from vfz.temporal.data.videos import EVAL_SPLITS, check_layers
 from vfz.temporal.lookup import PROBE_RESULTS, RUNS
 from vfz.temporal.prediction.options import PredictOptions
-from vfz.temporal.prediction.predictors import check_predicted
+from vfz.temporal.prediction.predictors import check_new_videos, check_predicted
 from vfz.temporal.probes.fitters import PROBES
 from vfz.temporal.probes.options import CompareRunsOptions, ProbeOptions
 from vfz.temporal.tasks import TASK_OF_LABELS, TASKS
@@ -184,6 +184,8 @@ def _check_prediction(stage: Stage, cache: Cache, workflow: Workflow) -> None:
     trained = _check_run(stage, workflow)
     if trained is not None:
         check_predicted(trained.options.task, asked=trained.title)
+        if options.videos:
+            check_new_videos(trained.options.task, asked=trained.title)
     to_be_rendered = isinstance(cache, ExpectedCache) and workflow.extract.dataset == "synthetic"
     if options.videos and not to_be_rendered:
         videos_at(options.videos)
