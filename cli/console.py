@@ -1,6 +1,7 @@
 """Everything shown to people: progress, tables, JSON. The only file that imports rich.
 
-Progress goes to stderr: a live bar on a terminal, plain lines (one every few seconds) elsewhere. Results go to stdout:
+Progress goes to stderr: a live bar on a terminal, plain lines (one every few seconds) elsewhere. What cannot be counted
+(an import, loading weights) has a spinner there, and a line here once it has taken a second. Results go to stdout:
 a table, or with `--json` one JSON object and nothing else. Names and reasons are shown as they are: no markup is read
 in them, and what is not printable is escaped.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from rich.progress import (
     SpinnerColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -32,6 +35,9 @@ from rich.text import Text
 from vfz.cli.options import printable
 
 PLAIN_INTERVAL_SECONDS = 5.0
+PATIENCE_SECONDS = 1.0
+"""What takes no longer gets no line of its own."""
+IMPORTING = "importing torch"
 Figures = Mapping[str, float | str]
 
 
@@ -93,7 +99,17 @@ class LiveProgress:
             _text_column("fields[unit]"), _text_column("fields[figures]"), TimeRemainingColumn(),
             console=console, transient=True,
         )  # fmt: skip
+        self._spinner = Progress(
+            SpinnerColumn(), _text_column("description"), TimeElapsedColumn(), console=console, transient=True
+        )
         self._task: TaskID | None = None
+        self._doing: TaskID | None = None
+
+    def doing(self, what: str) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        self.finish()
+        self._spinner.start()
+        self._doing = self._spinner.add_task(printable(what), total=None)
 
     def start(self, task: str, *, total: int, unit: str) -> None:
         """See `vfz.pipeline.progress.Progress`."""
@@ -118,18 +134,43 @@ class LiveProgress:
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
+        if self._doing is not None:
+            self._spinner.remove_task(self._doing)
+            self._doing = None
+        self._spinner.stop()
         self._bar.stop()
 
 
 class PlainProgress:
-    """Lines without control characters, for logs and pipes."""
+    """Lines without control characters, for logs and pipes.
 
-    def __init__(self) -> None:
+    Args:
+        patience_seconds: how long something may be done before there is a line of it.
+    """
+
+    def __init__(self, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._task, self._unit, self._total, self._done = "", "", 0, 0
         self._shown_at, self._figures = 0.0, ""
+        self._patience_seconds = patience_seconds
+        self._stop_telling = threading.Event()
+
+    def doing(self, what: str) -> None:
+        """See `vfz.pipeline.progress.Progress`."""
+        self.finish()
+        self._stop_telling = threading.Event()
+        threading.Thread(target=self._tell, args=(what, self._stop_telling), daemon=True).start()
+
+    def _tell(self, what: str, is_over: threading.Event) -> None:
+        """A line once it has taken a while, and after ever longer whiles."""
+        started, wait = time.monotonic(), self._patience_seconds
+        while not is_over.wait(wait):
+            taken = time.monotonic() - started
+            self.note(what if wait == self._patience_seconds else f"{what}: {taken:.0f} s so far")
+            wait = max(2 * PATIENCE_SECONDS, taken)
 
     def start(self, task: str, *, total: int, unit: str) -> None:
         """See `vfz.pipeline.progress.Progress`."""
+        self._stop_telling.set()
         self._task, self._unit, self._total, self._done = task, unit, total, 0
         self._started_at = self._shown_at = time.monotonic()
         self._figures = ""
@@ -153,6 +194,7 @@ class PlainProgress:
 
     def finish(self) -> None:
         """See `vfz.pipeline.progress.Progress`."""
+        self._stop_telling.set()
         if self._task and self._done:
             taken = time.monotonic() - self._started_at
             self.note(f"{self._task}: {self._done} {self._unit} in {taken:.1f} s{self._figures}")

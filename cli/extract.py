@@ -30,27 +30,29 @@ def extract_command(options: ExtractOptions, session: Session) -> None:
 
     The same command run again continues where it stopped, and does nothing when all is done.
     """
-    from vfz.cli.console import progress
-    from vfz.pipeline.datasets import find_dataset
-
-    find_dataset(options.dataset, root=options.root)  # a slip of the pen is told before torch is imported
-    if options.dry_run:
-        from vfz.pipeline.extraction.dry_run import dry_run
-
-        with progress() as shown:
-            plan = dry_run(options, progress=shown)
-        _show_dry_run(plan, as_json=session.json)
-        return
-    from vfz.pipeline.extraction.extract import extract
+    from vfz.cli.console import IMPORTING, progress
+    from vfz.pipeline.extraction.listing import list_videos
 
     try:
         with progress() as shown:
-            report = extract(options, progress=shown)
+            listing = list_videos(options, shown)  # a slip of the pen is told before torch is imported
+            shown.doing(IMPORTING)
+            if options.dry_run:
+                from vfz.pipeline.extraction.dry_run import dry_run
+
+                plan = dry_run(options, progress=shown, listing=listing)
+            else:
+                from vfz.pipeline.extraction.extract import extract
+
+                report = extract(options, progress=shown, listing=listing)
     except TooManyFailuresError as error:
         if error.report is not None:
             _show(cast("ExtractReport", error.report), session)
         raise
-    _show(report, session)
+    if options.dry_run:
+        _show_dry_run(plan, as_json=session.json)
+    else:
+        _show(report, session)
 
 
 def _show(report: ExtractReport, session: Session) -> None:

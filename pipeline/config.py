@@ -348,3 +348,14 @@ def check_folder_name(name: str | None) -> None:
     """
     if name is not None and (not name or name[0] == "." or not all(c.isalnum() or c in "._-" for c in name)):
         raise UsageError(f"--name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+
+
+def check_out_folder(path: Path) -> None:
+    """Refuse an `--out` in which nothing can be made.
+
+    Raises:
+        UsageError: a part of the path is there and no folder.
+    """
+    there = next((part for part in (path, *path.parents) if part.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UsageError(f"--out {path} cannot be a folder: {there} is a file; choose another")

@@ -1,12 +1,50 @@
-"""Which device a command runs on, and how many CPU cores it may use."""
+"""Which device a command runs on, and how many CPU cores it may use. torch is imported when a device is chosen."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-
-import torch
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vfz.pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no device, or none of this machine as far as that shows without torch.
+
+    Raises:
+        UsageError: says which there are.
+    """
+    found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
+    if found is None:
+        raise UsageError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    most = _most_gpus() if name.startswith("cuda") else None
+    if most is not None and int(found[1] or 0) >= most:
+        raise _no_such_gpu(name, most)
+
+
+def _most_gpus() -> int | None:
+    """How many GPUs there can be here at the most; None where only torch can tell."""
+    others = ("/dev/kfd", "/dev/dxg", "/dev/nvgpu", "/dev/nvhost-gpu")  # AMD's, Windows' and boards with a GPU inside
+    if any(Path(path).exists() for path in others):
+        return None
+    cards = Path("/proc/driver/nvidia/gpus")
+    if cards.is_dir():
+        return len(list(cards.iterdir()))
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    return None
+
+
+def _no_such_gpu(name: str, count: int) -> UsageError:
+    return UsageError(f"--device {name!r} is not here ({count} GPUs found); use auto or cpu")
 
 
 def choose_device(name: str) -> torch.device:
@@ -15,6 +53,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UsageError: when there is no such device here.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -24,7 +64,7 @@ def choose_device(name: str) -> torch.device:
     if device is None or device.type not in {"cpu", "cuda"}:
         raise UsageError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name!r} is not here ({torch.cuda.device_count()} GPUs found); use auto or cpu")
+        raise _no_such_gpu(name, torch.cuda.device_count())
     return device
 
 
@@ -35,6 +75,8 @@ def device_for(name: str, number: int) -> str:
         name: the device asked for; one with a number, such as `cuda:1`, is taken at its word.
         number: of the process, from 0.
     """
+    import torch
+
     count = torch.cuda.device_count()
     return f"cuda:{number % count}" if name in {"auto", "cuda"} and count else name
 

@@ -31,6 +31,9 @@ class Progress(Protocol):
     def advance(self, count: int = 1, *, figures: Mapping[str, float | str] | None = None) -> None:
         """`count` more units are done; `figures` are shown beside the bar (frames/s, loss)."""
 
+    def doing(self, what: str) -> None:
+        """What is being done from now on, where nothing can be counted: `importing torch`; until a task begins."""
+
     def note(self, text: str) -> None:
         """Something worth a line of its own, such as a failed video."""
 
@@ -45,6 +48,9 @@ class SilentProgress:
         """See `Progress`."""
 
     def advance(self, count: int = 1, *, figures: Mapping[str, float | str] | None = None) -> None:
+        """See `Progress`."""
+
+    def doing(self, what: str) -> None:
         """See `Progress`."""
 
     def note(self, text: str) -> None:

@@ -20,16 +20,15 @@ from timm.models import PretrainedCfg
 
 from vfz.pipeline.devices import choose_device
 from vfz.pipeline.encoder.layers import LayerTokens, failures_named, make_reader
+from vfz.pipeline.encoder.names import DEMO_ALIAS, check_encoder_name
 from vfz.pipeline.encoder.transforms import Preprocess
 from vfz.pipeline.encoder.weights import (
-    DEMO_ALIAS,
     DEMO_TIMM_NAME,
     LoadedModel,
     build_demo,
     build_from_file,
     build_from_hub,
     build_random,
-    check_encoder_name,
     input_options,
     state_digest,
 )

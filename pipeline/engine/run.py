@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.engine.extractor import ShardExtractor
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.progress import stop_on_signals
 
@@ -53,6 +52,8 @@ def _run_here(
     job: ExtractionJob, tasks: Iterable[ShardTask], *, progress: Progress, encoder: FrozenEncoder | None = None
 ) -> Iterator[ShardResult]:
     """The result of each task, as it is committed; `encoder` is the job's where it is built already."""
+    from vfz.pipeline.engine.extractor import ShardExtractor  # and torch, which `choose_share` does without
+
     extractor = ShardExtractor(job, progress=progress, encoder=encoder)
     with stop_on_signals() as stop:
         yield from extractor.extract_all(tasks, stop=stop)

@@ -43,20 +43,21 @@ if TYPE_CHECKING:
     from vfz.pipeline.decoding.base import VideoSource
     from vfz.pipeline.encoder.model import FrozenEncoder
     from vfz.pipeline.engine.tasks import ShardTask
+    from vfz.pipeline.extraction.listing import Listing
     from vfz.pipeline.extraction.options import ExtractOptions
     from vfz.pipeline.format.ledger import LedgerRow
 
 NUM_DECODED = 8
 
 
-def dry_run(options: ExtractOptions, *, progress: Progress | None = None) -> DryRun:
-    """Tells what an extraction would do and take.
+def dry_run(options: ExtractOptions, *, progress: Progress | None = None, listing: Listing | None = None) -> DryRun:
+    """Tells what an extraction would do and take; the arguments are those of `extract`.
 
     Raises:
         VfzError: as `vfz.pipeline.extraction.extract.extract` does, where it would not start.
     """
     progress = progress or SilentProgress()
-    prepared = prepare(options, progress)
+    prepared = prepare(options, progress, listing)
     destination = find_destination(options, prepared)
     cache, folder = destination.cache, destination.cache.path
     catalog = open_catalog(cache) if folder.exists() else None

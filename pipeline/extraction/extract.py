@@ -38,14 +38,22 @@ from vfz.pipeline.progress import Progress, SilentProgress, counted
 
 if TYPE_CHECKING:
     from vfz.pipeline.encoder.model import FrozenEncoder
+    from vfz.pipeline.extraction.listing import Listing
 
 VIDEO, NUMBER = "VIDEO", "N"
 """What stands in a kind for the video's name and for a number."""
 _NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?!\w)")
 
 
-def extract(options: ExtractOptions, *, progress: Progress | None = None) -> ExtractReport:
+def extract(
+    options: ExtractOptions, *, progress: Progress | None = None, listing: Listing | None = None
+) -> ExtractReport:
     """Run a frozen encoder over a dataset and cache the tokens.
+
+    Args:
+        options: what is asked for.
+        progress: is told what happens.
+        listing: the videos, where `list_videos` has listed them already.
 
     Raises:
         UsageError: a wrong option. DatasetError: no videos. EncoderError: no weights. CacheMismatchError: the cache
@@ -53,7 +61,7 @@ def extract(options: ExtractOptions, *, progress: Progress | None = None) -> Ext
         videos failed than allowed. In every case what was committed before is kept.
     """
     progress = progress or SilentProgress()
-    prepared = prepare(options, progress)
+    prepared = prepare(options, progress, listing)
     destination = open_or_create(options, prepared)
     cache = destination.cache
     catalog = open_catalog(cache)

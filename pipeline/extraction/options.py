@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from vfz.pipeline.config import Options, check_folder_name, option
+from vfz.pipeline.encoder.names import check_encoder_name
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.recipe import COMPRESSIONS, FRAME_RULES, PARTS, PRECISIONS, STORE_NAMES
 
@@ -149,6 +151,12 @@ class ExtractOptions(Options):
                 f"--compression {self.compression} is for --store zarr; a tar keeps plain .npy files, so leave it out"
             )
         check_folder_name(self.name)
+        check_encoder_name(self.encoder)
+        for layer in self.layers or ():
+            if not re.fullmatch(r"-?\d+|final", layer):
+                raise UsageError(
+                    f"--layers {layer!r} is no layer; give numbers from 0, -1 for the last one, or `final`"
+                )
         self._check_frames()
         self._check_engine()
 

@@ -1,27 +1,23 @@
 """What an extraction starts from: videos listed, the encoder loaded, the recipe made. No file of a cache is written.
 
-Cost: listing the videos (`synthetic` renders them where they are not there), and loading the encoder.
+Cost: listing the videos (see `vfz.pipeline.extraction.listing`), and loading the encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vfz.pipeline.datasets import open_dataset
 from vfz.pipeline.datasets.base import Gaps, VideoDataset, VideoRecord, describe_missing, present_ids
-from vfz.pipeline.datasets.splits import SPLITS, KnownVideo, SplitRule, deal, describe
+from vfz.pipeline.datasets.splits import KnownVideo, SplitRule, deal, describe
 from vfz.pipeline.datasets.text import clean, composed
 from vfz.pipeline.decoding import DEFAULT_DECODER, get_decoder
 from vfz.pipeline.devices import device_for
 from vfz.pipeline.encoder.layers import LAYERS_VERSION
 from vfz.pipeline.encoder.model import EncoderRequest, FrozenEncoder
 from vfz.pipeline.encoder.transforms import PREPROCESS_VERSION
-from vfz.pipeline.encoder.weights import check_encoder_name
-from vfz.pipeline.engine.run import Share, choose_share
-from vfz.pipeline.errors import UsageError
-from vfz.pipeline.extraction.options import ExtractOptions
+from vfz.pipeline.extraction.listing import Listing, choose_splits, list_videos
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CACHES, CacheFolder, cache_name
 from vfz.pipeline.format.ledger_table import LedgerRows
@@ -39,23 +35,26 @@ from vfz.pipeline.recipe import (
 from vfz.pipeline.stores.quantization import PRECISION_VERSION
 
 if TYPE_CHECKING:
+    from vfz.pipeline.engine.run import Share
+    from vfz.pipeline.extraction.options import ExtractOptions
     from vfz.pipeline.progress import Progress
 
 
-def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
-    """Lists the videos and loads the encoder.
+def prepare(options: ExtractOptions, progress: Progress, listing: Listing | None = None) -> Prepared:
+    """Loads the encoder, once the videos are listed.
+
+    Args:
+        options: what is asked for.
+        progress: is told what takes time.
+        listing: the videos, where they were listed already.
 
     Raises:
         UsageError: a wrong option, or `--cache` names no cache. DatasetError: no videos. EncoderError: no weights.
     """
-    check_encoder_name(options.encoder)  # a slip of the pen is told before videos are listed or rendered
-    share = choose_share(options.rank, options.world_size)
-    dataset = _open_dataset(options, progress)
-    if options.flip and not dataset.can_flip:
-        raise UsageError(f"--flip would change classes of {options.dataset}, which tell left from right; leave it out")
-    everything = dataset.videos()
-    rule = _split_rule(dataset, options, everything)
-    records = everything if rule else _choose_splits(everything, dataset, options.splits)  # told before weights load
+    listing = listing or list_videos(options, progress)
+    dataset, share, rule = listing.dataset, listing.share, listing.split_rule
+    everything, records = listing.everything, listing.records
+    progress.doing(f"loading {options.encoder}{' with random weights' if options.random_weights else ''}")
     request = EncoderRequest(
         name=options.encoder,
         layers=options.layers,
@@ -82,7 +81,7 @@ def prepare(options: ExtractOptions, progress: Progress) -> Prepared:
         )
     if rule is not None:
         everything = _dealt(dataset, everything, rule, cache, progress)
-        records = _choose_splits(everything, dataset, options.splits)
+        records = choose_splits(everything, dataset, options.splits)
     gaps = Gaps.of(dataset, records, everything)
     for line in gaps.lines:
         progress.note(line)
@@ -178,55 +177,6 @@ class Prepared:
         return replace(self, everything=labelled(self.everything), records=labelled(self.records))
 
 
-def _open_dataset(options: ExtractOptions, progress: Progress) -> VideoDataset:
-    started = False
-
-    def on_progress(_done: int, total: int) -> None:
-        nonlocal started
-        if not started:
-            progress.start("rendering", total=total, unit="videos")
-            started = True
-        progress.advance()
-
-    # --seed is the dataset's where it has one, and the random weights' in any case
-    synthetic = options.dataset == "synthetic"
-    dataset = open_dataset(
-        options.dataset,
-        root=options.root,
-        num_videos=options.num_videos,
-        num_frames=options.num_frames,
-        size=options.size,
-        seed=options.seed if synthetic or not options.random_weights else None,
-        on_progress=on_progress,
-    )
-    if started:
-        progress.finish()
-    return dataset
-
-
-def _split_rule(dataset: VideoDataset, options: ExtractOptions, records: Collection[VideoRecord]) -> SplitRule | None:
-    """How videos are dealt to splits; None where they have some.
-
-    Raises:
-        UsageError: they have splits, and options say how to deal them.
-    """
-    given = {
-        "fractions": options.split_fractions,
-        "group_by": options.group_by,
-        "num_folds": options.split_folds,
-        "seed": options.split_seed,
-    }
-    names = sorted({record.split for record in records})
-    is_asked = any(value is not None for value in given.values())
-    if dataset.has_splits and not is_asked:
-        return None
-    rule = SplitRule(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-    # The stem of a list is a split only if it is called so, where someone asks for others.
-    if dataset.has_splits and not (len(names) == 1 and names[0] not in SPLITS):
-        raise UsageError(f"{dataset.root} has splits already, {', '.join(names)}; leave {rule} out")
-    return rule
-
-
 def _dealt(
     dataset: VideoDataset, records: list[VideoRecord], rule: SplitRule, cache: CacheFolder, progress: Progress
 ) -> list[VideoRecord]:
@@ -251,16 +201,6 @@ def _as_begun(recipe: Recipe, options: ExtractOptions, dataset: VideoDataset) ->
         return found[0] if found else (recipe, caches[0])
     cache = CacheFolder(CACHES.find(options.cache, under=options.out))
     return next((one for one in earlier if one.to_dict() == cache.header.recipe), recipe), cache
-
-
-def _choose_splits(
-    records: list[VideoRecord], dataset: VideoDataset, wanted: tuple[str, ...] | None
-) -> list[VideoRecord]:
-    present = sorted({record.split for record in records})
-    for split in wanted or ():
-        if split not in present:
-            raise UsageError(f"--splits {split!r} is not in {dataset.root}; it has {', '.join(present)}")
-    return [record for record in records if wanted is None or record.split in wanted]
 
 
 def make_recipe(encoder: FrozenEncoder, options: ExtractOptions, dataset: VideoDataset) -> Recipe:

@@ -1,0 +1,92 @@
+"""Which encoders and optimizers timm knows, read off its sources: a slip of the pen need not wait for its import.
+
+A name is refused here only where no source of timm has it. What passes may be refused when timm itself is asked, as it
+is where the process has imported it: then somebody may have registered names of their own.
+
+Cost: 0.05 s for all models, once a process. No torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from vfz.pipeline.errors import UnknownNameError
+
+DEMO_ALIAS = "demo"
+
+_MODEL = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+_OPTIMIZER = re.compile(r"\bname=['\"](\w+)['\"]|\bregister_alias\(['\"](\w+)['\"]")
+
+
+def check_encoder_name(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    if name == DEMO_ALIAS:
+        return
+    if "timm" in sys.modules:
+        from vfz.pipeline.encoder.weights import ask_timm
+
+        ask_timm(name)
+        return
+    architecture, _, tag = name.partition(".")
+    text, known = _text("models"), model_names()
+    if known and architecture not in known and not _is_quoted(architecture, text):
+        raise unknown_encoder(name, known)
+    tagged = sorted(set(re.findall(rf"['\"]({re.escape(architecture)}\.[\w.]+)['\"]", text)))
+    # Some tags are put together; a whole word of the sources may be one.
+    if tag and tagged and not re.search(rf"(?<!\w){re.escape(tag)}(?![\w.])", text):
+        raise unknown_weights(name, [architecture, *tagged])
+
+
+def unknown_encoder(name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a model that is none of `known`."""
+    return UnknownNameError("encoder", name, [*known, DEMO_ALIAS], hint="(any timm model name)")
+
+
+def unknown_weights(name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a model that is known, without the weights that `name` asks for; `known` are the model's names."""
+    return UnknownNameError("encoder", name, known, hint="(what follows the dot names pretrained weights)")
+
+
+def check_optimizer_name(name: str) -> None:
+    """Refuse an optimizer that timm does not know; where timm is imported, whoever builds it asks timm.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    known = optimizer_names()
+    if "timm" not in sys.modules and known and name.lower() not in known:
+        raise UnknownNameError("optimizer", name, known)
+
+
+@functools.cache
+def model_names() -> frozenset[str]:
+    """Models that timm's sources register; empty where they cannot be read."""
+    return frozenset(_MODEL.findall(_text("models")))
+
+
+@functools.cache
+def optimizer_names() -> frozenset[str]:
+    """Optimizers that timm's sources register; empty where they cannot be read."""
+    return frozenset(name for names in _OPTIMIZER.findall(_text("optim")) for name in names if name)
+
+
+@functools.cache
+def _text(package: str) -> str:
+    """The sources of a package of timm, one after the other; empty where there are none, as in an archive."""
+    spec = importlib.util.find_spec("timm")
+    folders = spec.submodule_search_locations if spec else None
+    files = [path for folder in folders or () for path in sorted(Path(folder, package).glob("*.py"))]
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+
+
+def _is_quoted(name: str, text: str) -> bool:
+    return f"'{name}'" in text or f'"{name}"' in text
