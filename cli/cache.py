@@ -211,12 +211,15 @@ def verify_command(options: VerifyOptions, session: Session) -> None:
     encoder than --encoder finds. Notes, such as what a stopped run left, are no damage.
     """
     from vfz.cli.console import print_json, progress
+    from vfz.pipeline.devices import check_device
     from vfz.pipeline.errors import CacheError
     from vfz.pipeline.format.folder import find_cache
     from vfz.pipeline.maintenance.info import compare_caches
     from vfz.pipeline.maintenance.verify import verify_cache
 
     path = find_cache(options.cache, how="as CACHE")
+    if options.encoder:
+        check_device(options.device)
     against = None if options.against is None else find_cache(options.against)
     failures = []
     with progress() as shown:

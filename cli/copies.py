@@ -34,10 +34,16 @@ def convert_command(options: ConvertOptions, session: Session) -> None:
     part: give another --out or --name for each. The same command run again continues where it stopped, and takes over
     what the old cache gained since.
     """
-    from vfz.cli.console import print_json, progress, table
-    from vfz.pipeline.maintenance.convert import convert
+    from vfz.cli.console import IMPORTING, print_json, progress, table
+    from vfz.pipeline.config import check_out_folder
+    from vfz.pipeline.format.folder import find_cache
 
+    find_cache(options.cache, how="as CACHE")  # a slip of the pen is told before torch is imported
+    check_out_folder(options.out)
     with progress() as shown:
+        shown.doing(IMPORTING)
+        from vfz.pipeline.maintenance.convert import convert
+
         report = convert(options, progress=shown)
     if session.json:
         print_json(dataclasses.asdict(report))

@@ -46,15 +46,16 @@ def probe_command(options: ProbeOptions, session: Session) -> None:
     Settings are chosen on a held-out tenth of the training split; the reported split chooses nothing. A result that is
     there already is shown again.
     """
-    from vfz.cli.console import print_json, progress
-    from vfz.temporal.run_record import cache_for
+    from vfz.cli.console import IMPORTING, print_json, progress
+    from vfz.temporal.checks import check_probe
 
-    cache_for(options.cache, options.temporal)  # a slip of the pen is told before torch is imported
-    from vfz.temporal.probes.jobs.values import ValuesReport
-    from vfz.temporal.probes.record import ProbeReport
-    from vfz.temporal.probes.run import probe_all
-
+    check_probe(options)  # a slip of the pen is told before torch is imported
     with progress() as shown:
+        shown.doing(IMPORTING)
+        from vfz.temporal.probes.jobs.values import ValuesReport
+        from vfz.temporal.probes.record import ProbeReport
+        from vfz.temporal.probes.run import probe_all
+
         reports = probe_all(options, progress=shown)
     if session.json:
         values = [dataclasses.asdict(report) for report in reports]

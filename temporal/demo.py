@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfz.pipeline.encoder.model import load_encoder
-from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.extract import ExtractReport, extract
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.files import make_folder, write_file_atomic
 from vfz.pipeline.progress import Progress, SilentProgress
+from vfz.temporal.checks import DEMO_MARKER, check_demo
 from vfz.temporal.probes.options import DemoOptions, ProbeOptions
 from vfz.temporal.probes.record import ProbeReport
 from vfz.temporal.probes.run import probe
@@ -33,7 +33,6 @@ TIMED_CORE = "gmmix"
 NUM_FRAMES = 12
 IMAGE_SIZE = 96
 LAYER = "3"  # the stage of efficientnet-lite0 with 36 tokens of 112 channels at 96 pixels
-_MARKER = ".vfz-demo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +59,11 @@ def run_demo(options: DemoOptions, *, progress: Progress | None = None) -> DemoS
     """Render, extract, train three cores, probe, time an epoch with the encoder in the loop.
 
     Raises:
-        UsageError: when `out` holds something that is not an earlier demo.
+        UsageError: as `check_demo`.
     """
     started = time.perf_counter()
     progress = progress or SilentProgress()
+    check_demo(options)
     load_encoder("demo", layers=(LAYER,), image_size=IMAGE_SIZE)  # says what to install before anything is written
     _make_room(options.out)
     extracted = _extract(options, progress)
@@ -98,14 +98,12 @@ def _accuracies(runs: Mapping[str, TrainReport]) -> dict[str, float]:
 
 
 def _make_room(out: Path) -> None:
-    """Empty the folder of an earlier demo; never anything else."""
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / _MARKER).is_file():
-            raise UsageError(f"--out {out} is not empty and holds no earlier demo; give a new folder")
+    """Empty the folder of an earlier demo."""
+    if out.is_dir():
         for name in ("caches", "runs", "videos"):
             shutil.rmtree(out / name, ignore_errors=True)
     make_folder(out)
-    (out / _MARKER).touch()
+    (out / DEMO_MARKER).touch()
 
 
 def _extract(options: DemoOptions, progress: Progress) -> ExtractReport:

@@ -30,7 +30,7 @@ from vfz.pipeline.datasets.base import (
 )
 from vfz.pipeline.datasets.text import Place, clean, file_text, folder_text
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.errors import DatasetError
+from vfz.pipeline.errors import DatasetError, MissingRootError
 from vfz.pipeline.files import is_address, name_of_text
 
 
@@ -72,7 +72,7 @@ class AnnotatedDataset(VideoDataset):
         if root is None or options:
             raise TypeError(f"{cls.__name__} takes a root and nothing else, got {root}, {options}")
         if not root.exists():
-            raise DatasetError(f"dataset root {root} does not exist; give --root {cls.layout}")
+            raise MissingRootError(f"dataset root {root} does not exist; give --root {cls.layout}")
         try:
             return cls(root)
         except OSError as error:

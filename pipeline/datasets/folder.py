@@ -25,7 +25,7 @@ from vfz.pipeline.datasets.base import (
 )
 from vfz.pipeline.datasets.text import file_text, folder_text
 from vfz.pipeline.decoding.base import VideoSource
-from vfz.pipeline.errors import DatasetError, UsageError
+from vfz.pipeline.errors import DatasetError, MissingRootError, UsageError
 from vfz.pipeline.files import text_of_name
 
 LAYOUT = "<root>/<split>/<class>/<video>, or <root>/<class>/<video> without splits"
@@ -110,7 +110,7 @@ def _as_written_where_needed(found: list[_Found], root: Path) -> Iterator[_Found
 def _list_videos(root: Path, left_out: LeftOut) -> Iterator[_Found]:
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
-        raise DatasetError(f"dataset root {root} {problem}; give --root a folder laid out as {LAYOUT}")
+        raise MissingRootError(f"dataset root {root} {problem}; give --root a folder laid out as {LAYOUT}")
     tops = [(top, *_read(top, left_out)) for top in _refuse_videos_in(root, root, left_out)]
     if any(videos for _, videos, _ in tops):
         for top, videos, deeper in tops:

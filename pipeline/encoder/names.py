@@ -20,7 +20,7 @@ from vfz.pipeline.errors import UnknownNameError
 DEMO_ALIAS = "demo"
 
 _MODEL = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
-_OPTIMIZER = re.compile(r"\bname=['\"](\w+)['\"]|\bregister_alias\(['\"](\w+)['\"]")
+_OPTIMIZER = re.compile(r"\b(?:OptimInfo\(|register_alias\()\s*(?:name=)?['\"](\w+)['\"]")
 
 
 def check_encoder_name(name: str) -> None:
@@ -41,8 +41,8 @@ def check_encoder_name(name: str) -> None:
     if known and architecture not in known and not _is_quoted(architecture, text):
         raise unknown_encoder(name, known)
     tagged = sorted(set(re.findall(rf"['\"]({re.escape(architecture)}\.[\w.]+)['\"]", text)))
-    # Some tags are put together; a whole word of the sources may be one.
-    if tag and tagged and not re.search(rf"(?<!\w){re.escape(tag)}(?![\w.])", text):
+    # Some names are put together; what ends a text of the sources may be the tag of one.
+    if tag and tagged and not re.search(rf"(?<!\w){re.escape(tag)}['\"]", text):
         raise unknown_weights(name, [architecture, *tagged])
 
 
@@ -76,7 +76,7 @@ def model_names() -> frozenset[str]:
 @functools.cache
 def optimizer_names() -> frozenset[str]:
     """Optimizers that timm's sources register; empty where they cannot be read."""
-    return frozenset(name for names in _OPTIMIZER.findall(_text("optim")) for name in names if name)
+    return frozenset(_OPTIMIZER.findall(_text("optim")))
 
 
 @functools.cache

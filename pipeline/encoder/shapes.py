@@ -8,7 +8,8 @@ import torch
 
 from vfz.pipeline.encoder.layers import LayerShape, make_reader
 from vfz.pipeline.encoder.model import model_preprocess, timm_name_of
-from vfz.pipeline.encoder.weights import build_random, check_encoder_name, input_options
+from vfz.pipeline.encoder.names import check_encoder_name
+from vfz.pipeline.encoder.weights import build_random, input_options
 from vfz.pipeline.errors import EncoderError, UsageError
 
 

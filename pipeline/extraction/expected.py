@@ -15,8 +15,9 @@ from typing import Any
 from vfz.pipeline.datasets import DATASETS, open_dataset
 from vfz.pipeline.datasets.base import VideoDataset
 from vfz.pipeline.datasets.splits import DEFAULT_FRACTIONS, SPLITS
+from vfz.pipeline.encoder.names import check_encoder_name
 from vfz.pipeline.encoder.shapes import describe_encoder
-from vfz.pipeline.encoder.weights import check_encoder_name, check_weights_place
+from vfz.pipeline.encoder.weights import check_weights_place
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 

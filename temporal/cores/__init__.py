@@ -30,6 +30,9 @@ CORES.register_place("gru", "vfz.temporal.cores.gru:GruCore")
 CORES.register_place("mingru", "vfz.temporal.cores.gru:MinGruCore")
 CORES.register_place("attention", "vfz.temporal.cores.attention:AttentionCore")
 
+WITH_HEADS = frozenset({"mmix", "gmmix", "rvm_rnn", "attention"})
+"""Those with attention heads, known before a core is imported."""
+
 
 def build_core(
     name: str,

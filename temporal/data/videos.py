@@ -232,6 +232,16 @@ def check_parts(cache: TokenShapes, layers: Layers, parts: str) -> tuple[int, in
     return shapes.pop()
 
 
+def check_view(cache: FeatureCache, view: int) -> None:
+    """Refuses a view that the cache does not have.
+
+    Raises:
+        UsageError: names those it has.
+    """
+    if view not in cache.views:
+        raise UsageError(f"view {view} is not in {cache.path}; it has the views {', '.join(map(str, cache.views))}")
+
+
 def common_class_names(caches: Sequence[FeatureCache]) -> tuple[str, ...]:
     """The class names of all caches, in label order.
 
@@ -341,8 +351,7 @@ def _check_layer(cache: TokenShapes, layer: str, parts: str) -> None:
 def _rows_by_id(
     cache: FeatureCache, split: str | None, view: int, layers: Layers | None, parts: str
 ) -> dict[str, LedgerRow]:
-    if view not in cache.views:
-        raise UsageError(f"view {view} is not in {cache.path}; it has the views {', '.join(map(str, cache.views))}")
+    check_view(cache, view)
     return {row.id: row for row in cache.ok_videos(split, view=view, layers=layers, parts=parts_of(parts))}
 
 

@@ -15,6 +15,7 @@ from vfz.temporal.training.options import (
     PARTS,
     PARTS_HELP,
     TARGETS_HELP,
+    check_depth_size,
 )
 
 
@@ -113,8 +114,13 @@ class ProbeOptions(Options):
             if self.layers not in (None, (self.layer,)):
                 raise UsageError(f"--layer {self.layer} contradicts --layers {','.join(self.layers or ())}; give one")
             object.__setattr__(self, "layers", (self.layer,))
+        for shots in self.shots or ():
+            parse_shots(shots)
+        if self.pool == "all" and self.probe != "attentive":
+            raise UsageError(f"--pool all is for --probe attentive; {self.probe} takes mean, last or frame")
         if self.sweep and self.temporal is not None:
             raise UsageError("--sweep contradicts --temporal: the run fixes its layers; leave one of them out")
+        check_depth_size(self.depth_size)
         if self.probe == "attentive" and self.depth not in (1, 4):
             raise UsageError(f"--depth {self.depth} is not allowed; choose 1 or 4")
         if self.task not in TASK_OF_LABELS.values():
@@ -163,3 +169,22 @@ class DemoOptions(Options):
     epochs: int = option(16, help="Training epochs per core.", minimum=1)
     seed: int = option(0, help="Decides the videos and the training.", minimum=0)
     device: str = option("auto", help=DEVICE_HELP)
+
+
+def parse_shots(shots: str) -> tuple[float | None, int]:
+    """A share of each class, or None and a number of videos.
+
+    Raises:
+        UsageError: when it is neither, or none at all.
+    """
+    text = shots.strip()
+    try:
+        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else None
+        count = 0 if share is not None else int(text)
+    except ValueError:
+        raise UsageError(f"--shots {shots!r} is neither a share such as 5% nor a number of videos a class") from None
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"--shots {shots} is no share of the training split; give more than 0% and at most 100%")
+    if share is None and count < 1:
+        raise UsageError(f"--shots {shots} leaves no video; give 1 or more a class, or a share such as 5%")
+    return share, count

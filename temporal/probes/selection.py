@@ -32,6 +32,7 @@ from vfz.temporal.probes.heads import (
     value_answers,
     value_headlines,
 )
+from vfz.temporal.probes.options import parse_shots
 from vfz.temporal.tasks.regression import moments
 
 HELD_OUT_FRACTION = 0.1
@@ -323,25 +324,6 @@ def few_videos(labels_V: Tensor, shots: str, *, seed: int) -> Tensor:
         for shuffled in _shuffled_classes(labels_V, seed)
     ]
     return torch.cat(chosen).sort().values
-
-
-def parse_shots(shots: str) -> tuple[float | None, int]:
-    """A share of each class, or None and a number of videos.
-
-    Raises:
-        UsageError: when it is neither, or none at all.
-    """
-    text = shots.strip()
-    try:
-        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else None
-        count = 0 if share is not None else int(text)
-    except ValueError:
-        raise UsageError(f"--shots {shots!r} is neither a share such as 5% nor a number of videos a class") from None
-    if share is not None and not 0 < share <= 1:
-        raise UsageError(f"--shots {shots} is no share of the training split; give more than 0% and at most 100%")
-    if share is None and count < 1:
-        raise UsageError(f"--shots {shots} leaves no video; give 1 or more a class, or a share such as 5%")
-    return share, count
 
 
 def check_classes(labels_V: Tensor, num_classes: int) -> None:

@@ -16,9 +16,7 @@ import torch
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_hex
-from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.loader import ClipBatch, ClipLoader
-from vfz.temporal.data.options import LAST_LAYER
 from vfz.temporal.data.sampling import Augmentation, ClipRule
 from vfz.temporal.data.targets import ClipTargets, FrameTargets, LabelTargets
 from vfz.temporal.data.tokens import CachedTokens, TokenSource, num_prefix_of
@@ -37,7 +35,7 @@ from vfz.temporal.tasks import TASK_OF_LABELS, TASKS, Task, build_task
 from vfz.temporal.tasks.values import ValuesTask
 from vfz.temporal.training.distributed import Ranks
 from vfz.temporal.training.evaluation import EvalClips, eval_clips_of
-from vfz.temporal.training.options import TrainOptions, option_values
+from vfz.temporal.training.options import TrainOptions, layers_of, option_values
 from vfz.temporal.training.sizes import SIZES, Sized, check_sizes, readout_heads, sized, sized_as
 
 _MAY_DIFFER = frozenset(
@@ -147,7 +145,7 @@ def build_experiment(options: TrainOptions, ranks: Ranks) -> Experiment:
     paths = caches_for(options.cache, options.resumed_run)
     caches = as_caches([FeatureCache(path, labels=options.labels) for path in paths])
     options = replace(options, task=task_of_labels(options.task, caches[0]))
-    layers = _layers(options, caches[0])
+    layers = layers_of(options, tuple(caches[0].layers))
     for cache in caches:
         _, encoder_dim = check_parts(cache, layers, options.parts)
     task = task_of(options, caches)
@@ -230,7 +228,7 @@ def plan_model(options: TrainOptions, cache: TokenShapes, *, num_outputs: int | 
     Raises:
         UsageError: options that do not fit the tokens or each other.
     """
-    layers = _layers(options, cache)
+    layers = layers_of(options, tuple(cache.layers))
     _, encoder_dim = check_parts(cache, layers, options.parts)
     options = sized(options, encoder_dim=encoder_dim, num_clips=num_clips).options
     config = _model_config(options, cache, layers, encoder_dim, num_outputs)
@@ -347,19 +345,6 @@ def labels_record(caches: Sequence[FeatureCache], task: Task[Any]) -> dict[str, 
         "digest": labels_digest(caches),
         **(task.settings() if isinstance(task, ValuesTask) else {}),
     }
-
-
-def _layers(options: TrainOptions, cache: TokenShapes) -> tuple[str, ...]:
-    """The mixer takes the shallowest first, in whatever order they were asked for."""
-    cached = list(cache.layers)
-    asked = counted_layers(options.layers or LAST_LAYER, cached)
-    layers = tuple(sorted(asked, key=lambda name: cached.index(name) if name in cached else -1))
-    if options.mixer == "last" and len(layers) > 1:
-        raise UsageError(
-            f"--mixer last uses one layer, {len(layers)} were given ({', '.join(layers)}); give one of them, or another"
-            " mixer"
-        )
-    return layers
 
 
 def _source(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vfz.pipeline.config import Options, check_folder_name, option
+from vfz.pipeline.encoder.names import check_optimizer_name
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import DEVICE_HELP
+from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.cores import CORES
-from vfz.temporal.data.options import CLIP_FRAMES, CLIP_STRIDE, TOKEN_PARTS, TRAIN_SPLIT
+from vfz.temporal.data.options import CLIP_FRAMES, CLIP_STRIDE, LAST_LAYER, TOKEN_PARTS, TRAIN_SPLIT
 from vfz.temporal.tasks import TASKS
 
 CACHE_HELP = "The cache; may be left out when caches/ holds just one."
@@ -64,7 +66,9 @@ class TrainOptions(Options):
         default=False, help="Compute activations again in the backward pass: less memory, a third more time."
     )
     layers: tuple[str, ...] | None = option(None, help="Cached encoder layers to use; default: -1, the last one.")
-    mixer: str = option("last", help="How several encoder layers become one: last, mean or xattn.")
+    mixer: str = option(
+        "last", help="How several encoder layers become one: last, mean or xattn.", choices=("last", "mean", "xattn")
+    )
     parts: str = option(PARTS[0], help=PARTS_HELP, choices=PARTS)
     protocol: str = option(
         "streaming",
@@ -147,6 +151,8 @@ class TrainOptions(Options):
         super().__post_init__()
         check_folder_name(self.name)
         CORES.check(self.core)
+        check_optimizer_name(self.optimizer)
+        check_depth_size(self.depth_size)
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--batch-size {self.batch_size} cannot be computed in {self.accumulate} equal micro-batches; "
@@ -180,6 +186,16 @@ class EvaluateOptions(Options):
     device: str = option("auto", help=DEVICE_HELP)
 
 
+def check_depth_size(size: int | None) -> None:
+    """Refuse a side of depth maps that is not made of whole patches.
+
+    Raises:
+        UsageError: says the nearest that is.
+    """
+    if size is not None and size % 8:
+        raise UsageError(f"--depth-size {size} is no multiple of 8; give {max(8, round(size / 8) * 8)}")
+
+
 def option_values(options: Options, *, without: Collection[str]) -> dict[str, Any]:
     """The options as JSON values, but for those named in `without` and those `added_later` that have their default.
 
@@ -197,3 +213,23 @@ def option_values(options: Options, *, without: Collection[str]) -> dict[str, An
         for name, value in dataclasses.asdict(options).items()
         if name not in without and not (name in new and value == new[name])
     }
+
+
+def layers_of(options: TrainOptions, cached: Sequence[str]) -> tuple[str, ...]:
+    """The cached layers to train on, shallowest first as mixers take them, in whatever order they were asked for.
+
+    Args:
+        options: as given.
+        cached: names of the layers that the cache has.
+
+    Raises:
+        UsageError: several layers for a mixer of one.
+    """
+    asked = counted_layers(options.layers or LAST_LAYER, cached)
+    layers = tuple(sorted(asked, key=lambda name: cached.index(name) if name in cached else -1))
+    if options.mixer == "last" and len(layers) > 1:
+        raise UsageError(
+            f"--mixer last uses one layer, {len(layers)} were given ({', '.join(layers)}); give one of them, or another"
+            " mixer"
+        )
+    return layers

@@ -201,6 +201,16 @@ def run_of(stage: Stage) -> Path | None:
     return found
 
 
+def chosen_stages(options: RunOptions) -> Workflow:
+    """The workflow, or the stages of it that `--only` names.
+
+    Raises:
+        UsageError: as `read_workflow`. UnknownNameError: no training is called so.
+    """
+    workflow = read_workflow(options.workflow)
+    return workflow.only(options.only) if options.only else workflow
+
+
 def read_workflow(path: Path) -> Workflow:
     """A workflow's stages, every option checked on its own.
 

@@ -43,7 +43,7 @@ from vfz.temporal.training.experiment import made_otherwise, options_made_otherw
 from vfz.temporal.training.options import TrainOptions
 from vfz.temporal.training.train import train_temporal
 from vfz.temporal.workflow.check import check_workflow
-from vfz.temporal.workflow.file import EVERY_RUN, Stage, Workflow, read_workflow, run_folder, run_of
+from vfz.temporal.workflow.file import EVERY_RUN, Stage, Workflow, chosen_stages, run_folder, run_of
 from vfz.temporal.workflow.options import RunOptions
 from vfz.temporal.workflow.report import (
     FinishedStage,
@@ -78,9 +78,7 @@ def run_workflow(options: RunOptions, *, progress: Progress | None = None) -> Wo
         the commands of its stages, whose finished work is kept.
     """
     progress = progress or SilentProgress()
-    workflow = read_workflow(options.workflow)
-    if options.only:
-        workflow = workflow.only(options.only)
+    workflow = chosen_stages(options)
     extracted = None if options.again else _extracted(workflow)
     for line in check_workflow(workflow, extracted, on_this_machine=not options.dry_run):
         progress.note(line)

@@ -28,7 +28,7 @@ ROWS = [
     (f"{VIDEOS} --cache nowhere", "nowhere", "leave it out"),
     (f"{VIDEOS} --layers middle", "middle", "-1"),
     ("extract --dataset synthetic --encoder vit_tiny", "vit_tiny", "vit_tiny_patch16_224"),
-    ("extract --dataset synthetic --encoder resnet50.best", "resnet50.best", "resnet50.a1_in1k"),
+    ("extract --dataset synthetic --encoder resnet50.best", "resnet50.best", "resnet50.bt_in1k"),
     (f"{SYNTHETIC} --weights nowhere.pth", "nowhere.pth", "--weights"),
     (f"{SYNTHETIC} --image-size 4", "4", "8"),
     (f"{SYNTHETIC} --frames random", "random", "uniform"),
@@ -48,11 +48,11 @@ ROWS = [
     (f"{SYNTHETIC} --out file", "file", "folder"),
     (f"{SYNTHETIC} --config missing.toml", "missing.toml", "config"),
     # train-temporal
-    ("train-temporal --cache nowhere", "nowhere", "vfz cache ls"),
+    ("train-temporal --cache nowhere", "nowhere", "known: clips-test_vit"),
     ("train-temporal --task segment", "segment", "classify"),
     ("train-temporal --core gmmx", "gmmx", "gmmix"),
     ("train-temporal --mixer max", "max", "mean"),
-    ("train-temporal --optimizer adamx", "adamx", "adamw"),
+    ("train-temporal --optimizer adamx", "adamx", "adamax"),
     ("train-temporal --layers 99", "99", "5"),
     (f"train-temporal --cache {CNN} --parts prefix", "prefix", "patch"),
     ("train-temporal --train-split dev", "dev", "train"),
@@ -66,11 +66,11 @@ ROWS = [
     ("train-temporal --resume --name none", "none", "run"),
     ("train-temporal --out file", "file", "folder"),
     # evaluate
-    ("evaluate runs/nobody", "nobody", "gmmix"),
+    ("evaluate runs/gmmx", "gmmx", "gmmix"),
     ("evaluate runs/gmmix --split dev", "dev", "val"),
     ("evaluate runs/gmmix --views 3", "3", "0"),
     ("evaluate runs/gmmix --device gpu", "gpu", "cuda"),
-    (f"evaluate runs/gmmix --cache {CNN}", CNN, "another recipe"),
+    ("evaluate runs/gmmix --batch-size 0", "0", "the least is 1"),
     # probe
     ("probe --probe svm", "svm", "linear"),
     ("probe --temporal nobody", "nobody", "gmmix"),
@@ -84,7 +84,7 @@ ROWS = [
     ("probe --probe attentive --depth 2", "2", "4"),
     ("probe --solver fast", "fast", "exact"),
     ("probe compare runs/nobody", "nobody", "vfz probe"),
-    ("probe compare {probe} --baseline nobody", "nobody", "linear"),
+    ("probe compare {probe} runs/gmmix-linear-probe-1df64ca7 --baseline nobody", "nobody", "linear"),
     # the others
     ("run nowhere.toml", "nowhere.toml", "config"),
     ("run workflow.toml --only nobody", "nobody", "gmmix"),
@@ -92,14 +92,14 @@ ROWS = [
     ("demo --device gpu", "gpu", "cuda"),
     ("demo --out videos", "videos", "--out"),
     ("cache ls nowhere", "nowhere", "folder"),
-    ("cache info nowhere", "nowhere", "vfz cache ls"),
-    ("cache verify --against nowhere", "nowhere", "vfz cache ls"),
+    ("cache info nowhere", "nowhere", "known: clips-test_vit"),
+    ("cache verify --against nowhere", "nowhere", "known: clips-test_vit"),
     ("cache verify --encoder --device gpu", "gpu", "cuda"),
     ("cache verify --weights w.pth", "--weights", "--encoder"),
     ("cache convert --out small --precision int2", "int2", "int8"),
     ("cache convert --out small --store zip", "zip", "zarr"),
     ("cache convert --out file", "file", "folder"),
-    ("cache repair nowhere", "nowhere", "vfz cache ls"),
+    ("cache repair nowhere", "nowhere", "known: clips-test_vit"),
 ]
 
 
