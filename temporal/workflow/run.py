@@ -229,6 +229,7 @@ class _InKeys:
 
     def __init__(self, progress: Progress, stage: Stage) -> None:
         self.start, self.advance, self.finish = progress.start, progress.advance, progress.finish
+        self.doing = progress.doing
         self._progress, self._stage = progress, stage
 
     def note(self, text: str) -> None:
