@@ -37,6 +37,7 @@ from vfz.pipeline.maintenance.options import ConvertOptions
 from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.probes.options import CompareRunsOptions, ProbeOptions
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions
+from vfz.temporal.workflow.options import RunOptions
 
 CheckedType = TypeVar("CheckedType")
 

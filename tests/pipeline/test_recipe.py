@@ -137,6 +137,6 @@ def test_the_stores_that_the_command_line_offers_are_the_registered_ones():
 
 def test_every_store_is_held_to_the_contract():
     from contracts.store_contract import StoreContract
-    from helpers.contracts import subclasses_in
+    from contracts.subclasses import subclasses_in
 
     assert {cls.store for cls in subclasses_in(Path(__file__).parent / "stores", StoreContract)} == set(STORE_NAMES)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from contracts.readout_contract import ClipReadoutContract, ReadoutContract
-from helpers.contracts import subclasses_in
+from contracts.subclasses import subclasses_in
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.temporal.readouts import READOUTS, build_readout

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from contracts.subclasses import subclasses_in
 from contracts.task_contract import TaskContract
-from helpers.contracts import subclasses_in
 
 from vfz.pipeline.errors import UnknownNameError, UsageError
 from vfz.temporal import tasks
