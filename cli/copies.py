@@ -90,6 +90,9 @@ def export_command(options: ExportOptions, session: Session) -> None:
     A row is a video (--pool mean or cls) or a frame (frame or last). The file is there when all of it is written.
     """
     from vfz.cli.console import print_json, progress, show
+    from vfz.temporal.checks import check_export
+
+    check_export(options)  # a slip of the pen is told before torch is imported
     from vfz.temporal.data.export import export_features
 
     with progress() as shown:

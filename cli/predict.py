@@ -32,15 +32,12 @@ def predict_command(options: PredictOptions, session: Session) -> None:
     `error`, and the exit code is then 3.
     """
     from vfz.cli.console import print_json, progress, show
-    from vfz.pipeline.datasets.folder import videos_at
+    from vfz.pipeline.progress import SilentProgress
+    from vfz.temporal.checks import check_prediction
     from vfz.temporal.lookup import find_probe, find_run
 
-    # a slip of the pen is told before torch is imported
+    check_prediction(options)  # a slip of the pen is told before torch is imported
     asked = find_probe(options.probe) if options.run is None else find_run(options.run)
-    if options.videos:
-        videos_at(options.videos)
-    from vfz.pipeline.progress import SilentProgress
-
     kept: list[tuple[Prediction, Rows]] = []
     printer = _Printer()
     num_answered = 0

@@ -359,3 +359,15 @@ def check_out_folder(path: Path) -> None:
     there = next((part for part in (path, *path.parents) if part.exists()), None)
     if there is not None and not there.is_dir():
         raise UsageError(f"--out {path} cannot be a folder: {there} is a file; choose another")
+
+
+def check_out_file(path: Path, *, force: bool) -> None:
+    """Refuse an `--out` that is there, unless it is a file that may be replaced.
+
+    Raises:
+        UsageError: what is there.
+    """
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder; choose a file")
+    if path.exists() and not force:
+        raise UsageError(f"--out {path} is there already; choose another file, or give --force to replace it")

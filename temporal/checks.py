@@ -1,4 +1,4 @@
-"""What training, evaluation, probes and the demo are asked for, held against caches and runs before torch is imported.
+"""What the commands of vfz.temporal are asked for, held against caches and runs before torch is imported.
 
 The command line calls these first, so that a slip of the pen is told at once. The work itself checks again what it
 uses, by the same functions. Cost: opening the caches.
@@ -10,13 +10,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
-from vfz.pipeline.config import check_out_folder
+from vfz.pipeline.config import check_out_file, check_out_folder
+from vfz.pipeline.datasets.folder import videos_at
 from vfz.pipeline.devices import check_device
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.format.folder import find_cache
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.cores import WITH_HEADS
+from vfz.temporal.data.options import ExportOptions
 from vfz.temporal.data.videos import as_caches, check_layers, check_parts, check_view
-from vfz.temporal.lookup import find_run
+from vfz.temporal.lookup import find_probe, find_run
+from vfz.temporal.prediction.options import PredictOptions
 from vfz.temporal.probes.options import DemoOptions, ProbeOptions
 from vfz.temporal.run_record import cache_for, caches_for, caches_of_run, check_same_tokens, read_run
 from vfz.temporal.training.options import EvaluateOptions, TrainOptions, layers_of
@@ -70,6 +74,30 @@ def check_evaluation(options: EvaluateOptions) -> None:
     _check_files(options.targets or ())
 
 
+def check_prediction(options: PredictOptions) -> None:
+    """Refuse what `vfz predict` cannot do.
+
+    Raises:
+        UsageError: no such run, probe, video, cache or split, or a file that is there. CacheMismatchError: videos of a
+        cache of another recipe.
+    """
+    check_device(options.device)
+    if options.videos:
+        videos_at(options.videos)
+    run = None if options.run is None else read_run(find_run(options.run))
+    if options.probe is not None:
+        find_probe(options.probe)
+    if options.out is not None:
+        check_out_file(options.out, force=options.force)
+    if not options.videos:
+        cache = FeatureCache(find_cache(options.cache))
+        if run is not None:
+            check_same_tokens(run, fingerprint=cache.fingerprint, recipe=cache.recipe, cache=cache.path)
+        _check_splits([cache], (options.split,))
+        _check_views([cache], options.views or ())
+    _check_files([options.targets] if options.targets else ())
+
+
 def check_probe(options: ProbeOptions) -> None:
     """Refuse what `vfz probe` cannot do.
 
@@ -89,6 +117,20 @@ def check_probe(options: ProbeOptions) -> None:
     _check_splits([cache], (options.train_split, options.eval_split))
     _check_views([cache], range(options.views))
     _check_files([options.targets] if options.targets else ())
+
+
+def check_export(options: ExportOptions) -> None:
+    """Refuse what `vfz cache export` cannot do.
+
+    Raises:
+        UsageError: a layer, part, split or view that the cache does not have, or a file that is there.
+    """
+    cache = FeatureCache(find_cache(options.cache, how="as CACHE"), labels=options.labels)
+    if options.layers is not None:
+        check_layers(cache, counted_layers(options.layers, tuple(cache.layers)), options.parts or "all")
+    _check_splits([cache], options.splits or ())
+    _check_views([cache], options.views)
+    check_out_file(options.out, force=options.force)
 
 
 def check_demo(options: DemoOptions) -> None:

@@ -41,7 +41,7 @@ from vfz.pipeline.errors import CacheIncompleteError, UsageError
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CACHES, CacheFolder
 from vfz.pipeline.format.labels import NO_SPLIT
-from vfz.pipeline.format.ledger_table import (
+from vfz.pipeline.format.ledger import (
     LedgerRows,
     VideoLookup,
     distinct,

@@ -51,8 +51,7 @@ if TYPE_CHECKING:
 
     from vfz.pipeline.format.calibration import Calibration
     from vfz.pipeline.format.header import Contents
-    from vfz.pipeline.format.ledger import VideoKey
-    from vfz.pipeline.format.ledger_table import VideoLookup
+    from vfz.pipeline.format.ledger import VideoKey, VideoLookup
     from vfz.pipeline.stores import ShardData
     from vfz.pipeline.stores.base import Copy, FrameNumbers
 

@@ -20,6 +20,7 @@ from vfz.pipeline.errors import UnknownNameError
 DEMO_ALIAS = "demo"
 
 _MODEL = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+_QUOTED = re.compile(r"(['\"]?)([\w.-]+)['\"]")
 _OPTIMIZER = re.compile(r"\b(?:OptimInfo\(|register_alias\()\s*(?:name=)?['\"](\w+)['\"]")
 
 
@@ -37,12 +38,14 @@ def check_encoder_name(name: str) -> None:
         ask_timm(name)
         return
     architecture, _, tag = name.partition(".")
-    text, known = _text("models"), model_names()
-    if known and architecture not in known and not _is_quoted(architecture, text):
+    known = model_names()
+    if not known:
+        return
+    quoted, ends = _quoted()
+    if architecture not in known and architecture not in quoted:
         raise unknown_encoder(name, known)
-    tagged = sorted(set(re.findall(rf"['\"]({re.escape(architecture)}\.[\w.]+)['\"]", text)))
     # Some names are put together; what ends a text of the sources may be the tag of one.
-    if tag and tagged and not re.search(rf"(?<!\w){re.escape(tag)}['\"]", text):
+    if tag and tag not in ends and (tagged := sorted(text for text in quoted if text.startswith(f"{architecture}."))):
         raise unknown_weights(name, [architecture, *tagged])
 
 
@@ -88,5 +91,9 @@ def _text(package: str) -> str:
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
 
 
-def _is_quoted(name: str, text: str) -> bool:
-    return f"'{name}'" in text or f'"{name}"' in text
+@functools.cache
+def _quoted() -> tuple[frozenset[str], frozenset[str]]:
+    """What may be names in timm's sources: quoted texts; and how they, or longer texts, end."""
+    found = _QUOTED.findall(_text("models"))
+    ends = {text[match.end() :] for _, text in found for match in re.finditer(r"^|[.-]", text)}
+    return frozenset(text for quote, text in found if quote), frozenset(ends)

@@ -13,7 +13,7 @@ so the bytes of a shard are the same on every run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from vfz.pipeline.engine.tasks import (
 )
 from vfz.pipeline.engine.threads import Channel, EncodeLanes, HostCopier, Stages, StoppedError, num_lanes_for
 from vfz.pipeline.errors import CacheMismatchError
-from vfz.pipeline.progress import STOPPING, Progress, SilentProgress, StopRequest
+from vfz.pipeline.progress import STOPPING, Progress, SilentProgress, StopRequest, stop_on_signals
 from vfz.pipeline.recipe import recipe_from_dict
 
 if TYPE_CHECKING:
@@ -214,3 +214,36 @@ class ShardExtractor:
         if layers not in self._encoders:
             self._encoders[layers] = self._encoder.with_layers(layers)
         return self._encoders[layers]
+
+
+def run_tasks(
+    job: ExtractionJob,
+    tasks: Sequence[ShardTask],
+    *,
+    dask: str | None,
+    progress: Progress,
+    encoder: FrozenEncoder | None = None,
+) -> Iterator[ShardResult]:
+    """The result of each task as it is committed, in this process or by the workers that `dask` names.
+
+    Args:
+        job: how shards are made.
+        tasks: the shards.
+        dask: see `vfz.pipeline.engine.dask.run_dask`; None for this process.
+        progress: is told of what happens.
+        encoder: the job's where this process has built it already.
+    """
+    if dask is None:
+        return _run_here(job, tasks, progress=progress, encoder=encoder)
+    from vfz.pipeline.engine.dask import run_dask
+
+    return run_dask(job, tasks, cluster=dask, progress=progress)
+
+
+def _run_here(
+    job: ExtractionJob, tasks: Iterable[ShardTask], *, progress: Progress, encoder: FrozenEncoder | None = None
+) -> Iterator[ShardResult]:
+    """The result of each task, as it is committed; `encoder` is the job's where it is built already."""
+    extractor = ShardExtractor(job, progress=progress, encoder=encoder)
+    with stop_on_signals() as stop:
+        yield from extractor.extract_all(tasks, stop=stop)

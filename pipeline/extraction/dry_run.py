@@ -36,7 +36,7 @@ from vfz.pipeline.extraction.measure import DecodingRates, Machine, measure_deco
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 from vfz.pipeline.extraction.setup import Prepared, prepare
 from vfz.pipeline.format.catalog import open_catalog
-from vfz.pipeline.format.ledger_table import LedgerRows
+from vfz.pipeline.format.ledger import LedgerRow, LedgerRows
 from vfz.pipeline.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from vfz.pipeline.engine.tasks import ShardTask
     from vfz.pipeline.extraction.listing import Listing
     from vfz.pipeline.extraction.options import ExtractOptions
-    from vfz.pipeline.format.ledger import LedgerRow
 
 NUM_DECODED = 8
 

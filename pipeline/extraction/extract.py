@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from vfz.pipeline.datasets.base import Gaps
 from vfz.pipeline.datasets.text import clean
 from vfz.pipeline.decoding.pool import default_num_workers
+from vfz.pipeline.engine.extractor import run_tasks
 from vfz.pipeline.engine.metrics import RunTotals, bottleneck_of, busy_shares
-from vfz.pipeline.engine.run import run_tasks
 from vfz.pipeline.engine.tasks import ExtractionJob, ShardTask
 from vfz.pipeline.errors import CacheMismatchError, TooManyFailuresError
 from vfz.pipeline.extraction.destination import label_command, open_or_create
@@ -32,8 +32,7 @@ from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 from vfz.pipeline.extraction.setup import Prepared, prepare
 from vfz.pipeline.format.catalog import Catalog, current_catalog, open_catalog
 from vfz.pipeline.format.folder import CacheFolder
-from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.ledger_table import LedgerRows, lacking_rows
+from vfz.pipeline.format.ledger import LedgerRow, LedgerRows, lacking_rows
 from vfz.pipeline.progress import Progress, SilentProgress, counted
 
 if TYPE_CHECKING:

@@ -1,22 +1,32 @@
-"""Which videos an extraction is about, and whether what it is asked for can be: all that is told without torch.
+"""Which videos an extraction is about, which share of them is done here, and whether what it is asked for can be.
 
-Cost: listing the videos; `synthetic` renders them where they are not there. No file of a cache is written.
+All that is told without torch. Cost: listing the videos; `synthetic` renders them where they are not there. No file of
+a cache is written.
+
+The processes of `--rank R --world-size W` know nothing of each other. Shards are dealt by their numbers, so that all
+processes agree without a word; what they share is the cache's folder. A process that starts over does the rest of its
+own share. One that never comes back leaves its shards pending in the cache: any run with other ranks, or none, does
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vfz.pipeline.config import check_out_folder
 from vfz.pipeline.datasets import find_dataset, open_dataset
 from vfz.pipeline.datasets.base import VideoDataset, VideoRecord
 from vfz.pipeline.datasets.splits import SPLITS, SplitRule
 from vfz.pipeline.devices import check_device
-from vfz.pipeline.engine.run import Share, choose_share
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.extraction.options import ExtractOptions
 from vfz.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from vfz.pipeline.engine.tasks import ShardTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +153,50 @@ def _asked_rule(options: ExtractOptions) -> SplitRule | None:
     }
     asked = {key: value for key, value in given.items() if value is not None}
     return SplitRule(**asked) if asked else None  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of the work is done here: share number `rank`, counted from 0, of `world_size`."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, tasks: Iterable[ShardTask]) -> list[ShardTask]:
+        """The tasks that are done here; those of one shard stay together, whichever columns they add."""
+        return [task for task in tasks if int(task.shard) % self.world_size == self.rank]
+
+
+_SLURM_NAMES = ("ID", "MIN", "MAX", "COUNT")
+
+
+def choose_share(rank: str | None, world_size: int | None, *, environment: Mapping[str, str] = os.environ) -> Share:
+    """The share that `--rank` and `--world-size` ask for; all of the work without them.
+
+    Variables of torchrun and SLURM are looked at for `--rank auto` only: a shell that was opened in a SLURM job has
+    some of them, too, and a command typed there means all of the work.
+
+    Raises:
+        UsageError: `auto` where neither torchrun nor a SLURM array says which share this is.
+    """
+    if rank is None:
+        return Share()
+    if rank != "auto":
+        return Share(rank=int(rank), world_size=world_size or 1)
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Share(rank=int(environment["RANK"]), world_size=int(environment["WORLD_SIZE"]))
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        return _slurm_share({name: int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in _SLURM_NAMES})
+    raise UsageError(
+        "--rank auto: neither torchrun (RANK, WORLD_SIZE) nor a SLURM array (SLURM_ARRAY_TASK_ID) says which share "
+        "this is; give --rank and --world-size"
+    )
+
+
+def _slurm_share(array: Mapping[str, int]) -> Share:
+    if array["MAX"] - array["MIN"] + 1 != array["COUNT"]:
+        raise UsageError(
+            f"--rank auto: this SLURM array has {array['COUNT']} tasks numbered {array['MIN']} to {array['MAX']}, with "
+            "gaps; give --rank $SLURM_ARRAY_TASK_ID and the --world-size that the numbers are shares of"
+        )
+    return Share(rank=array["ID"] - array["MIN"], world_size=array["COUNT"])

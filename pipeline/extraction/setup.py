@@ -20,7 +20,7 @@ from vfz.pipeline.encoder.transforms import PREPROCESS_VERSION
 from vfz.pipeline.extraction.listing import Listing, choose_splits, list_videos
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CACHES, CacheFolder, cache_name
-from vfz.pipeline.format.ledger_table import LedgerRows
+from vfz.pipeline.format.ledger import LedgerRows
 from vfz.pipeline.recipe import (
     CALIBRATION_FRAMES,
     CALIBRATION_SEED,
@@ -35,7 +35,7 @@ from vfz.pipeline.recipe import (
 from vfz.pipeline.stores.quantization import PRECISION_VERSION
 
 if TYPE_CHECKING:
-    from vfz.pipeline.engine.run import Share
+    from vfz.pipeline.extraction.listing import Share
     from vfz.pipeline.extraction.options import ExtractOptions
     from vfz.pipeline.progress import Progress
 

@@ -40,8 +40,7 @@ from vfz.pipeline.format.commits import (
 from vfz.pipeline.format.drops import DROPS, Drop, drop_paths
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, contents_paths
-from vfz.pipeline.format.ledger import STATUSES, LedgerRow, VideoKey
-from vfz.pipeline.format.ledger_table import FOLD_PREFIX, Lacking, distinct, ledger_table
+from vfz.pipeline.format.ledger import FOLD_PREFIX, STATUSES, Lacking, LedgerRow, VideoKey, distinct, ledger_table
 from vfz.pipeline.format.plan import PLAN, Plan
 from vfz.pipeline.recipe import QUANTISED
 
@@ -60,7 +59,7 @@ class Catalog:
 
     Attributes:
         contents: the columns.
-        table: as `vfz.pipeline.format.ledger_table.ledger_table` makes it.
+        table: as `vfz.pipeline.format.ledger.ledger_table` makes it.
         index_files: those the table was made from, by name.
         shard_bytes: size of each shard's committed data.
         num_plans, num_contents, num_drops: how many files of each kind it was made from.

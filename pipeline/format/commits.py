@@ -24,7 +24,7 @@ from vfz.pipeline.files import (
     unique_token,
     write_checked_json_once,
 )
-from vfz.pipeline.format.ledger import LedgerRow, VideoKey
+from vfz.pipeline.format.ledger import Lacking, LedgerRow, VideoKey
 from vfz.pipeline.stores import STORES
 from vfz.pipeline.stores.base import remove_data
 from vfz.pipeline.stores.metadata import ShardData
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from vfz.pipeline.format.ledger_table import Lacking
     from vfz.pipeline.format.plan import PlannedVideo
 
 CommitKey = tuple[str, int]

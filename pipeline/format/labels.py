@@ -36,7 +36,7 @@ from vfz.pipeline.files import (
     sha256_hex,
     write_checked_json_once,
 )
-from vfz.pipeline.format.ledger_table import FOLD_PREFIX, to_utf8
+from vfz.pipeline.format.ledger import FOLD_PREFIX, to_utf8
 
 if TYPE_CHECKING:
     from pathlib import Path

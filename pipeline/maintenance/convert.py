@@ -37,7 +37,7 @@ from vfz.pipeline.format.drops import copy_drops
 from vfz.pipeline.format.folder import cache_name, find_cache
 from vfz.pipeline.format.header import fingerprint_of
 from vfz.pipeline.format.labels import copy_label_sets
-from vfz.pipeline.format.ledger_table import LedgerRows
+from vfz.pipeline.format.ledger import LedgerRow, LedgerRows, VideoKey
 from vfz.pipeline.maintenance.convert_selection import select
 from vfz.pipeline.maintenance.convert_source import SourceCache, expand_arrays, open_source
 from vfz.pipeline.maintenance.convert_target import TargetCache, converted_recipe, open_target
@@ -48,7 +48,6 @@ from vfz.pipeline.stores.quantization import largest_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vfz.pipeline.format.ledger import LedgerRow, VideoKey
     from vfz.pipeline.maintenance.convert_selection import SelectedCommit
     from vfz.pipeline.maintenance.convert_source import SourceReader
     from vfz.pipeline.maintenance.options import ConvertOptions

@@ -20,7 +20,7 @@ from vfz.pipeline.errors import DatasetError, UsageError
 from vfz.pipeline.format.catalog import open_catalog, write_catalog
 from vfz.pipeline.format.drops import Drop, current_drops, write_drop
 from vfz.pipeline.format.folder import CacheFolder, find_cache
-from vfz.pipeline.format.ledger_table import LedgerRows, VideoLookup
+from vfz.pipeline.format.ledger import LedgerRows, VideoLookup
 from vfz.pipeline.maintenance.matching import VideoMatcher
 
 if TYPE_CHECKING:

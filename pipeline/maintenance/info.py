@@ -20,8 +20,7 @@ from vfz.pipeline.errors import CacheError, CacheIncompleteError, UsageError
 from vfz.pipeline.format.calibration import Calibration
 from vfz.pipeline.format.folder import DEFAULT_FOLDER, caches_in
 from vfz.pipeline.format.header import HEADER, Contents
-from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.ledger_table import from_utf8
+from vfz.pipeline.format.ledger import LedgerRow, from_utf8
 from vfz.pipeline.maintenance.disk import disk_bytes
 from vfz.pipeline.maintenance.label import LabelSetInfo, describe_label_sets
 from vfz.pipeline.recipe import describe_difference

@@ -30,13 +30,12 @@ from vfz.pipeline.files import content_errors, name_of_text
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CacheFolder, find_cache
 from vfz.pipeline.format.labels import Label, LabelSet, label_set_names, num_in_splits, read_label_set, write_label_set
-from vfz.pipeline.format.ledger_table import LedgerRows
+from vfz.pipeline.format.ledger import LedgerRow, LedgerRows
 from vfz.pipeline.maintenance.label_source import LabelLine, LabelSource, read_source
 from vfz.pipeline.maintenance.matching import VideoMatcher
 
 if TYPE_CHECKING:
     from vfz.pipeline.cache.feature_cache import FeatureCache
-    from vfz.pipeline.format.ledger import LedgerRow
     from vfz.pipeline.maintenance.options import LabelOptions
 
 _NUM_THREADS = 16

@@ -26,6 +26,8 @@ CHUNK_BYTES = 64 * 1024
 """A chunk is the fewest whole frames that reach this size: small enough to read one frame, large enough for a disk."""
 MAX_CHUNK_BYTES = 2**30
 """No frame and no chunk has more before compression, so no record can have a reader ask for more memory than that."""
+CRC_BYTES = 4
+"""Bytes of the CRC-32C behind every chunk of the Zarr store."""
 PTS_KEY = "pts_seconds"
 """The array that every shard has beside its columns: presentation times, float64, one per frame."""
 
@@ -55,6 +57,11 @@ class ArraySpec:
     def frames_per_chunk(self) -> int:
         """Frames of one chunk: the fewest that have `CHUNK_BYTES` before compression."""
         return -(-CHUNK_BYTES // self.frame_bytes)
+
+    @property
+    def zarr_file(self) -> str:
+        """Where its only file lies in a shard of the Zarr store, e.g. `layer_5/patch/c/0/0/0`."""
+        return f"{self.key}/c/0{'/0' * len(self.frame_shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ import numpy as np
 from vfz.pipeline.errors import CacheFormatError
 from vfz.pipeline.stores.compression import decode
 from vfz.pipeline.stores.mapped import RESTORE, MappedFile, MappedShardReader, copy_frames
-from vfz.pipeline.stores.zarr_writer import CRC_BYTES, data_file
+from vfz.pipeline.stores.metadata import CRC_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,7 +48,7 @@ class ZarrShardReader(MappedShardReader):
         record = self.data.chunks[spec.key]
         num_chunks = len(record.crc32c)
         compression = self._compression(spec)
-        name = data_file(spec)
+        name = spec.zarr_file
         if name not in self.data.files:
             raise CacheFormatError(f"{self.path}: the shard's index names no file {name}; {RESTORE}")
         file = MappedFile(self.path / name, self.data.files[name].num_bytes)

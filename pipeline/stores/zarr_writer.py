@@ -29,7 +29,16 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from vfz.pipeline.files import fsync_tree, sha256_file, storage_errors
 from vfz.pipeline.stores.base import ShardWriter
 from vfz.pipeline.stores.compression import encode, encoded_bytes_limit, zarr_compressors
-from vfz.pipeline.stores.metadata import PTS_ARRAY, ArraySpec, ChunkRecord, Column, FileRecord, ShardData, ShardVideo
+from vfz.pipeline.stores.metadata import (
+    CRC_BYTES,
+    PTS_ARRAY,
+    ArraySpec,
+    ChunkRecord,
+    Column,
+    FileRecord,
+    ShardData,
+    ShardVideo,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +50,6 @@ _BUFFER_BYTES = 512 * 1024
 _NUM_BUFFERS = 4
 _FLUSH_BYTES = 32 * 1024 * 1024
 """The disk is asked to start this often; waiting for all of it at the end would leave it idle until then."""
-CRC_BYTES = 4
 
 
 class ZarrShardWriter(ShardWriter):
@@ -57,7 +65,7 @@ class ZarrShardWriter(ShardWriter):
             path.mkdir(parents=True)
             try:
                 for spec in (*self._specs.values(), PTS_ARRAY):
-                    file = path / data_file(spec)
+                    file = path / spec.zarr_file
                     file.parent.mkdir(parents=True)
                     self._files[spec.key] = _ArrayFile(file, spec, hasher=self._hasher, flusher=self._flusher)
             except OSError:
@@ -283,11 +291,6 @@ class _ArrayFile:
         if hashing is not None:
             hashing.result()
             self._hashing[number] = None
-
-
-def data_file(spec: ArraySpec) -> str:
-    """Where an array's only file lies in the shard's folder, e.g. `layer_5/patch/c/0/0/0`."""
-    return f"{spec.key}/c/0{'/0' * len(spec.frame_shape)}"
 
 
 def chunk_index(ends: Sequence[int]) -> bytes:

@@ -31,16 +31,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.config import check_out_file
 from vfz.pipeline.errors import StorageError, UsageError
 from vfz.pipeline.files import fsync_dir, fsync_file, make_folder, storage_errors, unique_token
 from vfz.pipeline.format.folder import find_cache
 from vfz.pipeline.format.labels import NO_SPLIT
-from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.ledger_table import to_utf8
+from vfz.pipeline.format.ledger import LedgerRow, to_utf8
 from vfz.pipeline.progress import Progress, SilentProgress
 from vfz.temporal.data.options import ExportOptions
 from vfz.temporal.data.pooling import PooledRows, PooledVideos
-from vfz.temporal.data.videos import parts_of
+from vfz.temporal.data.videos import check_view, parts_of
 
 _GROUP_BYTES = 16 * 1024 * 1024
 _OF_FRAMES = ("frame", "last")
@@ -56,11 +56,10 @@ def export_features(options: ExportOptions, *, progress: Progress | None = None)
         StorageError: the disk is full; nothing is left under the file's name.
     """
     progress = progress or SilentProgress()
+    check_out_file(options.out, force=options.force)
     cache = FeatureCache(find_cache(options.cache, how="as CACHE"), labels=options.labels)
     pooled = PooledVideos(cache, layers=options.layers, parts=options.parts, pool=options.pool)
     videos = _videos(cache, pooled, options)
-    if options.out.exists() and (options.out.is_dir() or not options.force):
-        raise UsageError(f"--out {options.out} is there already; choose another file, or give --force to replace it")
     about = _about(cache, pooled, options)
     table = _Table(cache=cache, pooled=pooled, pool=options.pool, videos=videos, about=about)
     write = _write_parquet if options.file_format == "parquet" else _write_npz
@@ -106,9 +105,7 @@ def _videos(cache: FeatureCache, pooled: PooledVideos, options: ExportOptions) -
     for split in options.splits or ():
         cache.ok_videos(split)  # says what is like it
     for view in options.views:
-        if view not in cache.views:
-            views = ", ".join(map(str, cache.views))
-            raise UsageError(f"--views {view} is not in {cache.path}; it has the views {views}")
+        check_view(cache, view)
     videos = [
         row
         for view in dict.fromkeys(options.views)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from vfz.pipeline.cache.feature_cache import FeatureCache
+from vfz.pipeline.config import check_out_file
 from vfz.pipeline.datasets.folder import videos_at
 from vfz.pipeline.devices import choose_device
-from vfz.pipeline.errors import RunError, StorageError, UsageError
+from vfz.pipeline.errors import RunError, StorageError
 from vfz.pipeline.files import make_folder
 from vfz.pipeline.format.folder import find_cache
 from vfz.pipeline.progress import Progress, SilentProgress
@@ -73,8 +74,9 @@ def predict(
         StorageError: the file cannot be written. A video that cannot be decoded raises nothing.
     """
     progress = progress or SilentProgress()
+    if options.out is not None:
+        check_out_file(options.out, force=options.force)
     files = videos_at(options.videos) if options.videos else None
-    _check_out(options)
     device = choose_device(options.device)
     predictor = open_predictor(options, device)
     clips: NewClips | CachedClips
@@ -172,12 +174,6 @@ class _Held:
                         pts_seconds=float(pts_T[frame]),
                         numbers=tuple(numbers_TX[frame].tolist()),
                     )
-
-
-def _check_out(options: PredictOptions) -> None:
-    """Refuses to replace what was written before."""
-    if options.out is not None and options.out.exists() and not options.force:
-        raise UsageError(f"--out {options.out} is there; choose another file, or replace it with --force")
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from torch import Tensor
 from vfz.pipeline.cache.feature_cache import FeatureCache
 from vfz.pipeline.errors import UsageError
 from vfz.pipeline.files import canonical_json, sha256_file, sha256_hex
-from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.ledger_table import from_utf8
+from vfz.pipeline.format.ledger import LedgerRow, from_utf8
 from vfz.pipeline.progress import Progress, counted
 from vfz.pipeline.recipe import counted_layers
 from vfz.temporal.data.derived import DerivedFeatures, derived_features

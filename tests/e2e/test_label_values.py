@@ -113,7 +113,7 @@ def test_micro_batches_and_processes_train_as_one_does(options):
         ({"task": "regression"}, "--task regression contradicts the label set 'sides', which is of kind multilabel"),
         ({"task": "multilabel", "labels": None}, "name it by --labels"),
         ({"label_smoothing": 0.1}, "--label-smoothing belongs to --task classify, this is multilabel"),
-        ({"targets": ("somewhere.npz",)}, "multilabel takes the labels of the cache"),
+        ({"targets": (__file__,)}, "multilabel takes the labels of the cache"),
         ({"labels": "side"}, "did you mean sides"),
     ],
 )

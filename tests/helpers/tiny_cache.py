@@ -26,8 +26,7 @@ from vfz.pipeline.format.catalog import Catalog, IndexFile, save_catalog
 from vfz.pipeline.format.commits import ShardIndex, commit_shard, committed_paths, new_data_path, read_shard_index
 from vfz.pipeline.format.folder import CacheFolder
 from vfz.pipeline.format.header import Contents, create_cache, fingerprint_of
-from vfz.pipeline.format.ledger import LedgerRow
-from vfz.pipeline.format.ledger_table import ledger_table
+from vfz.pipeline.format.ledger import LedgerRow, ledger_table
 from vfz.pipeline.format.plan import Plan, extend_plans, read_plans
 from vfz.pipeline.recipe import QUANTISED
 from vfz.pipeline.stores import STORES, Column, ShardVideo

@@ -25,7 +25,7 @@ ROWS = [
     (f"{VIDEOS} --splits dev", "dev", "train"),
     (f"{VIDEOS} --split-fractions 0.5,0.6", "0.5", "1"),
     (f"{VIDEOS} --group-by [", "[", "regular expression"),
-    (f"{VIDEOS} --cache nowhere", "nowhere", "leave it out"),
+    (f"{VIDEOS} --cache nowhere", "nowhere", "known: clips-test_vit"),
     (f"{VIDEOS} --layers middle", "middle", "-1"),
     ("extract --dataset synthetic --encoder vit_tiny", "vit_tiny", "vit_tiny_patch16_224"),
     ("extract --dataset synthetic --encoder resnet50.best", "resnet50.best", "resnet50.bt_in1k"),
@@ -85,6 +85,18 @@ ROWS = [
     ("probe --solver fast", "fast", "exact"),
     ("probe compare runs/nobody", "nobody", "vfz probe"),
     ("probe compare {probe} runs/gmmix-linear-probe-1df64ca7 --baseline nobody", "nobody", "linear"),
+    # predict, compare
+    ("predict", "neither was given", "--run"),
+    ("predict nowhere.mp4 --run gmmix", "nowhere.mp4", "file"),
+    ("predict videos --run gmmx", "gmmx", "gmmix"),
+    ("predict videos --probe nobody", "nobody", "linear"),
+    ("predict --cache nowhere --run gmmix", "nowhere", "known: clips-test_vit"),
+    ("predict --run gmmix --split dev --cache {cache}", "dev", "train"),
+    ("predict videos --run gmmix --out p.xlsx", "p.xlsx", ".jsonl"),
+    ("predict videos --run gmmix --top-k 0", "0", "the least is 1"),
+    ("predict videos --run gmmix --device gpu", "gpu", "cuda"),
+    ("compare nobody", "nobody", "vfz train-temporal"),
+    ("compare {probe} runs/gmmix-linear-probe-1df64ca7 --baseline nobody", "nobody", "linear"),
     # the others
     ("run nowhere.toml", "nowhere.toml", "config"),
     ("run workflow.toml --only nobody", "nobody", "gmmix"),
@@ -100,6 +112,12 @@ ROWS = [
     ("cache convert --out small --store zip", "zip", "zarr"),
     ("cache convert --out file", "file", "folder"),
     ("cache repair nowhere", "nowhere", "known: clips-test_vit"),
+    ("cache label nowhere --from file", "nowhere", "known: clips-test_vit"),
+    ("cache label {cache} --from labels.csv", "labels.csv", "folder"),
+    ("cache drop {cache} --video nobody", "nobody", "clip"),
+    ("cache export {cache} --pool max --out x.npz", "max", "mean"),
+    ("cache export {cache} --out x.xlsx", "x.xlsx", ".npz"),
+    ("cache export {cache} --out x.npz --splits dev", "dev", "val"),
 ]
 
 
@@ -120,6 +138,7 @@ def prepare(folder):
 
 
 def arguments_of(line, folder):
-    """A row's words; `{probe}` is the probe that is there."""
+    """A row's words; `{probe}` and `{cache}` are those that are there."""
     (probe,) = (path.relative_to(folder) for path in (folder / "runs").glob("clips-*-linear-probe-*"))
-    return line.format(probe=probe).split()
+    (cache,) = (path.relative_to(folder) for path in (folder / "caches").iterdir())
+    return line.format(probe=probe, cache=cache).split()

@@ -23,7 +23,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vfz.pipeline.datasets.synthetic.parameters import CLASS_NAMES, FRAMES_PER_SECOND, GESTURES, SyntheticParameters
+from vfz.pipeline.datasets.synthetic import CLASS_NAMES, FRAMES_PER_SECOND, GESTURES, SyntheticParameters
 from vfz.pipeline.datasets.synthetic.scene import FOCAL, Geometry, Scene, Sprite, draw_scene, outline_radius, place
 from vfz.pipeline.datasets.targets import Targets
 

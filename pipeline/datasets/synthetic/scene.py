@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfz.pipeline.datasets.synthetic.parameters import GESTURES
+from vfz.pipeline.datasets.synthetic import GESTURES
 
 Floats = NDArray[np.float64]
 AnyFloats = NDArray[Any]

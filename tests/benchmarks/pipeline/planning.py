@@ -113,7 +113,7 @@ from vfz.pipeline.datasets.base import present_ids
 from vfz.pipeline.extraction.resume import complete_shards, remaining_tasks
 from vfz.pipeline.format.catalog import open_catalog
 from vfz.pipeline.format.folder import CacheFolder
-from vfz.pipeline.format.ledger_table import LedgerRows
+from vfz.pipeline.format.ledger import LedgerRows
 # Not getrusage: after a fork and exec it still counts the parent's memory.
 peak_mb = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 root = Path(sys.argv[1])

@@ -82,9 +82,12 @@ def test_without_the_videos_the_tokens_are_known_all_the_same(monkeypatch):
     ],
 )
 def test_what_an_extraction_would_refuse_is_refused(synthetic_options, changes, error, words):
-    options = synthetic_options(**changes)
+    def expected():  # an encoder's name is looked at when the options are made
+        options = synthetic_options(**changes)
+        return expect(options, dataset=find_videos(options))
+
     with pytest.raises(error, match=words):
-        expect(options, dataset=find_videos(options))
+        expected()
 
 
 def test_a_dataset_that_is_not_prepared_is_listed_and_not_made(tmp_path):

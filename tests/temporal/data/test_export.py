@@ -195,7 +195,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(tiny, tmp_path, capsys
         (["--out", "x.npz", "--pool", "max"], "--pool 'max' is not allowed; choose from mean, cls, frame, last"),
         (["--out", "x.npz", "--pool", "cls", "--parts", "patch"], "leave --parts patch out"),
         (["--out", "x.npz", "--layers", "3"], "layer '3' is not in"),
-        (["--out", "x.npz", "--views", "7"], "--views 7 is not in .*; it has the views 0, 1"),
+        (["--out", "x.npz", "--views", "7"], "view 7 is not in .*; it has the views 0, 1"),
         (["--out", "x.npz", "--splits", "trian"], "'trian'; did you mean train"),
     ],
 )

@@ -319,7 +319,7 @@ def test_outputs_that_are_not_finite_are_refused(options, synthetic_cache):
         ({"shots": ("1",)}, "one video only"),
         ({"clip_seconds": 0.1, "clip_stride": 2}, "give one of them"),
         ({"shots": ("x",)}, "neither a share"),
-        ({"pool": "all"}, "unknown pool"),
+        ({"pool": "all"}, "--pool all is for --probe attentive; linear takes mean, last or frame"),
         ({"segments": 2, "views": 2}, "view 1"),
         ({"folds": 20}, "20 folds"),
     ],

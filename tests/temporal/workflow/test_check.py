@@ -115,7 +115,7 @@ def test_heads_that_do_not_divide_the_channels_are_told_before_the_extraction(wo
         (SECOND, "num-heads = 5", "`num-heads` 5: 5 attention heads do not divide 112 channels; use one of 1, 2, 4, 7"),
         (SECOND, "views = [1]", "`views` 1: the cache that [[convert]] makes has 0; choose"),
         (SECOND, 'parts = "prefix"', "no prefix tokens"),
-        (SECOND, 'mixer = "laast"', "unknown mixer 'laast'; did you mean last?"),
+        (SECOND, 'mixer = "laast"', "`mixer` 'laast' is not allowed; choose from last, mean, xattn"),
         (SECOND, 'optimizer = "adamm"', "unknown optimizer 'adamm'; did you mean"),
         (SECOND, 'task = "boxes"\nprotocol = "clip"', "boxes"),
         (SECOND, 'train-split = "trian"', "`train-split` 'trian' is not in the cache that [[convert]]"),
@@ -160,7 +160,8 @@ def test_a_training_that_could_not_begin_is_told_before_the_extraction(workflow,
         (EVALUATED, 'split = "val"', "[[evaluate]] number 1: `split` 'val' is not in the cache that [[convert]]"),
         (OF_TOKENS, "layers = [4]\n", "[[probe]] number 1: layer '4' is not in the cache that [extract] makes; it"),
         (OF_TOKENS, "layers = [2]\neval-split = 'val'\n", "[[probe]] number 1: `eval-split` 'val' is not in the cache"),
-        (OF_TOKENS, "layers = [2]\npool = 'all'\n", "[[probe]] number 1: unknown pool of this probe 'all'"),
+        (OF_TOKENS, "layers = [2]\npool = 'all'\n",
+         "[[probe]] number 1: `pool` all is for `probe` attentive; linear takes mean"),
         (OF_FIRST, 'temporal = "frist"', "unknown run of [[probe]] number 2 in all.toml 'frist'; did you mean first"),
         (OF_FIRST, OF_FIRST + "\nlayers = [3]", "[[probe]] number 2: `layers` and `parts` contradict `temporal`"),
         ('encoder = "demo"', 'encoder = "dmeo"', "all.toml: [extract]: unknown encoder 'dmeo'; did you mean demo"),
@@ -193,7 +194,7 @@ def test_a_weights_file_that_is_not_there_does_not_pass_a_dry_run(workflow, caps
 def test_a_root_that_is_not_there_does_not_pass_a_dry_run(workflow, capsys):
     workflow.write_text('[extract]\ndataset = "folder"\nroot = "videos/nowhere"\nencoder = "demo"\n')
     for flags in ((), ("--dry-run",)):
-        said = refused(workflow, capsys, *flags, code=1)
+        said = refused(workflow, capsys, *flags)
         assert said.startswith("all.toml: [extract]: ")
         assert "videos/nowhere" in said
 

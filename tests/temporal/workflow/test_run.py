@@ -224,7 +224,7 @@ def test_a_figure_of_the_whole_file_is_told_as_before(workflow):
 @pytest.mark.parametrize("change", [('core = "m"', 'core = "mm"'), ('core = "m"', 'core = "m"\nmixer = "laast"')])
 def test_a_core_or_mixer_that_there_is_none_of_is_refused_before_the_first_training(shared, change):
     shared.write_text(SHARED.replace(*change))
-    words = r"tiny.toml: \[\[train-temporal\]\] number 2: unknown (core 'mm'|mixer 'laast'); did you mean"
+    words = r"tiny.toml: \[\[train-temporal\]\] number 2: (unknown core 'mm'; did you mean|`mixer` 'laast' is not)"
     with pytest.raises(UsageError, match=words):
         run_workflow(RunOptions(workflow=shared))
     assert not Path("caches").exists()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vfz.pipeline.engine.run import Share, choose_share
 from vfz.pipeline.engine.tasks import ShardTask
 from vfz.pipeline.errors import UsageError
+from vfz.pipeline.extraction.listing import Share, choose_share
 from vfz.pipeline.extraction.options import ExtractOptions
 
 pytestmark = pytest.mark.quick
