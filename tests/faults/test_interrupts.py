@@ -212,7 +212,8 @@ def test_a_signal_before_the_work_begins_leaves_one_line_and_nothing_else(
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == expected, errors
-    assert errors.strip().splitlines() == [  # click ends the line that a terminal shows ^C in
+    lines = errors.strip().splitlines()  # click ends the line that a terminal shows ^C in
+    assert [line for line in lines if line and not line.startswith("rendering: ")] == [  # made before torch is read
         "vfz: error: interrupted; what was finished is kept, and the same command goes on from there"
     ]
     assert not list(tmp_path.glob("caches/*"))

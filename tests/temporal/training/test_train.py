@@ -232,7 +232,7 @@ def test_a_clip_whose_loss_is_not_finite_ends_the_run_by_its_name(options, monke
         ({"train_split": "training"}, UsageError, "'training'"),
         ({"eval_split": "val"}, UsageError, "'val'"),
         ({"num_heads": 3}, UsageError, "3"),
-        ({"mixer": "men"}, UnknownNameError, "mixer"),
+        ({"mixer": "men"}, UsageError, "--mixer .men. is not allowed; choose from"),
         ({"dropout": 0.5, "core": "identity"}, UsageError, "core identity has no option dropout"),
         ({"readout_hidden": 8}, UsageError, "classify readout has no mlp_hidden"),
         ({"clip_stride": 2, "clip_seconds": 0.5}, UsageError, "give one of them"),
