@@ -50,9 +50,18 @@ def _no_such_gpu(name: str, count: int) -> UsageError:
 def choose_device(name: str) -> torch.device:
     """`auto` takes a GPU where there is one, else the CPU; anything else is a torch device.
 
+    Where it is the CPU, memory that this process frees from now on is kept for what it makes next.
+
     Raises:
         UsageError: when there is no such device here.
     """
+    device = _device_called(name)
+    if device.type == "cpu":
+        _keep_freed_memory()
+    return device
+
+
+def _device_called(name: str) -> torch.device:
     import torch
 
     if name == "auto":
@@ -66,6 +75,23 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise _no_such_gpu(name, torch.cuda.device_count())
     return device
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGE = 2**30
+
+
+def _keep_freed_memory() -> None:
+    """Keep what tensors were in, and have it in pages of 2 MB: half of an encoder's time on a CPU is page faults else.
+
+    glibc maps a large tensor anew each time, and the kernel clears each of its pages of 4 kB as it is touched. Other
+    libraries of C have no such threshold. torch reads its variable with the first tensor: a notebook may be too late.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(parameter, _LARGE)
 
 
 def device_for(name: str, number: int) -> str:
