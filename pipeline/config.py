@@ -99,9 +99,11 @@ class Options:
             UsageError: for an unknown name (with the nearest valid one), a missing one or a bad value.
         """
         given = cls._by_field(values, where)
-        missing = [field.flag for field in cls.option_fields() if field.required and field.name not in given]
+        missing = [field for field in cls.option_fields() if field.required and field.name not in given]
         if missing:
-            raise UsageError(f"{' and '.join(missing)} must be given, on the command line or in a --config file")
+            flags = " and ".join(field.flag for field in missing)
+            told = "; ".join(f"{field.flag}: {field.info.help.rstrip('.')}" for field in missing)
+            raise UsageError(f"{flags} must be given, on the command line or in a --config file. {told}")
         return cls(**given)
 
     @classmethod

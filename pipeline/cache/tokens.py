@@ -17,7 +17,7 @@ import numpy as np
 
 from vfz.pipeline.cache.request import is_whole, shown
 from vfz.pipeline.errors import UnknownNameError, UsageError
-from vfz.pipeline.recipe import PARTS, QUANTISED
+from vfz.pipeline.recipe import PARTS, QUANTISED, counted_layers
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class TokenArrays:
         """Tokens of a layer as a new float32 tensor [..., N, D]; part `all` is the prefix and then the patch tokens.
 
         Args:
-            layer: which.
+            layer: its name; -1 is the last of those that were read, -2 the one before it.
             part: `patch`, `prefix` or `all`.
             device: where they are expanded and stay; None means the CPU.
 
@@ -95,11 +95,15 @@ class TokenArrays:
         return tokens.clone() if tokens.data_ptr() == stored[column.key].data_ptr() else tokens
 
     def _columns_of(self, layer: int | str, part: str) -> list[Column]:
-        parts = [name for name in ORDER_IN_ALL if (str(layer), name) in self.columns] if part == "all" else []
-        return [self._column(layer, name) for name in parts or [part]]
+        name = self._layer(layer)
+        parts = [each for each in ORDER_IN_ALL if (name, each) in self.columns] if part == "all" else []
+        return [self._column(layer, each) for each in parts or [part]]
+
+    def _layer(self, layer: int | str) -> str:
+        return counted_layers((str(layer),), list(dict.fromkeys(name for name, _ in self.columns)))[0]
 
     def _column(self, layer: int | str, part: str) -> Column:
-        column = self.columns.get((str(layer), str(part)))
+        column = self.columns.get((self._layer(layer), str(part)))
         if column is None:
             known = [f"{name} {kind}" for name, kind in self.columns]
             raise UnknownNameError("layer and part of this clip", f"{layer} {part}", known)
@@ -121,8 +125,10 @@ class TokenClip(TokenArrays):
     frame_numbers: NDArray[np.int64]
     pts_seconds: NDArray[np.float64]
 
-    def tokens(self, layer: int | str, part: str = "patch") -> NDArray[np.float32]:
-        """Tokens of a layer as float32 [T, N, D]; part `all` is the prefix tokens and then the patch tokens.
+    def tokens(self, layer: int | str = -1, part: str = "patch") -> NDArray[np.float32]:
+        """Tokens of a layer, by its name or counted from the last one read, as float32 [T, N, D].
+
+        Part `all` is the prefix tokens and then the patch tokens.
 
         Raises:
             UnknownNameError: when the clip was read without that layer or part.
@@ -148,7 +154,9 @@ class TokenBatch(TokenArrays):
     frame_numbers: NDArray[np.int64]
     pts_seconds: NDArray[np.float64]
 
-    def tokens(self, layer: int | str, part: str = "patch", device: torch.device | str | None = None) -> torch.Tensor:
+    def tokens(
+        self, layer: int | str = -1, part: str = "patch", device: torch.device | str | None = None
+    ) -> torch.Tensor:
         """Tokens of a layer as a new float32 tensor [B, T, N, D] on a device; see `TokenArrays.expand`."""
         return self.expand(layer, part, device)
 

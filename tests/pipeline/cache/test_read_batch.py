@@ -52,6 +52,19 @@ def test_tokens_of_a_batch_are_never_the_buffer_itself(tmp_path):
     assert (before == kept).all()
 
 
+def test_layers_of_what_was_read_are_counted_from_the_last(folder):
+    cache = FeatureCache(folder)
+    clip, batch = cache.read("v0", frames=slice(0, 2)), cache.read_batch([("v0", [0, 1])])
+    assert tuple(cache.layers) == ("2", "11")
+    for asked in ({}, {"layer": -1}, {"layer": "-1"}, {"layer": 11}):
+        np.testing.assert_array_equal(clip.tokens(**asked), clip.tokens("11"))
+        np.testing.assert_array_equal(batch.tokens(**asked, part="all"), batch.tokens("11", "all"))
+    np.testing.assert_array_equal(clip.payload(-2), clip.payload(2))
+    for beyond in (-3, 0, "-0"):
+        with pytest.raises(UnknownNameError, match=f"'{beyond} patch'"):
+            clip.tokens(beyond)
+
+
 def cache_clip(video_id, frames, view=0):
     """What a program of one's own may hand to `read_batch`."""
 
