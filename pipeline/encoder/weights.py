@@ -223,7 +223,7 @@ def build_from_hub(name: str, *, model_options: dict[str, Any]) -> LoadedModel:
             reason = first_line(error) if reachable else "the hub does not answer"
             raise EncoderError(
                 f"could not download the weights of {name} ({reason}); connect to the internet, or give "
-                f"--weights FILE, or use --encoder {DEMO_ALIAS}"
+                f"--weights FILE, or use --encoder {DEMO_ALIAS}, or --random-weights to test"
             ) from error
     model.reset_classifier(0)
     source = f"hub:{config.hf_hub_id or config.url}"
