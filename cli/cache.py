@@ -111,13 +111,17 @@ def info_command(options: InfoOptions, session: Session) -> None:
     click.echo("\n".join(["", "open it in Python", *map(printable, info.python.split("\n"))]))
 
 
+_OTHER_FILES = {"golden frames": "golden frames (pixels that verify --encoder encodes again)"}
+"""Of what does not speak for itself, what it is."""
+
+
 def _identity(info: CacheInfo) -> dict[str, object]:
     encoder, frames = info.recipe["encoder"], info.recipe["frames"]
     others = [(kind, of_kind) for kind, of_kind in info.disk_bytes.items() if kind != "data"]
     random = "RANDOM WEIGHTS: seeded noise, for testing only" if info.random_weights else ""
     return {
         "path": info.path,
-        "fingerprint": info.fingerprint,
+        "fingerprint": f"{info.fingerprint}, of the recipe: all that decides a number",
         "dataset": f"{info.dataset}, {info.num_classes} classes",
         "encoder": f"{encoder['name']}, {encoder.get('image_size')} px, {encoder.get('autocast')}",
         "weights": random
@@ -129,7 +133,8 @@ def _identity(info: CacheInfo) -> dict[str, object]:
         "stored as": f"{info.precision}, {info.store}",
         "size": f"{human_bytes(info.num_bytes)}; data of {info.num_shards} shards "
         f"{human_bytes(info.disk_bytes.get('data', 0))}",
-        "other files": ", ".join(f"{kind} {human_bytes(of_kind)}" for kind, of_kind in others) or "none",
+        "other files": ", ".join(f"{_OTHER_FILES.get(kind, kind)} {human_bytes(of_kind)}" for kind, of_kind in others)
+        or "none",
         "video": f"{info.num_frames} frames of {info.hours:.2f} hours",
     }
 

@@ -80,7 +80,10 @@ class ExtractOptions(Options):
     )
     flip: bool = option(default=False, help="Mirror half of the random crops.")
     parts: tuple[str, ...] | None = option(
-        None, help="Parts of each layer to store, comma separated; default: all it has.", choices=PARTS
+        None,
+        help="What to store of each layer, comma separated: `patch`, a token for each square of the image; `prefix`, "
+        "CLS and registers, of the whole; default: all it has.",
+        choices=PARTS,
     )
     precision: str = option("fp16", help="Stored precision of tokens.", choices=PRECISIONS)
     store: str | None = option(None, help="How shards are stored; default: zarr.", choices=STORE_NAMES)
@@ -115,7 +118,9 @@ class ExtractOptions(Options):
         "30 s, or 256 MB.",
         minimum=1,
     )
-    cache: Path | None = option(None, help="Continue exactly this cache; refused where its recipe is another one.")
+    cache: Path | None = option(
+        None, help="Continue exactly this cache; refused where its recipe (all that decides a number) is another one."
+    )
     retry_failed: bool = option(default=False, help="Try videos that failed before once more.")
     replace: bool = option(
         default=False,

@@ -98,8 +98,12 @@ class VerifyOptions(Options):
     """What `vfz cache verify` compares."""
 
     cache: Path | None = option(None, help=CACHE_HELP)
-    against: Path | None = option(None, help="Also compare recipe, contents and videos with this other cache.")
-    encoder: bool = option(default=False, help="Also encode the golden frames again and compare the tokens.")
+    against: Path | None = option(
+        None, help="Also compare recipe (all that decides a number), contents and videos with this other cache."
+    )
+    encoder: bool = option(
+        default=False, help="Also encode the golden frames again, 16 that are kept as pixels, and compare the tokens."
+    )
     weights: Path | None = option(None, help="--encoder: its weights file; default: the source used at extraction.")
     root: Path | None = option(None, help="--encoder: where the videos lie now; default: where they were.")
     device: str = option("auto", help=f"--encoder: {DEVICE_HELP}")

@@ -24,7 +24,9 @@ LABELS_HELP = (
     "A label set of the cache, with its splits if it has some; its kind chooses the task: classify, multilabel or "
     "regression. Default: the labels of the extraction."
 )
-PARTS_HELP = "Which tokens: `all` (prefix in front of patch), `patch` or `prefix`."
+PARTS_HELP = (
+    "Which tokens: `patch`, one for each square of the image; `prefix`, CLS and registers, of the whole; `all` of them."
+)
 PARTS = TOKEN_PARTS
 SIZES = ("tiny", "small", "paper")
 SIZES_HELP = (
@@ -170,7 +172,9 @@ class EvaluateOptions(Options):
     """What `vfz evaluate` does: evaluate a trained run on a split of a cache."""
 
     run: Path = option(help="The run folder of vfz train-temporal.")
-    cache: tuple[Path, ...] | None = option(None, help=f"{CACHES_HELP} Its recipe must be the run's.")
+    cache: tuple[Path, ...] | None = option(
+        None, help=f"{CACHES_HELP} Its recipe (all that decides a number) must be the run's."
+    )
     split: str | None = option(None, help="The split to evaluate on; default: val, else test.")
     targets: tuple[Path, ...] | None = option(None, help=TARGETS_HELP)
     labels: str | None = option(None, help="A label set of the cache; default: the run's.")
